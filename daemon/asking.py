@@ -1,0 +1,255 @@
+"""How commands get their answers: from a running daemon, by doing the work here, or by reading the history."""
+
+import json
+import os
+import pwd
+import shutil
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..state.errors import Busy, Misconfigured, NotPermitted, Usage
+from ..state.history import History
+from ..state.lock import holder_of
+from ..state.store import Store
+from . import display
+from .naming import absolute, find_checkpoint, find_version
+from .settings import Settings
+from .status import describe_checkpoint, describe_log, describe_version
+from .status import status as describe_status
+
+if TYPE_CHECKING:
+    from .base import Base
+    from .requests import AnyRequest
+
+LIVE = ("doing", "trouble", "daemon", "gates", "waits")  # keys of status.json that only a daemon knows
+
+
+def ask(settings: Settings, request: "AnyRequest") -> dict[str, Any]:
+    """Have a request carried out, by the daemon if one runs, else here by the same code. Raises what it raises."""
+    from . import control
+
+    store = _store(settings)
+    holder = holder_of(store.lock)
+    if holder and holder.get("socket"):
+        return control.ask(Path(holder["socket"]), request, lambda text: display.err.print(display.safe(text)))
+    from .loop import Loop
+
+    become_owner(settings)
+    with display.shown_progress() as show, Loop(settings, f"mergd {request.verb}", show) as loop:
+        return loop.ask(request)
+
+
+def run_once(settings: Settings) -> bool:
+    """Fold all that is ready or about to be; returns whether a checkpoint was refused."""
+    from .loop import Loop
+
+    _store(settings)
+    with display.shown_progress() as show, Loop(settings, "mergd run --once", show) as loop:
+        loop.post("rescan")
+        loop.run(until=loop.idle)
+        return bool(loop.refused)
+
+
+def become_owner(settings: Settings) -> None:
+    """Become the state's owner if we are root: what root wrote there, the daemon's user could not change."""
+    owner = settings.state.stat() if settings.state.exists() else None
+    if os.geteuid() != 0 or owner is None or owner.st_uid == 0:
+        return
+    try:
+        os.initgroups(pwd.getpwuid(owner.st_uid).pw_name, owner.st_gid)
+    except KeyError:
+        os.setgroups([])
+    os.setgid(owner.st_gid)
+    os.setuid(owner.st_uid)
+
+
+def _store(settings: Settings) -> Store:
+    store = Store(settings.state)
+    if not store.database.exists():
+        raise Misconfigured(f"{settings.state} holds no merge", "make one: mergd init --help")
+    return store
+
+
+def _history(settings: Settings) -> History:
+    """Open the history to read. Raises NotPermitted for those who may only read status.json and log.jsonl."""
+    store = _store(settings)
+    try:
+        return History(store.database)
+    except sqlite3.OperationalError as error:
+        raise NotPermitted(
+            f"this user may not read {store.database}", f"{store.root}/status.json says how it is"
+        ) from error
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def status(settings: Settings) -> dict[str, Any]:
+    """Return the status, from the history and what a running daemon last said; else from status.json alone."""
+    store = _store(settings)
+    said = _said(store)
+    try:
+        with _history(settings) as history:
+            answer = describe_status(history, store, {"gates": list(settings.gates)})
+    except NotPermitted:
+        return said
+    return answer | ({key: said[key] for key in LIVE if key in said} if holder_of(store.lock) else {})
+
+
+def _said(store: Store) -> dict[str, Any]:
+    try:
+        return dict(json.loads((store.root / "status.json").read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def is_well(answer: Mapping[str, Any]) -> bool:
+    """Whether a health probe should be content: a daemon runs, and nothing keeps it from folding."""
+    return bool(answer.get("daemon")) and not answer.get("trouble")
+
+
+def log(settings: Settings) -> list[dict[str, Any]]:
+    """Return the versions, newest first."""
+    with _history(settings) as history:
+        return describe_log(history)
+
+
+def checkpoints(settings: Settings) -> list[dict[str, Any]]:
+    """Return every checkpoint, with what it waits for."""
+    store = _store(settings)
+    waits = _said(store).get("waits", {})
+    with _history(settings) as history:
+        rows = history.checkpoints.all()
+        return [
+            describe_checkpoint(row, history)
+            | {
+                "waits_for": waits.get(str(row.id), "its turn" if row.state == "ready" else "")
+                if row.state in ("settling", "ready")
+                else ""
+            }
+            for row in rows
+        ]
+
+
+def show(settings: Settings, what: str) -> dict[str, Any]:
+    """Return one version with its per-weight statistics, or one checkpoint with its attempts and versions."""
+    with _history(settings) as history:
+        try:
+            version = find_version(history, what)
+        except Usage:
+            row = find_checkpoint(history, what)
+            mine = [
+                entry
+                for entry in describe_log(history)
+                if entry["checkpoint"] and entry["checkpoint"]["place"] == row.place
+            ]
+            attempts = [vars(attempt) for attempt in history.checkpoints.attempts(row.id)]
+            return describe_checkpoint(row, history) | {"versions": [e["version"] for e in mine], "attempts": attempts}
+        head = history.head()
+        reports = history.weight_reports(version.number)
+        return describe_version(version, history, head.number if head else None) | {
+            "weights": {name: vars(report) for name, report in reports.items()}
+        }
+
+
+def check(settings: Settings, path: Path) -> dict[str, Any]:
+    """Return what admission says of a checkpoint: decision, reasons, and what it waits for."""
+    from ..plugins.sources.directory import Directory
+    from .admission import examine
+    from .base import locate, open_base
+
+    with _history(settings) as history:
+        pins = history.pins()
+    place = absolute(path)
+    sighting = Directory(place.parent).sight(place)
+    if sighting is None:
+        raise Usage(f"there is no checkpoint at {path}", "give a model folder or a .safetensors file")
+    base_place, _ = locate(settings.base_model, pins["base_commit"])
+    try:
+        _, verdict = examine(sighting, open_base(base_place, pins["base_digest"], pins["tied"]))
+    except Busy as error:
+        return {"decision": "incomplete", "waits_for": str(error), "hint": error.hint, "reasons": []}
+    return {"decision": verdict.decision, "waits_for": "", "reasons": [vars(reason) for reason in verdict.reasons]}
+
+
+def verify(settings: Settings, version: str | None) -> list[str]:
+    """Return the damaged files of a version, or of all kept ones."""
+    with _history(settings) as history:
+        versions = [find_version(history, version)] if version else history.versions()
+        store = _store(settings)
+        return [file for v in versions if v.kept for file in store.damaged(v.number)]
+
+
+# ---------------------------------------------------------------------------------------------------------- printing
+
+
+def print_cost(settings: Settings, base: "Base") -> None:
+    """Say what was found in the base model and what a version costs on disk."""
+    from .opening import make_rule
+    from .worker import version_bytes
+
+    need = version_bytes(base, make_rule(settings.rule, settings.parameters), settings.out_dtype)
+    free = shutil.disk_usage(settings.state).free
+    display.out.print(
+        f"base model: {len(base.weights)} weights to fold, {len(base.fixed)} copied as they are, digest {base.digest[:12]}\n"
+        f"each version takes {display.size(need)} on disk; {display.size(free)} are free, "
+        f"and the newest {settings.keep_last} versions are kept"
+    )
+
+
+def print_status(answer: Mapping[str, Any]) -> None:
+    """Print the status for people."""
+    daemon = answer.get("daemon")
+    gates = answer.get("gates") or []
+    totals = answer.get("totals") or {}
+    disk = answer.get("disk") or {}
+    counts = ("folded", "waiting", "settling", "held", "refused", "blocked")
+    display.facts(
+        {
+            "head": f"v{answer['head']}" if answer.get("head") else "none yet",
+            "published": answer.get("published"),
+            "doing": answer.get("doing") or ("waiting for checkpoints" if daemon else "no daemon runs"),
+            "trouble": answer.get("trouble"),
+            "paused": _paused(answer.get("paused")),
+            "checkpoints": ", ".join(f"{answer.get(key, 0)} {key}" for key in counts if answer.get(key)) or "none yet",
+            "gates": ", ".join(gates) or "none is set: every checkpoint that is admitted goes live",
+            "rule": f"{answer.get('rule')} {answer.get('parameters') or ''}".strip(),
+            "totals": ", ".join(f"{key} {value:.6g}" for key, value in totals.items()),
+            "disk": f"{display.size(disk['used'])} used, {display.size(disk['free'])} free" if disk else "",
+        }
+    )
+
+
+def _paused(paused: Mapping[str, Any] | None) -> str:
+    return f"since {paused['since']} by {paused['who']}: {paused['why'] or 'no reason given'}" if paused else ""
+
+
+def print_check(answer: Mapping[str, Any]) -> None:
+    """Print a verdict for people."""
+    if answer["decision"] == "incomplete":
+        display.out.print(f"not complete: {display.safe(answer['waits_for'])}")
+    elif answer["decision"] == "admitted":
+        display.out.print("it would be admitted")
+    for reason in answer["reasons"]:
+        display.out.print(f"{answer['decision']}: {display.safe(reason['code'])}")
+        display.facts({f"  {key}": reason[key] for key in ("found", "expected", "next_step")})
+
+
+def print_folded(answer: Mapping[str, Any]) -> None:
+    """Print how an asked fold ended."""
+    for item in answer["checkpoints"]:
+        display.out.print(f"{display.safe(item['name'])}: {item['state']}")
+        for reason in item["reasons"]:
+            display.out.print(f"  {display.safe(reason)}")
+    display.out.print(f"the head is v{answer['head']}" if answer["head"] else "there is no version yet")
+
+
+def print_shown(answer: Mapping[str, Any]) -> None:
+    """Print a version or a checkpoint."""
+    from ..state.records import WeightReport
+
+    display.facts({key: value for key, value in answer.items() if key != "weights"})
+    if answer.get("weights"):
+        display.out.print(display.weights({name: WeightReport(**report) for name, report in answer["weights"].items()}))

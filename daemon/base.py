@@ -1,0 +1,176 @@
+"""The base model: where it lies, which of its tensors are folded and how, and what its folder carries besides weights."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..plugins.registry import load, names
+from ..plugins.sources import hub
+from ..state.errors import Misconfigured
+from ..state.headers import FLOATING
+from ..state.records import Layout, TensorInfo, Weight, WeightKind
+from ..state.tensors import ContentDigest, Reader
+from .progress import Progress
+
+# A lookup table is read row by row: its rows are no directions of a linear map. Known by name, as mergd knows no classes.
+LOOKUP = re.compile(
+    r"(?!patch).*embed(ding)?s?|emb|.*_emb|wte|wpe|shared|embed_(tokens|positions|in)(_.*)?|relative_attention_bias"
+)
+CONVOLUTION = re.compile(r"(^|[._])conv", re.IGNORECASE)
+RUNNING_STATISTICS = re.compile(r"(^|\.)running_(mean|var)$")  # of the data, not weights: they are the base's
+HEAD_OF_TIED = re.compile(r"head|output|decoder|proj", re.IGNORECASE)
+COPIES = 12  # float32 blocks of a weight that are alive at once, at most
+READING = 256 * 2**20  # bytes of working buffers while the base model is read whole
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model, resolved: fixed for the life of a state directory."""
+
+    folder: Path | None  # None if it is a lone file
+    layout: Layout
+    weights: tuple[Weight, ...]  # what is folded, in file order; a tied weight once
+    tied: Mapping[str, str]  # second name -> the name of the weight that it shares
+    digest: str  # of its content
+
+    @cached_property
+    def fixed(self) -> list[str]:
+        """The tensors that are copied as they are: integers, booleans and running statistics."""
+        folded = {weight.name for weight in self.weights} | set(self.tied)
+        return [name for name in self.layout.tensors if name not in folded]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The base's config.json; empty where it has none."""
+        return read_config(self.folder)
+
+
+def locate(base_model: str, commit: str | None = None) -> tuple[Path, str | None]:
+    """Return the path of the base model and, if it is a repository, its commit. A path that exists is a path."""
+    path = Path(base_model).expanduser()
+    if path.exists():
+        return path.resolve(), None
+    if base_model.startswith(("/", ".", "~")):
+        raise Misconfigured(
+            f"there is no base model at {base_model}", "set base_model to a folder, file or org/name@revision"
+        )
+    snapshot = hub.fetch(base_model, commit)
+    return snapshot.folder, snapshot.commit
+
+
+def read_layout(place: Path) -> Layout:
+    """Return the tensors that lie at a place, by the first format that recognises it.
+
+    Raises what the format raises: Busy while it is not complete, Refused, NotPermitted.
+    """
+    for name in names("formats"):
+        form = load("formats", name)()
+        if form.recognises(place):
+            layout: Layout = form.layout(place)
+            return layout
+    raise Misconfigured(f"no format recognises {place}", f"known are: {', '.join(names('formats'))}")
+
+
+def read_config(folder: Path | None) -> dict[str, Any]:
+    """Return the config.json of a model folder, or {}."""
+    try:
+        return dict(json.loads((folder / "config.json").read_text())) if folder else {}
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise Misconfigured(f"{folder}/config.json is no JSON: {error}", "mend the base model") from None
+
+
+def open_base(place: Path, digest: str, tied: Mapping[str, str]) -> Base:
+    """Return the base model at a place, with the digest and the ties that init found. Reads headers only."""
+    layout = read_layout(place)
+    return Base(place if place.is_dir() else None, layout, fold_weights(layout, tied), tied, digest)
+
+
+def examine(place: Path, progress: Progress) -> Base:
+    """Return the base model at a place after reading all of it: its digest, and which weights are tied."""
+    layout = read_layout(place)
+    content = ContentDigest()
+    progress.begin("reading the base model", len(layout.tensors), layout.nbytes)
+    with Reader(layout) as reader:
+        for name, info in layout.tensors.items():
+            for rows in row_blocks(info.shape, info.nbytes, READING):
+                block = reader.read(name, rows)
+                content.add(info, block)
+                progress.advance(block.numel() * block.element_size())
+            progress.next_weight()
+    tied = find_ties(layout, content, read_config(place if place.is_dir() else None))
+    if not fold_weights(layout, tied):
+        raise Misconfigured(f"{place} has no floating-point weight", "choose another base model")
+    return Base(place if place.is_dir() else None, layout, fold_weights(layout, tied), tied, content.hexdigest())
+
+
+def find_ties(layout: Layout, content: ContentDigest, config: Mapping[str, Any]) -> dict[str, str]:
+    """Return {second name: first name} of weights that are one, where config.json says that embeddings are tied.
+
+    safetensors cannot store one tensor under two names, so that a tied pair stored twice has the same bytes.
+    """
+    if not tie_setting(config):
+        return {}
+    tables = [t for t in layout.tensors.values() if len(t.shape) == 2 and t.dtype in FLOATING]
+    lookups = [t for t in tables if kind_of(t) == "lookup"]
+    heads = [t for t in tables if kind_of(t) != "lookup" and HEAD_OF_TIED.search(t.name)]
+    pairs = ((h, e) for h in heads for e in lookups if (h.shape, h.dtype) == (e.shape, e.dtype))
+    return {head.name: table.name for head, table in pairs if content.of(head.name) == content.of(table.name)}
+
+
+def tie_setting(config: Mapping[str, Any]) -> bool:
+    """Whether config.json says that input and output embeddings are one weight."""
+    nested = config.get("text_config")
+    return bool(config.get("tie_word_embeddings") or (isinstance(nested, dict) and nested.get("tie_word_embeddings")))
+
+
+def fold_weights(layout: Layout, tied: Mapping[str, str]) -> tuple[Weight, ...]:
+    """Return the weights that are folded, in file order."""
+    return tuple(
+        Weight(info.name, info.shape, kind_of(info))
+        for info in layout.tensors.values()
+        if info.dtype in FLOATING and info.name not in tied and not RUNNING_STATISTICS.search(info.name)
+    )
+
+
+def kind_of(info: TensorInfo) -> WeightKind:
+    """Decide by name and shape how a weight is treated: a matrix, a batch of matrices (3-D), a lookup, or other."""
+    path = info.name.split(".")
+    module = path[-2] if len(path) > 1 and path[-1] == "weight" else path[-1]
+    if len(info.shape) < 2 or len(info.shape) > 3:
+        return "other"
+    if LOOKUP.fullmatch(module):
+        return "lookup"
+    if len(info.shape) == 3 and CONVOLUTION.search(info.name):
+        return "other"
+    return "matrix"
+
+
+def row_blocks(shape: tuple[int, ...], nbytes: int, memory: int) -> list[tuple[int, int] | None]:
+    """Cut a tensor into blocks of rows, so that all that is alive of one at a time takes at most `memory` bytes.
+
+    A block has at least one row; None means the whole.
+    """
+    limit = memory // COPIES
+    if not shape or nbytes <= limit or shape[0] < 2:
+        return [None]
+    step = max(1, limit * shape[0] // nbytes)
+    return [(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+
+
+def float32_bytes(shape: tuple[int, ...]) -> int:
+    """Return the bytes of a tensor in float32."""
+    return 4 * math.prod(shape)
+
+
+def file_stamps(layout: Layout) -> list[list[Any]]:
+    """Return what tells, without reading, that the base model's files are still the same."""
+    stats = [(path, os.stat(path)) for path in layout.files]
+    return [[path, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns] for path, s in stats]

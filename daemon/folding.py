@@ -1,0 +1,273 @@
+"""Folding: base, candidate and head stream by, weight by weight; each task vector enters the statistics and is read out.
+
+Large weights go by in blocks of rows where statistic and rule allow it. Nothing here knows the history or the threads.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..plugins.rules.interface import NOTHING, Rule, Slots, Statistic, Update
+from ..state.errors import Busy, Refused
+from ..state.records import Candidate, Counts, FileDigest, Layout, Readout, Reason, Totals, Weight, WeightReport
+from ..state.store import Draft
+from ..state.tensors import TORCH_DTYPE, ContentDigest, Planned, Reader, Writer
+from .base import Base, float32_bytes, read_layout, row_blocks
+from .progress import Progress
+
+SlotKey = tuple[str, str]  # (statistic, slot), as the manifest names them
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a fold starts from: the totals and the slots of its parent; nothing before the first fold."""
+
+    totals: Totals = field(default_factory=Totals)
+    slots: Mapping[SlotKey, Layout] = field(default_factory=dict)
+
+
+@dataclass
+class FoldResult:
+    """What a fold leaves in the draft, and what was learned on the way."""
+
+    digest: str  # of the candidate's content
+    totals: Totals
+    reports: dict[str, WeightReport]
+    readouts: dict[str, Readout]
+    slots: list[dict[str, Any]]  # manifest entries: name, size, sha256, statistic, slot
+    files: list[FileDigest]
+    bytes_read: int
+    bytes_written: int
+
+
+def fold(
+    base: Base, candidate: Candidate, head: Head, rule: Rule, draft: Draft, memory: int, progress: Progress
+) -> FoldResult:
+    """Fold one candidate onto the head's slots, into the draft.
+
+    `memory` bounds the working buffers of blocks, in bytes; a matrix that a rule needs whole is held whole.
+    Raises Busy if the candidate changed or shrank meanwhile, Refused if tied weights differ, Abandoned on request.
+    """
+    with ExitStack() as stack:
+        trip = _Trip(base, candidate, head, rule, draft, memory, progress, stack)
+        if read_layout(Path(candidate.place)) != candidate.layout:
+            raise Busy(f"{candidate.name} was changed before it was folded")
+        progress.begin("folding", len(base.weights), base.layout.nbytes)
+        for weight in base.weights:
+            trip.fold_weight(weight)
+            progress.next_weight()
+        trip.read_the_rest()
+        if not trip.candidate.same_as_before():
+            raise Busy(f"{candidate.name} was changed while it was folded")
+        return trip.finish()
+
+
+def content_digest(candidate: Candidate, memory: int, progress: Progress) -> str:
+    """Return the digest of a candidate's content by reading all of it, without folding.
+
+    Raises Busy if it changed or shrank meanwhile, Abandoned on request.
+    """
+    tensors = candidate.layout.tensors
+    progress.begin("reading", len(tensors), candidate.layout.nbytes)
+    content = ContentDigest()
+    with Reader(candidate.layout) as reader:
+        for info in tensors.values():
+            for rows in row_blocks(info.shape, info.nbytes, memory):
+                content.add(info, reader.read(info.name, rows))
+            progress.advance(info.nbytes)
+            progress.next_weight()
+        if not reader.same_as_before():
+            raise Busy(f"{candidate.name} was changed while it was read")
+    return content.hexdigest()
+
+
+class _Trip:
+    """One pass over all weights: the open files, and what is gathered on the way."""
+
+    def __init__(
+        self,
+        base: Base,
+        candidate: Candidate,
+        head: Head,
+        rule: Rule,
+        draft: Draft,
+        memory: int,
+        progress: Progress,
+        stack: ExitStack,
+    ) -> None:
+        self._model, self._head, self._rule, self._draft = base, head, rule, draft
+        self._memory, self._progress, self._stack = memory, progress, stack
+        self._base = stack.enter_context(Reader(base.layout))
+        self.candidate = stack.enter_context(Reader(candidate.layout))
+        self._kept = {key: stack.enter_context(Reader(layout)) for key, layout in head.slots.items()}
+        self._slots = {
+            key: stack.enter_context(self._slot_writer(i, key, planned))
+            for i, (key, planned) in enumerate(plan_slots(base, rule).items(), start=1)
+        }
+        self._content = ContentDigest()
+        self._counts = Counts(head.totals.folded + 1, head.totals.shares + 1.0)
+        self._reports: dict[str, WeightReport] = {}
+        self._readouts: dict[str, Readout] = {}
+        self._task_square = self._readout_square = 0.0
+        self._spilled: list[Writer] = []
+
+    def _slot_writer(self, number: int, key: SlotKey, planned: list[Planned]) -> Writer:
+        metadata = {"format": "pt", "statistic": key[0], "slot": key[1]}
+        return Writer(self._draft.slots, f"slots-{number:05d}", planned, metadata)
+
+    # ------------------------------------------------------------------------------------------------- one weight
+
+    def fold_weight(self, w: Weight) -> None:
+        """Fold one weight, block by block, and read it out at once."""
+        statistics = self._rule.keeps(w)
+        gathered = _Gathered()
+        for rows in self._blocks(w, statistics):
+            delta = self._task_vector(w, rows, statistics, gathered)
+            after = {statistic: self._fold_block(w, statistic, rows, delta, gathered) for statistic in statistics}
+            self._read_out(w, rows, after)
+        self._task_square += gathered.task
+        self._reports[w.name] = gathered.report()
+
+    def _blocks(self, w: Weight, statistics: tuple[Statistic, ...]) -> list[tuple[int, int] | None]:
+        by_rows = self._rule.rowwise(w) and all(statistic.rowwise(w) for statistic in statistics)
+        return row_blocks(w.shape, float32_bytes(w.shape), self._memory) if by_rows else [None]
+
+    def _task_vector(
+        self, w: Weight, rows: tuple[int, int] | None, statistics: tuple[Statistic, ...], gathered: "_Gathered"
+    ) -> Tensor:
+        """Return candidate minus base for one block, in float32, or float64 where anything concerned is."""
+        theta0, theta = self._base.read(w.name, rows), self.candidate.read(w.name, rows)
+        info = self.candidate.layout.tensors[w.name]
+        self._content.add(info, theta)
+        self._progress.advance(theta0.numel() * theta0.element_size())
+        wide = any(spec.dtype == "F64" for s in statistics for spec in s.slots(w).values())
+        dtype = torch.float64 if wide or torch.float64 in (theta0.dtype, theta.dtype) else torch.float32
+        delta = theta.to(dtype).sub(theta0.to(dtype))
+        gathered.base += square(theta0)
+        gathered.task += square(delta)
+        return delta if wide else delta.float()
+
+    def _fold_block(
+        self, w: Weight, statistic: Statistic, rows: tuple[int, int] | None, delta: Tensor, gathered: "_Gathered"
+    ) -> Slots:
+        kept = {slot: self._kept_block(w, statistic, slot, rows, delta) for slot in statistic.slots(w)}
+        folded = statistic.fold(kept, Update(delta), w, self._head.totals.folded, NOTHING)
+        for slot, tensor in folded.slots.items():
+            self._slots[key_of(statistic, slot)].write(w.name, tensor)
+        gathered.split_rank = max(gathered.split_rank, folded.split_rank)
+        gathered.removed += folded.removed
+        return folded.slots
+
+    def _kept_block(
+        self, w: Weight, statistic: Statistic, slot: str, rows: tuple[int, int] | None, delta: Tensor
+    ) -> Tensor:
+        """Return the head's slot, or zeros before the first fold."""
+        reader = self._kept.get(key_of(statistic, slot))
+        if reader is not None:
+            return reader.read(w.name, rows)
+        spec = statistic.slots(w)[slot]
+        shape = (delta.shape[0], *spec.shape[1:]) if rows is not None else spec.shape
+        return torch.zeros(shape, dtype=TORCH_DTYPE[spec.dtype])
+
+    def _read_out(self, w: Weight, rows: tuple[int, int] | None, after: Mapping[Statistic, Slots]) -> None:
+        """Read the merged task vector; unless it is itself a slot it is spilled, for the scale is not known yet."""
+        merged = self._rule.merged(after, w, self._counts)
+        self._readout_square += square(merged)
+        places = (key_of(s, slot) for s, slots in after.items() for slot, tensor in slots.items() if tensor is merged)
+        key = next(places, None)
+        if key is not None:
+            self._readouts[w.name] = Readout(self._slots[key].layout, w.name)
+            return
+        if w.name not in self._readouts:
+            planned = [Planned(w.name, "F32", w.shape)]
+            spill = Writer(self._draft.folder, f"spill-{len(self._spilled):05d}", planned, {"format": "pt"})
+            self._spilled.append(self._stack.enter_context(spill))
+            self._readouts[w.name] = Readout(spill.layout, w.name)
+        self._spilled[-1].write(w.name, merged)
+
+    # --------------------------------------------------------------------------------------------------- all weights
+
+    def read_the_rest(self) -> None:
+        """Read what is not folded, for the digest, and hold tied weights against each other."""
+        tensors = self.candidate.layout.tensors
+        folded = {weight.name for weight in self._model.weights}
+        for name in (name for name in tensors if name not in folded):
+            for rows in row_blocks(tensors[name].shape, tensors[name].nbytes, self._memory):
+                self._content.add(tensors[name], self.candidate.read(name, rows))
+                self._progress.advance(0)
+        for second, first in self._model.tied.items():
+            if second in tensors and self._content.of(second) != self._content.of(first):
+                found = f"{second} differs from {first}, which the base model ties"
+                raise Refused(Reason("untied", found, "one weight under two names", "save the checkpoint tied"))
+
+    def finish(self) -> FoldResult:
+        """Close the files that were written, and add up."""
+        slots, files = [], []
+        for key, writer in self._slots.items():
+            writer.finish()
+            for file in writer.files:
+                files.append(file)
+                slots.append({**vars(file), "statistic": key[0], "slot": key[1]})
+        for spill in self._spilled:
+            spill.finish()
+        totals = self._head.totals.with_checkpoint(sqrt(self._task_square), 1.0, sqrt(self._readout_square))
+        return FoldResult(
+            digest=self._content.hexdigest(),
+            totals=totals,
+            reports=self._reports,
+            readouts=self._readouts,
+            slots=slots,
+            files=files,
+            bytes_read=sum(reader.nbytes for reader in (self._base, self.candidate, *self._kept.values())),
+            bytes_written=sum(writer.nbytes for writer in (*self._slots.values(), *self._spilled)),
+        )
+
+
+@dataclass
+class _Gathered:
+    """The sums over one weight's blocks; squared Frobenius norms, float64."""
+
+    base: float = 0.0
+    task: float = 0.0
+    removed: float = 0.0
+    split_rank: float = 0.0
+
+    def report(self) -> WeightReport:
+        survived = 1.0 - self.removed / self.task if self.task else 1.0
+        return WeightReport(sqrt(self.task), sqrt(self.base), self.split_rank, survived)
+
+
+def plan_slots(base: Base, rule: Rule) -> dict[SlotKey, list[Planned]]:
+    """Return every slot that a rule keeps for this base model: one file for each (statistic, slot)."""
+    plan: dict[SlotKey, list[Planned]] = {}
+    for key, tensor in _slot_plans(base, rule):
+        plan.setdefault(key, []).append(tensor)
+    return plan
+
+
+def _slot_plans(base: Base, rule: Rule) -> Iterator[tuple[SlotKey, Planned]]:
+    for w in base.weights:
+        for statistic in rule.keeps(w):
+            for slot, spec in statistic.slots(w).items():
+                yield key_of(statistic, slot), Planned(w.name, spec.dtype, spec.shape)
+
+
+def key_of(statistic: Statistic, slot: str) -> SlotKey:
+    """Return how the manifest names a slot: a frozen dataclass prints its fields, so equal ones are one."""
+    return repr(statistic), slot
+
+
+def square(tensor: Tensor) -> float:
+    """Return the squared Frobenius norm, summed in float64."""
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+
+
+def slot_bytes(base: Base, rule: Rule) -> int:
+    """Return the bytes of all slots of one version."""
+    return sum(tensor.nbytes for tensors in plan_slots(base, rule).values() for tensor in tensors)

@@ -1,0 +1,105 @@
+"""Init: pins a base model, a rule and its parameters in a new state directory, and writes the configuration."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..plugins.sources.directory import Directory
+from ..state.errors import Misconfigured
+from ..state.history import History
+from ..state.lock import Lock
+from ..state.records import Checkpoint, CheckpointState, Reason
+from ..state.store import Store
+from .base import Base, examine, locate
+from .intake import Intake
+from .opening import make_rule, pins_of
+from .progress import Progress
+from .settings import Settings, check_apart
+
+
+def initialise(settings: Settings, config: Path, progress: Progress) -> tuple[Base, list[Checkpoint]]:
+    """Create the state and the configuration file; returns the base model and what lies in the folder already.
+
+    Raises Misconfigured where either is there already: nothing is ever overwritten.
+    """
+    check_apart(settings)
+    if config.exists():
+        raise Misconfigured(f"{config} is there already", "name another with --config, or use that one: mergd run")
+    if not settings.watch.is_dir():
+        raise Misconfigured(f"there is no directory {settings.watch} to watch", f"run: mkdir -p {settings.watch}")
+    store = Store(settings.state)
+    if settings.state.exists() and any(settings.state.iterdir()):
+        raise Misconfigured(f"{settings.state} is not empty", "choose a new folder for the state; it is created")
+    rule = make_rule(settings.rule, settings.parameters)
+    place, commit = locate(settings.base_model)
+    base = examine(place, progress)
+    store.create()
+    lock = Lock(store.lock)
+    lock.take("mergd init")
+    try:
+        with History(store.database, write=True) as history:
+            history.pin(pins_of(settings, rule, base, commit))
+            seen = _take_existing(settings, base, history)
+    finally:
+        lock.release()
+    write_config(settings.model_copy(update={"parameters": asdict(rule)}), config)
+    return base, seen
+
+
+def _take_existing(settings: Settings, base: Base, history: History) -> list[Checkpoint]:
+    """Record what lies in the watched folder already, by name, as the setting `existing` says."""
+    intake = Intake(base, history, settings.quiet)
+    sightings = Directory(settings.watch).scan().sightings
+    for sighting in sightings:
+        if settings.existing == "fold":
+            intake.take(sighting, now=True)
+        else:
+            state: CheckpointState = "held" if settings.existing == "hold" else "refused"
+            history.checkpoints.add(sighting, state, _existing(settings.existing))
+    return history.checkpoints.all()
+
+
+def _existing(how: str) -> Reason:
+    return Reason(
+        "existing",
+        "it lay in the watched folder at init",
+        f"checkpoints that arrive later (existing = {how})",
+        "to fold it: mergd fold PATH",
+    )
+
+
+# ------------------------------------------------------------------------------------------------- the configuration
+
+
+def write_config(settings: Settings, path: Path) -> None:
+    """Write a new configuration file: what was chosen, and every other setting as a comment with its default."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    with os.fdopen(fd, "w") as file:
+        os.fchmod(fd, 0o644)
+        file.write(config_text(settings))
+
+
+def config_text(settings: Settings) -> str:
+    """Return a configuration file's text."""
+    lines = ["# mergd's configuration. What is commented out has its default.", ""]
+    tables = []
+    for name, field in Settings.model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, dict):
+            tables += [f"# {field.description}", f"[{name}]", *(f"{k} = {toml_value(v)}" for k, v in value.items()), ""]
+            continue
+        mark = "# " if name not in settings.model_fields_set else ""
+        lines += [f"# {field.description}", f"{mark}{name} = {toml_value(value)}", ""]
+    return "\n".join([*lines, *tables])
+
+
+def toml_value(value: Any) -> str:
+    """Return a value as TOML writes it."""
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(toml_value(item) for item in value)}]"
+    return json.dumps(str(value), ensure_ascii=False)

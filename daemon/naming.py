@@ -1,0 +1,60 @@
+"""What people call things: VERSION is 7, v7, `head` or `head~2`; CHECKPOINT a name, a path or six digits of its digest."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..state.errors import Usage
+from ..state.history import History
+from ..state.records import Checkpoint, Version
+
+DIGITS = 6  # of a digest, at least
+
+
+def find_version(history: History, text: str) -> Version:
+    """Return the version that `text` names. Raises Usage, with what there is, if none."""
+    if match := re.fullmatch(r"head(?:~(\d+))?", text):
+        head = history.head()
+        line = history.lineage(head.number) if head else []
+        back = int(match[1] or 0)
+        if back < len(line):
+            return line[back]
+        raise Usage(f"{text} is before the first version", f"the head has {max(len(line) - 1, 0)} ancestors")
+    version = history.version(int(text.removeprefix("v"))) if re.fullmatch(r"v?\d{1,9}", text) else None
+    if version is None:
+        raise Usage(f"there is no version {text!r}", "versions are written 7, v7, head or head~2; see: mergd log")
+    return version
+
+
+def find_checkpoint(history: History, text: str) -> Checkpoint:
+    """Return the checkpoint that `text` names. Raises Usage, listing the matches, if none or several."""
+    rows = history.checkpoints.all()
+    found = _newest(row for row in rows if row.place == str(absolute(text)))
+    found = found or _newest(row for row in rows if text in (row.name, Path(row.name).stem))
+    if not found and re.fullmatch(rf"[0-9a-f]{{{DIGITS},64}}", text):
+        found = [row for row in rows if row.digest and row.digest.startswith(text) and row.duplicate_of is None]
+    if len(found) > 1:
+        listed = ", ".join(f"{row.name} ({row.place})" for row in found)
+        raise Usage(f"{text!r} names {len(found)} checkpoints", f"say which: {listed}")
+    if not found:
+        raise Usage(f"no checkpoint is called {text!r}", "see: mergd list")
+    return found[0]
+
+
+def _newest(rows: object) -> list[Checkpoint]:
+    """Return the newest row of each place."""
+    by_place: dict[str, Checkpoint] = {}
+    for row in rows:  # type: ignore[attr-defined]
+        by_place[row.place] = row
+    return list(by_place.values())
+
+
+def absolute(text: str | Path) -> Path:
+    """Return a place as the history records it: absolute, a link in its last part not followed."""
+    path = Path(text).expanduser()
+    return path.parent.resolve() / path.name
+
+
+def names_of(rows: Sequence[Checkpoint]) -> str:
+    """Return names for a command line."""
+    return " ".join(row.name for row in rows)

@@ -1,0 +1,101 @@
+"""Opening a merge: its settings against what init pinned, its base model, its rule and its plugins."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from ..plugins.gates.interface import Gate
+from ..plugins.hooks.interface import Hook
+from ..plugins.registry import load
+from ..plugins.rules.interface import Rule
+from ..state.errors import Misconfigured
+from ..state.history import History
+from .base import Base, examine, file_stamps, locate, open_base
+from .progress import Progress
+from .settings import PINNED, Settings
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What stays as it is while a daemon runs: the base model, the rule, and who judges and who is told."""
+
+    base: Base
+    rule: Rule
+    sane: Gate  # ours, always: it judges before anything is published
+    gates: Mapping[str, Gate]  # the user's, by name
+    hooks: Mapping[str, Hook]
+
+
+def make_rule(name: str, parameters: Mapping[str, Any]) -> Any:
+    """Return a fold rule with checked parameters. Raises Misconfigured naming the wrong one and what there is."""
+    kind = load("rules", name)
+    known = [field.name for field in fields(kind)]
+    hint = f"parameters of {name}: {', '.join(known) or 'none'}"
+    for parameter in parameters:
+        if parameter not in known:
+            raise Misconfigured(f"{name} has no parameter {parameter!r}", hint)
+    try:
+        return TypeAdapter(kind).validate_python(dict(parameters))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or name
+        raise Misconfigured(f"parameters: {key}: {first['msg']}", hint) from None
+
+
+def open_merge(settings: Settings, history: History, progress: Progress) -> Merge:
+    """Return the merge that init pinned. Raises Misconfigured, with both values, where the settings differ from it."""
+    pins = history.pins()
+    if not pins:
+        raise Misconfigured(f"{settings.state} holds no merge", "make one: mergd init --help")
+    rule = make_rule(settings.rule, settings.parameters)
+    check_pins(settings, rule, pins)
+    return Merge(
+        base=_open_pinned_base(settings, history, pins, progress),
+        rule=rule,
+        sane=load("gates", "sane")(),
+        gates={name: load("gates", name)() for name in settings.gates},
+        hooks={name: load("hooks", name)() for name in settings.hooks},
+    )
+
+
+def check_pins(settings: Settings, rule: Any, pins: Mapping[str, Any]) -> None:
+    """Compare what init pinned with the settings of now."""
+    now = settings.pinned | {"parameters": asdict(rule)}
+    for key in PINNED:
+        if now[key] != pins[key]:
+            raise Misconfigured(
+                f"{key} is {now[key]!r} in the configuration, but this state was made with {pins[key]!r}",
+                f"set {key} back, or make a new state with mergd init",
+            )
+
+
+def pins_of(settings: Settings, rule: Any, base: Base, commit: str | None) -> dict[str, Any]:
+    """Return what init fixes for the life of a state."""
+    return settings.pinned | {
+        "parameters": asdict(rule),
+        "base_commit": commit,
+        "base_digest": base.digest,
+        "base_stamps": file_stamps(base.layout),
+        "tied": dict(base.tied),
+        "weights": [weight.name for weight in base.weights],
+    }
+
+
+def _open_pinned_base(settings: Settings, history: History, pins: Mapping[str, Any], progress: Progress) -> Base:
+    """Return the base model; it is read whole again only if its files are not those that were read last."""
+    place, _ = locate(settings.base_model, pins["base_commit"])
+    base = open_base(place, pins["base_digest"], pins["tied"])
+    if file_stamps(base.layout) == pins["base_stamps"]:
+        return base
+    again = examine(place, progress)
+    progress.end()
+    if again.digest != pins["base_digest"]:
+        raise Misconfigured(
+            f"the base model at {settings.base_model} has digest {again.digest[:12]} now, "
+            f"but this state was made with {pins['base_digest'][:12]}",
+            "bring the old base model back, or make a new state with mergd init",
+        )
+    history.pin({"base_stamps": file_stamps(again.layout)})
+    return again

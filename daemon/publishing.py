@@ -1,0 +1,207 @@
+"""Publishing: base + scale x read-out, cast once, as an ordinary model folder whose other files are the base's."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..state.errors import Refused
+from ..state.records import FileDigest, Readout, Reason
+from ..state.store import Draft, write_file
+from ..state.tensors import Planned, Reader, Writer
+from .base import Base, float32_bytes, row_blocks
+from .progress import Progress
+
+PUBLIC_FILE = 0o644
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".npz",
+           ".onnx_data", ".tflite", ".mlmodel", ".safetensors.index.json", ".bin.index.json", ".h5.index.json")  # fmt: skip
+NOT_COPIED = ("readme", ".git", "trainer_state.json", "training_args")  # by how the name begins
+CODE = (".py", ".pyc", ".so")
+CONFIG_DTYPE = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Published:
+    """The files of a model folder, and what writing it cost."""
+
+    files: list[FileDigest]
+    bytes_read: int
+    bytes_written: int
+
+
+def publish(
+    base: Base,
+    readouts: Mapping[str, Readout],
+    scale: float,
+    draft: Draft,
+    *,
+    out_dtype: str | None,
+    shard_size: int,
+    copy_code: bool,
+    memory: int,
+    progress: Progress,
+) -> Published:
+    """Write the draft's model folder.
+
+    `out_dtype` is the dtype of the folded weights ("BF16", ...), None for the base's own.
+    Raises Refused where a finite weight does not fit into the dtype, Abandoned on request.
+    """
+    progress.begin("publishing", len(base.layout.tensors), base.layout.nbytes)
+    planned = plan(base, out_dtype)
+    with ExitStack() as stack:
+        source = stack.enter_context(Reader(base.layout))
+        opened = _Readouts(readouts, stack)
+        writer = stack.enter_context(
+            Writer(draft.model, "model", planned, {"format": "pt"}, shard_size, mode=PUBLIC_FILE)
+        )
+        for name in writer.order:
+            _write_weight(base, name, source, opened, scale, writer, memory, progress)
+            progress.next_weight()
+        layout = writer.finish()
+        files = [*writer.files]
+        read, written = source.nbytes + opened.nbytes, writer.nbytes
+    if len(files) > 1:
+        index = {
+            "metadata": {"total_size": layout.nbytes},
+            "weight_map": {name: Path(info.file).name for name, info in layout.tensors.items()},
+        }
+        files.append(_write_json(draft.model / "model.safetensors.index.json", index))
+    files += _copy_side_files(base, draft.model, out_dtype, copy_code)
+    progress.end()
+    return Published(files, read, written)
+
+
+def _write_weight(
+    base: Base,
+    name: str,
+    source: Reader,
+    readouts: "_Readouts",
+    scale: float,
+    writer: Writer,
+    memory: int,
+    progress: Progress,
+) -> None:
+    """Write one weight, block by block: base + scale x read-out, or the base's own where nothing is folded."""
+    info = base.layout.tensors[name]
+    folded = base.tied.get(name, name)
+    for rows in row_blocks(info.shape, max(info.nbytes, float32_bytes(info.shape)), memory):
+        block = source.read(name, rows)
+        if folded in readouts:
+            block = merge(block, readouts.read(folded, rows), scale).to(writer.dtype_of(name))
+            _check_fits(name, block)
+        writer.write(name, block)
+        progress.advance(block.numel() * block.element_size())
+
+
+def merge(theta0: Tensor, readout: Tensor, scale: float) -> Tensor:
+    """Return base + scale x read-out, in float32, or float64 where either is."""
+    dtype = torch.float64 if torch.float64 in (theta0.dtype, readout.dtype) else torch.float32
+    return torch.add(theta0.to(dtype), readout.to(dtype), alpha=scale)
+
+
+class _Readouts:
+    """The read-outs, each in the file where folding left it; files are opened once."""
+
+    def __init__(self, readouts: Mapping[str, Readout], stack: ExitStack) -> None:
+        self._readouts, self._stack = readouts, stack
+        self._readers: dict[tuple[str, ...], Reader] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._readouts
+
+    def read(self, name: str, rows: tuple[int, int] | None) -> Tensor:
+        readout = self._readouts[name]
+        files = readout.layout.files
+        if files not in self._readers:
+            self._readers[files] = self._stack.enter_context(Reader(readout.layout))
+        return self._readers[files].read(readout.name, rows)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(reader.nbytes for reader in self._readers.values())
+
+
+def plan(base: Base, out_dtype: str | None) -> list[Planned]:
+    """Return the tensors of a published model, in the base's order; only what is folded gets another dtype."""
+    fixed = set(base.fixed)
+    return [
+        Planned(name, info.dtype if out_dtype is None or name in fixed else out_dtype, info.shape)
+        for name, info in base.layout.tensors.items()
+    ]
+
+
+def _check_fits(name: str, block: Tensor) -> None:
+    if not torch.isfinite(block).all():
+        found = f"{name} is beyond {block.dtype} after merging"
+        raise Refused(
+            Reason("overflow", found, "weights that fit the published dtype", "set out_dtype to bfloat16 at init")
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------- side files
+
+
+def side_files(base: Base, copy_code: bool) -> Iterator[Path]:
+    """Return the files of the base's folder that are published beside the weights, relative to it, sorted."""
+    if base.folder is None:
+        return
+    for at, folders, names in os.walk(base.folder, followlinks=False):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not _left_out(name, copy_code):
+                yield (Path(at) / name).relative_to(base.folder)
+
+
+def _left_out(name: str, copy_code: bool) -> bool:
+    low = name.lower()
+    return low.endswith(WEIGHTS) or low.startswith((".", *NOT_COPIED)) or (low.endswith(CODE) and not copy_code)
+
+
+def _copy_side_files(base: Base, target: Path, out_dtype: str | None, copy_code: bool) -> list[FileDigest]:
+    """Copy what is small and no weight; config.json is kept true to what was written, and names no code."""
+    digests = []
+    for path in side_files(base, copy_code):
+        source = Path(base.folder or "") / path
+        (target / path.parent).mkdir(mode=0o755, parents=True, exist_ok=True)
+        data = source.read_bytes()
+        if path.suffix == ".json":
+            data = _without_code(data, copy_code)
+        if str(path) == "config.json":
+            data = _true_config(data, out_dtype)
+        written = write_file(target / path, data, PUBLIC_FILE)
+        digests.append(FileDigest(str(path), written.size, written.sha256))
+    return digests
+
+
+def _without_code(data: bytes, copy_code: bool) -> bytes:
+    """Return a JSON file without its `auto_map`, which makes a loader run code; untouched where there is none."""
+    try:
+        value = json.loads(data)
+    except ValueError:
+        return data
+    if copy_code or not isinstance(value, dict) or "auto_map" not in value:
+        return data
+    return _json({key: part for key, part in value.items() if key != "auto_map"})
+
+
+def _true_config(data: bytes, out_dtype: str | None) -> bytes:
+    """Return config.json with the dtype that was written. Its ties stay true: a tied pair is written alike."""
+    if out_dtype is None:
+        return data
+    config: dict[str, Any] = json.loads(data)
+    keys = [key for key in ("torch_dtype", "dtype") if key in config] or ["dtype"]
+    return _json(config | dict.fromkeys(keys, CONFIG_DTYPE[out_dtype]))
+
+
+def _write_json(path: Path, value: Any) -> FileDigest:
+    return write_file(path, _json(value), PUBLIC_FILE)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,155 @@
+"""What a person may ask of a merge: typed requests, each carried out by one function, with or without a daemon."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from ..state.errors import Busy, Damaged, Refused, Usage
+from ..state.history import History
+from ..state.records import Checkpoint, Version
+from ..state.store import Store
+from .intake import Intake
+from .naming import absolute, find_checkpoint, find_version
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, str_max_length=4096)
+
+
+class Rollback(_Request):
+    """Move the head to a version; without one, to where it was before."""
+
+    verb: Literal["rollback"] = "rollback"
+    version: str | None = None
+    pause: bool = False
+
+
+class Pause(_Request):
+    """Stop moving the head."""
+
+    verb: Literal["pause"] = "pause"
+    why: str = ""
+
+
+class Resume(_Request):
+    """Go on moving the head."""
+
+    verb: Literal["resume"] = "resume"
+
+
+class Fold(_Request):
+    """Fold these now, in this order."""
+
+    verb: Literal["fold"] = "fold"
+    checkpoints: tuple[str, ...] = Field(max_length=10_000)
+    again: bool = False
+
+
+AnyRequest = Rollback | Pause | Resume | Fold
+REQUEST: TypeAdapter[AnyRequest] = TypeAdapter(Annotated[AnyRequest, Field(discriminator="verb")])
+PREEMPTING = (Rollback, Pause)  # these abandon a running fold, whose checkpoint waits again
+
+
+def parse(line: bytes) -> AnyRequest:
+    """Return the request in one line of JSON. Raises Usage."""
+    try:
+        return REQUEST.validate_json(line)
+    except ValidationError as error:
+        raise Usage(f"not a request: {error.errors()[0]['msg']}") from None
+
+
+def rollback(request: Rollback, history: History, store: Store, hooks: list[str], who: str) -> dict[str, Any]:
+    """Move the head and the link; nothing is rewritten. Says which checkpoints that takes out of the model."""
+    head = history.head()
+    if head is None:
+        raise Usage("there is no version yet", "fold a checkpoint first")
+    target = find_version(history, request.version) if request.version else _before(history, head)
+    if not target.kept:
+        raise Usage(f"the files of {target} were dropped by retention", f"kept are: {_kept(history)}")
+    if not store.whole(target.number):
+        raise Damaged(f"the files of {target} are not as they were written", "roll back to another version: mergd log")
+    if request.pause:
+        history.pause(who, f"rolled back to {target}")
+    if target.number != head.number:
+        history.move_head(target.number, who, "rollback", hooks)
+        store.point(target.number)
+    return {
+        "head": target.number,
+        "before": head.number,
+        "out": _taken_out(history, head, target),
+        "paused": request.pause,
+    }
+
+
+def _before(history: History, head: Version) -> Version:
+    before = history.moves(1)[0].from_version
+    version = history.version(before) if before is not None else None
+    if version is None:
+        raise Usage(f"{head} is the first version: there is nothing before it", "see: mergd log")
+    return version
+
+
+def _kept(history: History) -> str:
+    return ", ".join(str(version) for version in history.versions() if version.kept)
+
+
+def _taken_out(history: History, head: Version, target: Version) -> list[dict[str, Any]]:
+    """Return the checkpoints that were in the model at `head` and are not at `target`, in the order of their folds."""
+    stay = {version.number for version in history.lineage(target.number)}
+    gone = [v for v in reversed(history.lineage(head.number)) if v.number not in stay and v.checkpoint is not None]
+    rows = [(version.number, history.checkpoints.get(version.checkpoint or 0)) for version in gone]
+    return [{"name": row.name, "version": number, "place": row.place, "digest": row.digest} for number, row in rows]
+
+
+def pause(request: Pause, history: History, who: str) -> dict[str, Any]:
+    """Stop moving the head by itself; kept over restarts."""
+    history.pause(who, request.why)
+    return {"paused": history.paused()}
+
+
+def resume(history: History) -> dict[str, Any]:
+    """Go on moving the head by itself."""
+    return {"was_paused": history.resume()}
+
+
+def queue(request: Fold, history: History, intake: Intake, sight: Callable[[Path], Any]) -> list[int]:
+    """Put checkpoints before all others, in this order; returns their rows. Nothing is queued unless all can be."""
+    paused = history.paused()
+    if paused:
+        raise Busy(f"folding is paused since {paused['since']} ({paused['why'] or 'no reason given'})", "mergd resume")
+    rows = [_row_to_fold(text, request.again, history, intake, sight) for text in request.checkpoints]
+    for row in rows:
+        history.checkpoints.hurry(row.id)
+        if row.state != "ready":
+            history.checkpoints.make_ready(row.id)
+    return [row.id for row in rows]
+
+
+def _row_to_fold(text: str, again: bool, history: History, intake: Intake, sight: Callable[[Path], Any]) -> Checkpoint:
+    place = absolute(text) if absolute(text).exists() else Path(find_checkpoint(history, text).place)
+    sighting = sight(place)
+    if sighting is None:
+        raise Usage(f"{place} is gone, or no checkpoint", "mergd check PATH says more")
+    row = intake.row_of(sighting)
+    if row.state == "folded":
+        _check_again(row, again, history)
+        return row
+    if row.state in ("held", "refused"):
+        history.checkpoints.set_state(row.id, "settling")
+    intake.take(sighting, now=True)
+    row = history.checkpoints.get(row.id)
+    if row.state in ("refused", "held", "blocked"):
+        raise Refused(*row.reasons)
+    if row.state == "settling":
+        raise Busy(f"{row.name} waits for {intake.waits.get(row.id, 'its files')}", "mergd check PATH")
+    return row
+
+
+def _check_again(row: Checkpoint, again: bool, history: History) -> None:
+    head = history.head()
+    if row.digest and history.checkpoint_in_line(row.digest, head.number if head else None):
+        raise Usage(f"{row.name} is in the model already", "the same content counts once")
+    if not again:
+        raise Usage(f"{row.name} was folded and then rolled away", f"to have it back: mergd fold --again {row.name}")

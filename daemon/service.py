@@ -1,0 +1,102 @@
+"""The daemon's life: it starts, loops and stops. The clock, the folder's events, the socket and signals leave messages."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from ..state.errors import MergdError
+from .control import Control
+from .loop import Loop
+from .notify import notify, reloading
+from .settings import Settings
+
+log = logging.getLogger(__name__)
+
+UPKEEP_EVERY = 3600  # seconds
+JOB = {"misfire_grace_time": None, "coalesce": True, "max_instances": 1}  # late is better than never, once is enough
+
+
+class Service:
+    """The daemon of one merge."""
+
+    def __init__(self, settings: Settings, reread: Callable[[], Settings]) -> None:
+        self._settings, self._reread = settings, reread
+        self._loop = Loop(settings, "mergd run")
+        self._clock = BackgroundScheduler(timezone="UTC")
+
+    def run(self) -> None:
+        """Start, loop until a signal says to stop, and stop. Raises what only the operator can mend."""
+        with self._loop:
+            self._loop.check_head()
+            control = self._start()
+            try:
+                notify("READY=1", "STATUS=waiting for checkpoints")
+                log.info(
+                    "watching %s; every checkpoint that is admitted goes live%s", self._settings.watch, self._gated()
+                )
+                self._loop.run()
+            finally:
+                notify("STOPPING=1")
+                self._stop(control)
+
+    def _start(self) -> Control:
+        self._loop.reload = self._take_new_settings
+        for number, act in (
+            (signal.SIGTERM, self._on_stop),
+            (signal.SIGINT, self._on_stop),
+            (signal.SIGHUP, self._on_reload),
+        ):
+            signal.signal(number, act)
+        control = Control(runtime_folder(self._settings), self._loop.post)
+        self._listener = threading.Thread(target=control.serve, name="mergd-control")
+        self._listener.start()
+        self._loop.listen_at(str(control.path))
+        if self._settings.events:
+            self._loop.watch()
+        self._clock.add_job(self._loop.post, "interval", ["rescan"], seconds=self._settings.rescan, id="rescan", **JOB)
+        self._clock.add_job(self._loop.post, "interval", ["upkeep"], seconds=UPKEEP_EVERY, id="upkeep", **JOB)
+        self._clock.start()
+        self._loop.post("rescan")
+        return control
+
+    def _stop(self, control: Control) -> None:
+        log.info("stopping")
+        self._clock.shutdown()
+        control.deafen()
+        self._loop.answer_stopping()
+        control.close()
+        self._listener.join()
+
+    def _gated(self) -> str:
+        return " after its gates" if self._settings.gates else ": no gate is set"
+
+    def _on_stop(self, number: int, frame: FrameType | None) -> None:
+        self._loop.stop()
+
+    def _on_reload(self, number: int, frame: FrameType | None) -> None:
+        self._loop.post("reload")
+
+    def _take_new_settings(self) -> Settings:
+        """Read the configuration again; a bad one is told of, and the old one stays."""
+        reloading()
+        try:
+            settings = self._reread()
+            self._clock.reschedule_job("rescan", trigger="interval", seconds=settings.rescan)
+            self._settings = settings
+            log.info("the configuration was read again")
+        except MergdError as error:
+            log.error("the new configuration is not taken: %s (%s)", error, error.hint)
+        notify("READY=1")
+        return self._settings
+
+
+def runtime_folder(settings: Settings) -> Path:
+    """Return where the control socket goes: systemd's runtime directory, or the state itself."""
+    folders = os.environ.get("RUNTIME_DIRECTORY", "")
+    return Path(folders.split(":")[0]) if folders else settings.state

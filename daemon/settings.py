@@ -1,0 +1,173 @@
+"""The settings: one TOML file, typed and checked, and where it is looked for."""
+
+import os
+import re
+import stat
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
+
+from ..state.errors import Misconfigured, NotPermitted
+
+SYSTEM_FOLDER = Path("/etc/mergd")
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _seconds(value: Any) -> Any:
+    """Read "5s", "10m", "12h" or "7d"; a bare number is seconds."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*", value) if isinstance(value, str) else None
+    return float(match[1]) * UNITS[match[2] or "s"] if match else value
+
+
+def _absolute(value: Any) -> Any:
+    return os.path.abspath(Path(value).expanduser()) if isinstance(value, str | Path) else value
+
+
+Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
+Folder = Annotated[Path, BeforeValidator(_absolute)]
+
+
+class Settings(BaseModel):
+    """What the configuration file says. The description of each field is its line in the settings table."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    base_model: str
+    """The base model: a folder, a `.safetensors` file, or `org/name@revision` on the Hub. Pinned at init."""
+    watch: Folder
+    """The watched directory. Nothing in it is ever moved or changed."""
+    state: Folder
+    """The state directory: history, slots, and the published models under `models/`."""
+    rule: str = "opcm"
+    """The fold rule: `opcm`, `average`, `task_arithmetic`, or one that a package adds. Pinned at init."""
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    """The rule's parameters, such as `alpha` and `variant` of opcm. Pinned at init."""
+    out_dtype: Literal["base", "float32", "float16", "bfloat16"] = "base"
+    """The dtype of published weights; `base` leaves each as the base model has it. Pinned at init."""
+    threads: int = Field(default=1, ge=1, le=1024)
+    """Threads of a matrix product. Pinned at init, because it can change the last bit of a result."""
+    existing: Literal["hold", "fold", "ignore"] = "hold"
+    """What init does with the checkpoints that lie in the watched directory already."""
+    quiet: Duration = 5.0
+    """How long a checkpoint's files must stay unchanged before it is taken, such as `5s`."""
+    rescan: Duration = Field(default=60.0, gt=0)
+    """How often the watched directory is scanned, whatever the events say."""
+    events: bool = True
+    """Whether file system events also wake a scan; without them, `rescan` alone does."""
+    memory: ByteSize = Field(default=ByteSize(256_000_000), ge=1_000_000)
+    """Bytes of working buffers, such as `256MB`; a matrix that a rule must see whole takes more."""
+    shard_size: ByteSize = Field(default=ByteSize(5_000_000_000), ge=1)
+    """The largest published weight file, such as `5GB`."""
+    copy_code: bool = False
+    """Whether `*.py` files and `auto_map` entries of the base model are published too."""
+    keep_last: int = Field(default=5, ge=1)
+    """How many of the newest versions keep their files."""
+    keep_within: Duration = 7 * 86400.0
+    """Versions younger than this keep their files too, such as `7d`."""
+    gates: tuple[str, ...] = ()
+    """Gates of installed packages that judge each drafted version, by name, in order."""
+    hooks: tuple[str, ...] = ()
+    """Hooks of installed packages that are told each move of the head, by name."""
+
+    @property
+    def pinned(self) -> dict[str, Any]:
+        """Return what init fixes for the life of the state."""
+        return {name: getattr(self, name) for name in PINNED}
+
+
+PINNED = ("base_model", "rule", "parameters", "out_dtype", "threads")
+
+
+def read_settings(path: Path) -> Settings:
+    """Return the settings of a file. Raises Misconfigured naming the first wrong key, and what is right."""
+    check_owner(path)
+    try:
+        with path.open("rb") as file:
+            values = tomllib.load(file)
+    except PermissionError:
+        raise NotPermitted(f"this user may not read {path}", "run as its owner, or with sudo") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Misconfigured(f"{path} is no TOML: {error}", "mend that line") from None
+    return validate(values, str(path))
+
+
+def validate(values: dict[str, Any], origin: str) -> Settings:
+    """Return checked settings. Raises Misconfigured."""
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the file"
+        hint = (
+            f"known keys: {', '.join(Settings.model_fields)}"
+            if first["type"] == "extra_forbidden"
+            else f"correct {key}"
+        )
+        raise Misconfigured(f"{origin}: {key}: {first['msg']}", hint) from None
+    check_apart(settings)
+    return settings
+
+
+def check_apart(settings: Settings) -> None:
+    """Refuse folders that contain one another: mergd would watch what it writes, or write into what it reads."""
+    places = {"watch": settings.watch, "state": settings.state}
+    base = Path(settings.base_model).expanduser()
+    if base.exists():
+        places["base_model"] = Path(_absolute(base))
+    real = {key: path.resolve() for key, path in places.items()}
+    for one, path in real.items():
+        for other, inside in real.items():
+            if one != other and inside.is_relative_to(path):
+                raise Misconfigured(
+                    f"{other} ({places[other]}) lies in {one} ({places[one]})", "give each a place of its own"
+                )
+
+
+# ------------------------------------------------------------------------------------------------------------ finding
+
+
+def find_config(config: Path | None = None, name: str | None = None) -> Path:
+    """Return the configuration file: `config`, /etc/mergd/NAME.toml, $MERGD_CONFIG, ./mergd.toml (never for root, who
+    might stand in somebody else's folder), or /etc/mergd/mergd.toml. Raises Misconfigured if it is not there.
+    """
+    path = _named(config, name) or _default_config()
+    if not path.is_file():
+        raise Misconfigured(f"there is no configuration at {path}", "make one: mergd init --help; or name it with -c")
+    return path
+
+
+def _named(config: Path | None, name: str | None) -> Path | None:
+    if config is not None and name is not None:
+        raise Misconfigured("both -c and -n were given", "give one of them")
+    if name is not None and not re.fullmatch(r"[\w.-]+", name):
+        raise Misconfigured(f"{name!r} is no name of a configuration", f"-n NAME means {SYSTEM_FOLDER}/NAME.toml")
+    return config if name is None else SYSTEM_FOLDER / f"{name}.toml"
+
+
+def _default_config() -> Path:
+    if named := os.environ.get("MERGD_CONFIG"):
+        return Path(named)
+    here = Path("mergd.toml")
+    return here if os.geteuid() != 0 and here.is_file() else SYSTEM_FOLDER / "mergd.toml"
+
+
+def new_config(config: Path | None, name: str | None) -> Path:
+    """Return where init writes the configuration."""
+    named = _named(config, name) or (Path(os.environ["MERGD_CONFIG"]) if "MERGD_CONFIG" in os.environ else None)
+    return named or (SYSTEM_FOLDER / "mergd.toml" if os.geteuid() == 0 else Path("mergd.toml"))
+
+
+def check_owner(path: Path) -> None:
+    """Refuse a configuration that somebody else could change: it, and the folders above it, must belong to the caller
+    or to root, and be writable by nobody else (a sticky folder of root's, such as /tmp, lets nobody replace our files).
+    """
+    absolute = Path(_absolute(path))
+    for place in (absolute.resolve(), *absolute.resolve().parents):
+        status = place.stat()
+        sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX and status.st_uid == 0
+        if status.st_uid not in (0, os.geteuid()):
+            raise Misconfigured(f"{place} belongs to user {status.st_uid}", "it must belong to you or to root")
+        if status.st_mode & 0o022 and not sticky:
+            raise Misconfigured(f"{place} is writable by others", f"run: chmod go-w {place}")

@@ -1,0 +1,111 @@
+"""What the outside sees: the status, the log and the list, as plain values, and the two files that carry them to readers."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..state.history import History
+from ..state.records import Checkpoint, Version
+from ..state.store import Store, replace_file
+
+LOG_LINES = 1000  # newest versions in log.jsonl
+READABLE = 0o644
+
+
+def status(history: History, store: Store, live: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return how things stand. `live` is what only a running daemon knows; it wins."""
+    pins, head, counts = history.pins(), history.head(), history.checkpoints.count()
+    return {
+        "head": head.number if head else None,
+        "published": str(store.model(head.number)) if head else None,
+        "folded": counts.get("folded", 0),
+        "waiting": counts.get("ready", 0) + counts.get("folding", 0),
+        "settling": counts.get("settling", 0),
+        "refused": counts.get("refused", 0),
+        "held": counts.get("held", 0),
+        "blocked": counts.get("blocked", 0),
+        "paused": history.paused(),
+        "doing": "",
+        "trouble": "",
+        "rule": pins.get("rule"),
+        "parameters": pins.get("parameters"),
+        "totals": asdict(head.totals) if head else None,
+        "scale": head.scale if head else None,
+        "versions": {"all": len(history.versions()), "kept": sum(v.kept for v in history.versions())},
+        "base_model": pins.get("base_model"),
+        "base_digest": pins.get("base_digest"),
+        "state": str(store.root),
+        "disk": {"used": store.used(), "free": shutil.disk_usage(store.root).free},
+        "daemon": None,
+    } | dict(live or {})
+
+
+def describe_version(version: Version, history: History, head: int | None) -> dict[str, Any]:
+    """Return a version as scripts see it."""
+    row = history.checkpoints.get(version.checkpoint) if version.checkpoint is not None else None
+    return {
+        "version": version.number,
+        "parent": version.parent,
+        "cause": version.cause,
+        "checkpoint": {"name": row.name, "digest": row.digest, "source": row.source, "place": row.place}
+        if row
+        else None,
+        "rule": version.rule,
+        "totals": asdict(version.totals),
+        "scale": version.scale,
+        "digest": version.digest,
+        "created_at": version.created_at,
+        "seconds": dict(version.seconds),
+        "bytes_read": version.bytes_read,
+        "bytes_written": version.bytes_written,
+        "kept": version.kept,
+        "head": version.number == head,
+    }
+
+
+def describe_log(history: History) -> list[dict[str, Any]]:
+    """Return the versions, newest first."""
+    head = history.head()
+    number = head.number if head else None
+    return [describe_version(version, history, number) for version in reversed(history.versions())]
+
+
+def describe_checkpoint(row: Checkpoint, history: History) -> dict[str, Any]:
+    """Return a checkpoint as scripts see it; `in_model` is whether the head holds it."""
+    head = history.head()
+    held = bool(row.digest and history.checkpoint_in_line(row.digest, head.number if head else None))
+    return {
+        "name": row.name,
+        "state": row.state,
+        "since": row.since,
+        "reasons": [asdict(reason) for reason in row.reasons],
+        "in_model": held,
+        "digest": row.digest,
+        "source": row.source,
+        "place": row.place,
+        "order": row.order,
+        "duplicate_of": history.checkpoints.get(row.duplicate_of).name if row.duplicate_of else None,
+    }
+
+
+def write_status(history: History, store: Store, live: Mapping[str, Any]) -> None:
+    """Replace status.json and log.jsonl, for those who may not read the database."""
+    text = json.dumps(status(history, store, live), indent=1) + "\n"
+    _replace(store.root / "status.json", text)
+
+
+def write_log(history: History, store: Store) -> None:
+    """Replace log.jsonl: the newest versions, newest first."""
+    lines = [json.dumps(line) + "\n" for line in describe_log(history)[:LOG_LINES]]
+    _replace(store.root / "log.jsonl", "".join(lines))
+
+
+def _replace(path: Path, text: str) -> None:
+    def write(aside: Path) -> None:
+        aside.write_text(text)
+        aside.chmod(READABLE)
+
+    replace_file(path, write)

@@ -1,0 +1,13 @@
+"""What a gate is: it looks at a drafted version and decides whether it may become the head."""
+
+from typing import Protocol
+
+from ...state.records import Drafted, Verdict
+
+
+class Gate(Protocol):
+    """Judges a draft. Runs on the folding thread; the head cannot move meanwhile."""
+
+    def judge(self, drafted: Drafted) -> Verdict:
+        """Admit the draft, refuse its checkpoint, or hold it for a person."""
+        ...

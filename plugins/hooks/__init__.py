@@ -1,0 +1,1 @@
+"""Whom to tell, in order, after the head has moved."""

@@ -1,0 +1,25 @@
+"""Finds plugins by name: ours and other people's alike are entry points, in the groups `mergd.formats` and so on."""
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal
+
+from ..state.errors import Misconfigured
+
+Group = Literal["formats", "rules", "sources", "gates", "hooks"]
+
+
+def names(group: Group) -> list[str]:
+    """Return the names of the installed plugins of a group."""
+    return sorted(point.name for point in _points(group))
+
+
+def load(group: Group, name: str) -> Any:
+    """Return a plugin's class. Raises Misconfigured, with the names there are, if none is installed under this one."""
+    for point in _points(group):
+        if point.name == name:
+            return point.load()
+    raise Misconfigured(f"no {group[:-1]} is called {name!r}", f"installed are: {', '.join(names(group)) or 'none'}")
+
+
+def _points(group: Group) -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=f"mergd.{group}"))

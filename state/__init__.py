@@ -1,0 +1,1 @@
+"""The files and the database, and the nouns."""

@@ -1,0 +1,131 @@
+"""The history's rows of checkpoints: where each was seen, its state and reasons, its place in the queue, each attempt."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqlite_utils import Database
+
+from .clock import utc_now
+from .database import inserted, transaction
+from .records import Attempt, Checkpoint, CheckpointState, Reason, Sighting
+
+
+class Checkpoints:
+    """Reads and writes the tables `checkpoints` and `attempts`."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    # ------------------------------------------------------------------------------------------------------- reading
+
+    def all(self) -> list[Checkpoint]:
+        """Return every row, in the order in which they were first seen."""
+        return self._where("1 order by id")
+
+    def get(self, number: int) -> Checkpoint:
+        """Return one row."""
+        return self._where("id = ?", number)[0]
+
+    def at(self, source: str, place: str) -> Checkpoint | None:
+        """Return the newest row of a place."""
+        rows = self._where("source = ? and place = ? order by id desc limit 1", source, place)
+        return rows[0] if rows else None
+
+    def holding(self, digest: str) -> Checkpoint | None:
+        """Return the row whose content was folded first with this digest."""
+        rows = self._where("digest = ? and state = 'folded' and duplicate_of is null order by id limit 1", digest)
+        return rows[0] if rows else None
+
+    def in_state(self, *states: CheckpointState) -> list[Checkpoint]:
+        """Return the rows in these states, in the order in which they were first seen."""
+        return self._where(f"state in ({','.join('?' * len(states))}) order by id", *states)
+
+    def ready(self) -> list[Checkpoint]:
+        """Return what waits for its fold: those that a person asked for, then by the order of being ready."""
+        return self._where("state = 'ready' order by urgent is null, urgent, \"order\"")
+
+    def digests_from(self, place: str) -> frozenset[str]:
+        """Return the digests of what was folded from a place."""
+        return frozenset(row.digest for row in self._where("place = ? and state = 'folded'", place) if row.digest)
+
+    def count(self) -> dict[str, int]:
+        """Return how many rows are in each state."""
+        query = "select state, count(*) as n from checkpoints where duplicate_of is null group by state"
+        return {row["state"]: row["n"] for row in self._db.query(query)}
+
+    def _where(self, condition: str, *values: Any) -> list[Checkpoint]:
+        return [_checkpoint(row) for row in self._db.table("checkpoints").rows_where(condition, values)]
+
+    # ------------------------------------------------------------------------------------------------------- writing
+
+    def add(self, sighting: Sighting, state: CheckpointState = "settling", *reasons: Reason) -> Checkpoint:
+        """Record a place for the first time, or anew because what was folded from it has changed."""
+        row = {
+            "source": sighting.source,
+            "place": sighting.place,
+            "name": sighting.name,
+            "fingerprint": sighting.fingerprint,
+            "state": state,
+            "since": utc_now(),
+            "reasons": _dump(reasons),
+        }
+        return self.get(inserted(self._db.table("checkpoints"), row))
+
+    def resight(self, number: int, sighting: Sighting) -> Checkpoint:
+        """Record that what lies at a place has changed before it was folded: it settles again."""
+        self._db.table("checkpoints").update(
+            number, {"fingerprint": sighting.fingerprint, "order": None, "urgent": None, "digest": None}
+        )
+        return self.set_state(number, "settling")
+
+    def set_state(self, number: int, state: CheckpointState, *reasons: Reason, **more: Any) -> Checkpoint:
+        """Write a state with its reasons; the time it was entered stays if nothing changes."""
+        now = self.get(number)
+        changes: dict[str, Any] = {"state": state, "reasons": _dump(reasons), **more}
+        if now.state != state:
+            changes["since"] = utc_now()
+        self._db.table("checkpoints").update(number, changes)
+        return self.get(number)
+
+    def make_ready(self, number: int) -> Checkpoint:
+        """Let a checkpoint wait for its fold; its place in the order is written when it is ready for the first time."""
+        if self.get(number).order is None:
+            self._db.table("checkpoints").update(number, {"order": self._next("order")})
+        return self.set_state(number, "ready")
+
+    def hurry(self, number: int) -> None:
+        """Put a checkpoint behind those that a person asked for, before all others."""
+        self._db.table("checkpoints").update(number, {"urgent": self._next("urgent")})
+
+    def _next(self, column: str) -> int:
+        (last,) = self._db.conn.execute(f'select max("{column}") from checkpoints').fetchone()  # noqa: S608
+        return (last or 0) + 1
+
+    # ------------------------------------------------------------------------------------------------------ attempts
+
+    def begin_attempt(self, number: int) -> int:
+        """Write that a fold of this checkpoint begins; a crash leaves the attempt without an outcome."""
+        with transaction(self._db):
+            self.set_state(number, "folding")
+            return inserted(self._db.table("attempts"), {"checkpoint": number, "started_at": utc_now()})
+
+    def end_attempt(self, attempt: int, outcome: str) -> None:
+        """Write how an attempt ended: a verdict, or "again" when nobody is to blame and it does not count."""
+        self._db.table("attempts").update(attempt, {"outcome": outcome})
+
+    def attempts(self, number: int) -> list[Attempt]:
+        """Return the attempts at one checkpoint, oldest first."""
+        rows = self._db.table("attempts").rows_where("checkpoint = ? order by id", [number])
+        return [Attempt(**row) for row in rows]
+
+
+def _checkpoint(row: Mapping[str, Any]) -> Checkpoint:
+    values = dict(row)
+    values["reasons"] = tuple(Reason(**reason) for reason in json.loads(values["reasons"]))
+    return Checkpoint(**values)
+
+
+def _dump(reasons: Sequence[Reason]) -> str:
+    return json.dumps([asdict(reason) for reason in reasons])

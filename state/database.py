@@ -1,0 +1,73 @@
+"""The connection to the history's database: one that writes, on one thread; any number that only read."""
+
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database
+from sqlite_utils.db import Table
+
+from .errors import Damaged, Misconfigured
+from .migrations import migrations
+
+_COMMON = "PRAGMA busy_timeout=5000; PRAGMA foreign_keys=on;"
+# FULL: each commit is on the disk before anybody is told of it. The published files are there before the commit.
+_WRITER = "PRAGMA journal_mode=wal; PRAGMA synchronous=full; PRAGMA journal_size_limit=16777216;"
+
+
+def open_writer(path: Path) -> Database:
+    """Open the database for the holder of the state's lock, and bring its tables up to date.
+
+    Raises Damaged if SQLite finds it broken, Misconfigured if a newer mergd made it.
+    """
+    try:
+        db = Database(sqlite3.connect(path, timeout=5))
+        db.conn.executescript(_COMMON + _WRITER)
+        _check(db)
+        unknown = {done.name for done in migrations.applied(db)} - {known.name for known in migrations._migrations}
+        if unknown:
+            raise Misconfigured(
+                f"{path} was made by a newer mergd (it has {', '.join(sorted(unknown))})", "upgrade mergd"
+            )
+        migrations.apply(db)
+    except sqlite3.DatabaseError as error:
+        raise Damaged(
+            f"{path}: {error}", "restore it from a backup; versions/*/manifest.json list all versions"
+        ) from error
+    path.chmod(0o600)
+    return db
+
+
+def open_reader(path: Path) -> Database:
+    """Open the database to read only; a writer may be at work."""
+    db = Database(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=5))
+    db.conn.executescript(_COMMON + "PRAGMA query_only=on;")
+    return db
+
+
+def _check(db: Database) -> None:
+    (answer,) = db.conn.execute("PRAGMA quick_check(1)").fetchone()
+    if answer != "ok":
+        raise sqlite3.DatabaseError(answer)
+
+
+@contextmanager
+def transaction(db: Database) -> Iterator[None]:
+    """All or nothing. The write lock is taken at once, so that nothing read inside can grow stale."""
+    db.conn.execute("BEGIN IMMEDIATE")
+    try:
+        with db.atomic():
+            yield
+    except BaseException:
+        db.conn.rollback()
+        raise
+    db.conn.commit()
+
+
+def inserted(table: Table, row: Mapping[str, Any]) -> int:
+    """Insert a row and return the integer that is its key."""
+    key = table.insert(dict(row)).last_pk
+    assert isinstance(key, int)
+    return key

@@ -1,0 +1,197 @@
+"""The history: what was folded into which version, every move of the head, and what people asked for.
+
+One process writes it, on one thread: the holder of the state's lock.
+"""
+
+import json
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple
+from pathlib import Path
+from typing import Any, Self
+
+from .checkpoints import Checkpoints
+from .clock import utc_now
+from .database import inserted, open_reader, open_writer, transaction
+from .errors import Busy
+from .records import Checkpoint, Move, Totals, Version, WeightReport
+
+
+class History:
+    """The versions, the head and its moves, the pins, the pauses and the requests; `checkpoints` has the rest."""
+
+    def __init__(self, path: Path, write: bool = False) -> None:
+        self._db = open_writer(path) if write else open_reader(path)
+        self.checkpoints = Checkpoints(self._db)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._db.close()
+
+    def tidy(self) -> None:
+        """Keep the write-ahead log small; cheap, done from time to time."""
+        self._db.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    # ---------------------------------------------------------------------------------------------------------- pins
+
+    def pin(self, values: Mapping[str, Any]) -> None:
+        """Fix values for the life of this state, or change those that may change (the base model's file stamps)."""
+        self._db.table("pins").upsert_all(
+            [{"name": name, "value": json.dumps(value)} for name, value in values.items()], pk="name"
+        )
+
+    def pins(self) -> dict[str, Any]:
+        """Return what init fixed."""
+        return {row["name"]: json.loads(row["value"]) for row in self._db.table("pins").rows}
+
+    # ------------------------------------------------------------------------------------------------------- versions
+
+    def versions(self) -> list[Version]:
+        """Return every version, oldest first."""
+        return [_version(row) for row in self._db.query(f"select {_COLUMNS} from versions order by number")]  # noqa: S608
+
+    def version(self, number: int) -> Version | None:
+        """Return one version."""
+        rows = list(self._db.query(f"select {_COLUMNS} from versions where number = ?", [number]))  # noqa: S608
+        return _version(rows[0]) if rows else None
+
+    def head(self) -> Version | None:
+        """Return the version that is published and that the next fold starts from."""
+        moves = self.moves(1)
+        return self.version(moves[0].to_version) if moves else None
+
+    def lineage(self, number: int | None) -> list[Version]:
+        """Return a version and its ancestors, newest first."""
+        query = f"{_LINE} select {_COLUMNS} from versions join line on number = n order by number desc"  # noqa: S608
+        return [_version(row) for row in self._db.query(query, [number])]
+
+    def checkpoint_in_line(self, digest: str, number: int | None) -> Checkpoint | None:
+        """Return the row that holds this content, if a version or one of its ancestors folded it."""
+        query = f"""{_LINE} select checkpoint from line join versions on number = n
+            join checkpoints on checkpoints.id = versions.checkpoint where checkpoints.digest = ? limit 1"""  # noqa: S608
+        rows = list(self._db.query(query, [number, digest]))
+        return self.checkpoints.get(rows[0]["checkpoint"]) if rows else None
+
+    def next_number(self) -> int:
+        """Return the number that the next version gets."""
+        (last,) = self._db.conn.execute("select max(number) from versions").fetchone()
+        return (last or 0) + 1
+
+    def weight_reports(self, number: int) -> dict[str, WeightReport]:
+        """Return what a version's fold did to each weight."""
+        (packed,) = self._db.conn.execute("select weights from versions where number = ?", [number]).fetchone()
+        values = array("d", packed or b"")
+        reports = [WeightReport(*values[i : i + 4]) for i in range(0, len(values), 4)]
+        return dict(zip(self.pins()["weights"], reports, strict=True)) if reports else {}
+
+    # ------------------------------------------------------------------------------------------------ the commit point
+
+    def commit_fold(
+        self,
+        version: Version,
+        digest: str,
+        weights: Sequence[WeightReport],
+        attempt: int,
+        who: str,
+        hooks: Sequence[str],
+    ) -> Move:
+        """Make a drafted fold true, all at once: checkpoint, version, head, and what the hooks are owed.
+
+        `digest` is the checkpoint's. Raises Busy if the head is no longer the version's parent; then nothing changed.
+        """
+        assert version.checkpoint is not None
+        with transaction(self._db):
+            self._insert(version, weights)
+            self.checkpoints.set_state(version.checkpoint, "folded", digest=digest, urgent=None)
+            self.checkpoints.end_attempt(attempt, "folded")
+            return self._move(version.parent, version.number, who, "fold", hooks)
+
+    def move_head(self, to: int, who: str, why: str, hooks: Sequence[str]) -> Move:
+        """Move the head to another version."""
+        with transaction(self._db):
+            head = self.head()
+            return self._move(head.number if head else None, to, who, why, hooks)
+
+    def _move(self, expected: int | None, to: int, who: str, why: str, hooks: Sequence[str]) -> Move:
+        head = self.head()
+        if (head.number if head else None) != expected:
+            raise Busy(f"the head moved to {head} meanwhile")
+        at = utc_now()
+        row = {"from_version": expected, "to_version": to, "who": who, "why": why, "at": at}
+        move = Move(inserted(self._db.table("moves"), row), expected, to, who, why, at)
+        self._db.table("tellings").insert_all({"hook": hook, "move": move.id, "told_at": None} for hook in hooks)
+        return move
+
+    def _insert(self, version: Version, weights: Sequence[WeightReport]) -> None:
+        row = asdict(version)
+        row |= row.pop("totals")
+        row["seconds"] = json.dumps(row["seconds"])
+        row["weights"] = array("d", [number for report in weights for number in astuple(report)]).tobytes()
+        self._db.table("versions").insert(row)
+
+    def drop_files(self, number: int) -> None:
+        """Withdraw the promise that a version's files are there, before they go."""
+        self._db.table("versions").update(number, {"slots_kept": 0, "model_kept": 0})
+
+    # --------------------------------------------------------------------------------------------- moves and tellings
+
+    def moves(self, last: int | None = None) -> list[Move]:
+        """Return the moves of the head, newest first."""
+        return [Move(**row) for row in self._db.table("moves").rows_where(order_by="id desc", limit=last)]
+
+    def owed(self) -> list[tuple[str, Move]]:
+        """Return which hooks are still to be told of which moves, in order."""
+        query = (
+            "select hook, moves.* from tellings join moves on moves.id = move where told_at is null order by move, hook"
+        )
+        return [(row.pop("hook"), Move(**row)) for row in self._db.query(query)]
+
+    def told(self, hook: str, move: int) -> None:
+        """Write that a hook was told."""
+        self._db.table("tellings").update((hook, move), {"told_at": utc_now()})
+
+    # ------------------------------------------------------------------------------------------- pauses and requests
+
+    def paused(self) -> dict[str, Any] | None:
+        """Return why, who and since when, while the head must not move by itself."""
+        rows = list(self._db.table("pauses").rows_where("resumed_at is null", order_by="id desc", limit=1))
+        return {"why": rows[0]["why"], "who": rows[0]["who"], "since": rows[0]["at"]} if rows else None
+
+    def pause(self, who: str, why: str) -> None:
+        """Stop moving the head by itself, also over restarts."""
+        with transaction(self._db):
+            self.resume()
+            self._db.table("pauses").insert({"why": why, "who": who, "at": utc_now()})
+
+    def resume(self) -> bool:
+        """Go on moving the head; returns whether it was paused."""
+        was_paused = self.paused() is not None
+        self._db.execute("update pauses set resumed_at = ? where resumed_at is null", [utc_now()])
+        return was_paused
+
+    def record_request(self, verb: str, arguments: Mapping[str, Any], who: str) -> int:
+        """Write what somebody asked for, before it is done."""
+        row = {"verb": verb, "arguments": json.dumps(arguments), "who": who, "at": utc_now()}
+        return inserted(self._db.table("requests"), row)
+
+    def record_answer(self, request: int, answer: str) -> None:
+        """Write how a request ended."""
+        self._db.table("requests").update(request, {"answer": answer})
+
+
+_LINE = "with recursive line(n) as (select ? union all select parent from versions join line on number = n)"
+_COLUMNS = """number, parent, cause, checkpoint, rule, folded, shares, mean_norm, readout_norm, scale, digest, created_at,
+    seconds, bytes_read, bytes_written, slots_kept, model_kept"""
+
+
+def _version(row: dict[str, Any]) -> Version:
+    totals = Totals(*(row.pop(name) for name in ("folded", "shares", "mean_norm", "readout_norm")))
+    row["seconds"] = json.loads(row["seconds"])
+    row["slots_kept"], row["model_kept"] = bool(row["slots_kept"]), bool(row["model_kept"])
+    return Version(totals=totals, **row)

@@ -1,0 +1,104 @@
+"""The tables of the history, as migrations: one small function each, in one transaction, never changed once released."""
+
+from sqlite_utils import Database, Migrations
+
+migrations = Migrations("mergd")
+
+
+@migrations()
+def m001_pins_and_requests(db: Database) -> None:
+    """What init fixed for good, and what people asked for."""
+    db.table("pins").create({"name": str, "value": str}, pk="name", not_null={"value"}, strict=True)  # value: JSON
+    db.table("requests").create(
+        {"id": int, "verb": str, "arguments": str, "who": str, "at": str, "answer": str},
+        pk="id",
+        not_null={"verb", "arguments", "who", "at"},
+        strict=True,
+    )
+    db.table("pauses").create(
+        {"id": int, "why": str, "who": str, "at": str, "resumed_at": str},
+        pk="id",
+        not_null={"why", "who", "at"},
+        strict=True,
+    )
+
+
+@migrations()
+def m002_checkpoints(db: Database) -> None:
+    """Where checkpoints were seen, what became of them, and each try to fold one."""
+    db.table("checkpoints").create(
+        {
+            "id": int,
+            "source": str,
+            "place": str,
+            "name": str,
+            "fingerprint": str,
+            "state": str,
+            "since": str,
+            "reasons": str,  # JSON list
+            "digest": str,
+            "order": int,
+            "urgent": int,
+            "duplicate_of": int,
+        },
+        pk="id",
+        not_null={"source", "place", "name", "fingerprint", "state", "since", "reasons"},
+        foreign_keys=[("duplicate_of", "checkpoints", "id")],
+        strict=True,
+    )
+    db.table("checkpoints").create_index(["source", "place"])
+    db.table("checkpoints").create_index(["digest"])
+    db.table("checkpoints").create_index(["state", "urgent", "order"])
+    db.table("attempts").create(
+        {"id": int, "checkpoint": int, "started_at": str, "outcome": str},
+        pk="id",
+        not_null={"checkpoint", "started_at"},
+        foreign_keys=[("checkpoint", "checkpoints", "id")],
+        strict=True,
+    )
+    db.table("attempts").create_index(["checkpoint"])
+
+
+@migrations()
+def m003_versions(db: Database) -> None:
+    """The versions, the moves of the head, and what the hooks are owed."""
+    db.table("versions").create(
+        {
+            "number": int,
+            "parent": int,
+            "cause": str,
+            "checkpoint": int,
+            "rule": str,
+            "folded": int,
+            "shares": float,
+            "mean_norm": float,
+            "readout_norm": float,
+            "scale": float,
+            "digest": str,
+            "created_at": str,
+            "seconds": str,  # JSON object by step
+            "bytes_read": int,
+            "bytes_written": int,
+            "slots_kept": int,
+            "model_kept": int,
+            "weights": bytes,  # packed reports, in the order of the pinned weight names
+        },
+        pk="number",
+        not_null={"cause", "rule", "folded", "scale", "digest", "created_at", "slots_kept", "model_kept"},
+        foreign_keys=[("parent", "versions", "number"), ("checkpoint", "checkpoints", "id")],
+        strict=True,
+    )
+    db.table("versions").create_index(["checkpoint"])
+    db.table("moves").create(
+        {"id": int, "from_version": int, "to_version": int, "who": str, "why": str, "at": str},
+        pk="id",
+        not_null={"to_version", "who", "why", "at"},
+        foreign_keys=[("from_version", "versions", "number"), ("to_version", "versions", "number")],
+        strict=True,
+    )
+    db.table("tellings").create(
+        {"hook": str, "move": int, "told_at": str},
+        pk=("hook", "move"),
+        foreign_keys=[("move", "moves", "id")],
+        strict=True,
+    )

@@ -1,0 +1,281 @@
+"""The nouns: frozen values without tensors, which every layer may know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Literal
+
+CheckpointState = Literal["settling", "ready", "folding", "folded", "refused", "held", "blocked", "vanished"]
+Cause = Literal["fold", "remove", "read-out", "re-merge"]
+
+# ---------------------------------------------------------------------------------------------- weights and tensors
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a safetensors file: its name there and where its bytes lie."""
+
+    name: str
+    dtype: str  # as the format spells it: "F32", "BF16", "I64", ...
+    shape: tuple[int, ...]
+    file: str  # path of the file
+    start: int  # bytes from the start of the file
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tensors of one model on disk, in file order, and the files that hold them."""
+
+    tensors: Mapping[str, TensorInfo]
+    files: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, headers not counted."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+WeightKind = Literal["matrix", "lookup", "other"]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One floating-point weight of the base model, as the fold rules see it."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: WeightKind  # a matrix (or a batch of them: 3-D), a lookup table such as an embedding, or anything else
+
+    @property
+    def size(self) -> int:
+        """How many numbers it holds."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class SlotSpec:
+    """Shape and dtype of one slot; it starts as zeros."""
+
+    shape: tuple[int, ...]
+    dtype: str = "F32"
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Where the read-out of one weight lies: in a slot that was just written, or spilled aside."""
+
+    layout: Layout
+    name: str
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much was folded; what a read-out may know while the norms are still being gathered."""
+
+    folded: int  # checkpoints
+    shares: float  # sum of the checkpoints' shares
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The few scalars of a version, from which a rule computes the scale of the published task vector."""
+
+    folded: int = 0  # checkpoints
+    shares: float = 0.0  # sum of the checkpoints' shares
+    mean_norm: float = 0.0  # mean Frobenius norm of the task vectors, weighted by share
+    readout_norm: float = 0.0  # Frobenius norm of the whole read-out, before the scale
+
+    def with_checkpoint(self, norm: float, share: float, readout_norm: float) -> Totals:
+        """Return these totals after one more task vector of this norm."""
+        shares = self.shares + share
+        mean = self.mean_norm + (norm - self.mean_norm) * share / shares
+        return Totals(self.folded + 1, shares, mean, readout_norm)
+
+
+@dataclass(frozen=True)
+class WeightReport:
+    """What one fold did to one weight."""
+
+    task_norm: float  # Frobenius norm of the newcomer's task vector here
+    base_norm: float  # Frobenius norm of the base model's weight
+    split_rank: float  # leading directions that were protected; 0 where nothing is projected
+    survived: float  # share of the newcomer's squared norm that was kept, 0 to 1
+
+
+# ------------------------------------------------------------------------------------------- checkpoints and verdicts
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why something was refused, held or is waited for: what was found, what was expected, what to do."""
+
+    code: str
+    found: str
+    expected: str
+    next_step: str
+
+    def __str__(self) -> str:
+        return f"{self.code}: found {self.found}, expected {self.expected}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What admission or a gate decides: it admits, refuses, or holds for a person."""
+
+    decision: Literal["admitted", "refused", "held"]
+    reasons: tuple[Reason, ...] = ()
+
+
+ADMITTED = Verdict("admitted")
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """What tells that a file is still the same one, without reading it."""
+
+    name: str  # relative to the sighting's place
+    device: int
+    inode: int
+    size: int  # bytes
+    mtime_ns: int
+    ctime_ns: int
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """The news that something new may lie at a place; cheap, repeatable, possibly wrong."""
+
+    source: str  # the source's name
+    place: str  # absolute path
+    name: str  # what people call it: the last part of the place
+    stamps: tuple[FileStamp, ...]  # the files that could belong to a checkpoint, sorted by name
+    unfinished: str = ""  # a file that only a copy in progress leaves, if there is one
+
+    @property
+    def changed_ns(self) -> int:
+        """The last change of any of its files, in wall-clock nanoseconds; a user cannot set a ctime back."""
+        return max((max(stamp.ctime_ns, stamp.mtime_ns) for stamp in self.stamps), default=0)
+
+    @property
+    def fingerprint(self) -> str:
+        """One line that differs when any file differs."""
+        return ";".join(f"{s.name}:{s.device}:{s.inode}:{s.size}:{s.mtime_ns}:{s.ctime_ns}" for s in self.stamps)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A sighting that admission let through: its headers fit the base model; its content is not read yet."""
+
+    place: str
+    name: str
+    layout: Layout
+    stamps: tuple[FileStamp, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One row of the history: a place where a checkpoint was seen, and what became of it."""
+
+    id: int
+    source: str
+    place: str
+    name: str
+    fingerprint: str
+    state: CheckpointState
+    since: str  # UTC, ISO 8601: when it entered this state
+    reasons: tuple[Reason, ...] = ()
+    digest: str | None = None  # known once its content was read whole
+    order: int | None = None  # its place in the order in which checkpoints were first seen ready
+    urgent: int | None = None  # its place among those that a person asked to fold now
+    duplicate_of: int | None = None  # the row that holds the same content
+
+
+# ---------------------------------------------------------------------------------------------------------- versions
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    """One file of a version, relative to its folder."""
+
+    name: str
+    size: int  # bytes
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Version:
+    """One immutable result: totals, parent, and its cause."""
+
+    number: int
+    parent: int | None
+    cause: Cause
+    checkpoint: int | None  # id of the checkpoint that was folded
+    rule: str
+    totals: Totals
+    scale: float
+    digest: str  # over weights and slots
+    created_at: str  # UTC, ISO 8601
+    seconds: Mapping[str, float] = field(default_factory=dict)  # by step
+    bytes_read: int = 0
+    bytes_written: int = 0
+    slots_kept: bool = True
+    model_kept: bool = True
+
+    @property
+    def kept(self) -> bool:
+        """Whether the head may move here: the published folder is needed to serve it, the slots to fold on."""
+        return self.model_kept and self.slots_kept
+
+    def __str__(self) -> str:
+        return f"v{self.number}"
+
+
+@dataclass(frozen=True)
+class Move:
+    """One move of the head."""
+
+    id: int
+    from_version: int | None
+    to_version: int
+    who: str
+    why: str
+    at: str  # UTC, ISO 8601
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try to fold a checkpoint; without an outcome, a crash ended it."""
+
+    id: int
+    checkpoint: int
+    started_at: str
+    outcome: str | None
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """What a gate sees of a drafted version."""
+
+    version: int
+    parent: int | None
+    checkpoint: str  # name
+    model: str | None  # path of the drafted model folder; None while only the norms are known
+    totals: Totals
+    weights: Mapping[str, WeightReport]
+
+
+@dataclass(frozen=True)
+class News:
+    """What a hook is told: the head has moved."""
+
+    id: int  # the move's; the same news may come twice, never out of order
+    version: int
+    before: int | None
+    who: str
+    why: str
+    model: str  # path of the published model folder
+    digest: str
+    at: str

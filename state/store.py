@@ -1,0 +1,218 @@
+"""The files of a state directory: drafts, versions, published models, and the link to the head.
+
+A draft is worth nothing until it is renamed in, and what is renamed in is worth nothing until the history has its row.
+So a crash anywhere leaves either the old head or the new one, and folders without a row, which `sweep` removes.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .errors import Damaged
+from .headers import layout_of
+from .records import FileDigest, Layout
+
+PRIVATE, PUBLIC = 0o700, 0o755  # folders; files are 0600 and 0644
+
+
+class Store:
+    """One state directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.database = root / "mergd.db"
+        self.lock = root / "lock"
+        self.versions = root / "versions"
+        self.models = root / "models"
+        self.drafts = root / "drafts"
+        self.current = self.models / "current"
+
+    def create(self) -> None:
+        """Make the folders. Others may pass through the root, to the models and the status; nothing else."""
+        for folder, mode in (
+            (self.root, PUBLIC),
+            (self.models, PUBLIC),
+            (self.versions, PRIVATE),
+            (self.drafts, PRIVATE),
+        ):
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(mode)
+        sync_folder(self.root)
+
+    def model(self, number: int) -> Path:
+        """Return the published model folder of a version."""
+        return self.models / folder_name(number)
+
+    # --------------------------------------------------------------------------------------------------------- drafts
+
+    def draft(self, number: int) -> "Draft":
+        """Open an empty draft for a version."""
+        folder = self.drafts / folder_name(number)
+        shutil.rmtree(folder, ignore_errors=True)
+        return Draft(folder)
+
+    def install(self, draft: "Draft", number: int) -> None:
+        """Rename a sealed draft in: its slots, then its model. It counts only once the history has the version's row."""
+        for made, place in ((draft.slots, self.versions), (draft.model, self.models)):
+            target = place / folder_name(number)
+            if target.exists():  # left by a crash: the history has no such version
+                shutil.rmtree(target)
+            made.rename(target)
+            sync_folder(place)
+        draft.drop()
+
+    def point(self, number: int | None) -> None:
+        """Let `models/current` lead to a version; whoever reads the link sees the old target or the new one."""
+        if number is None:
+            return
+        aside = self.models / ".current"
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(folder_name(number))
+        aside.rename(self.current)
+        sync_folder(self.models)
+
+    # ----------------------------------------------------------------------------------------------- kept and dropped
+
+    def slot_layouts(self, number: int) -> dict[tuple[str, str], Layout]:
+        """Return where a version's slots lie, by (statistic, slot)."""
+        folder = self.versions / folder_name(number)
+        layouts: dict[tuple[str, str], Layout] = {}
+        for entry in self.manifest(number)["slots"]:
+            path = folder / entry["name"]
+            if not path.is_file() or path.stat().st_size != entry["size"]:
+                raise Damaged(f"{path} is not as it was written", "roll back to a version whose files are whole")
+            layouts[entry["statistic"], entry["slot"]] = layout_of([path])
+        return layouts
+
+    def manifest(self, number: int) -> dict[str, Any]:
+        """Return a version's manifest."""
+        path = self.versions / folder_name(number) / "manifest.json"
+        try:
+            return dict(json.loads(path.read_text()))
+        except (OSError, ValueError) as error:
+            raise Damaged(f"{path} cannot be read: {error}", "roll back to a version whose files are whole") from None
+
+    def whole(self, number: int) -> bool:
+        """Whether every file of a published model has the size that its manifest says; nothing is read."""
+        folder = self.model(number)
+        files = self.manifest(number)["model"]
+        return all((folder / f["name"]).is_file() and (folder / f["name"]).stat().st_size == f["size"] for f in files)
+
+    def damaged(self, number: int) -> list[str]:
+        """Read a version's files, and return the names of those that are not as its manifest says."""
+        manifest = self.manifest(number)
+        places = ((self.versions / folder_name(number), manifest["slots"]), (self.model(number), manifest["model"]))
+        return [
+            str((folder / file["name"]).relative_to(self.root))
+            for folder, files in places
+            for file in files
+            if sha256_of(folder / file["name"]) != file["sha256"]
+        ]
+
+    def drop(self, number: int) -> None:
+        """Delete a version's slots and published model, aside first so that nobody finds half of it. Its manifest stays."""
+        for path in (self.versions / folder_name(number)).glob("slots-*"):
+            path.unlink()
+        aside = self.drafts / f"dropped-{folder_name(number)}"
+        if self.model(number).exists():
+            self.model(number).rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def sweep(self, known: Iterable[int]) -> list[str]:
+        """Remove drafts, and folders that the history has no version for; returns what was removed."""
+        keep = {folder_name(number) for number in known}
+        gone = [path for path in (*self.versions.iterdir(), *self.models.iterdir()) if _is_stray(path, keep)]
+        gone += self.drafts.iterdir()
+        for path in gone:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        return [str(path.relative_to(self.root)) for path in gone]
+
+    def used(self) -> int:
+        """Return the bytes that this state takes on disk."""
+        return sum(os.lstat(Path(at) / name).st_blocks * 512 for at, _, names in os.walk(self.root) for name in names)
+
+
+def _is_stray(path: Path, keep: set[str]) -> bool:
+    return path.name not in keep and path.name != "current"
+
+
+class Draft:
+    """A version being written, aside."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.slots = folder / "slots"
+        self.model = folder / "model"
+        for path, mode in ((folder, PRIVATE), (self.slots, PRIVATE), (self.model, PUBLIC)):
+            path.mkdir(mode=mode)
+            path.chmod(mode)
+
+    def seal(self, manifest: Mapping[str, Any]) -> None:
+        """Write the manifest, last, and sync the folders. The files in them were synced as they were written."""
+        write_file(
+            self.slots / "manifest.json", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode(), 0o600
+        )
+        for folder, _, _ in os.walk(self.model):
+            sync_folder(Path(folder))
+        sync_folder(self.slots)
+        sync_folder(self.folder)
+
+    def drop(self) -> None:
+        """Remove whatever was written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def folder_name(number: int) -> str:
+    """Return the name of a version's folders."""
+    return f"{number:06d}"
+
+
+def version_digest(slots: Sequence[FileDigest], model: Sequence[FileDigest]) -> str:
+    """Return the digest of a version, over its slots and its published weights."""
+    files = [["slots", asdict(file)] for file in slots] + [["model", asdict(file)] for file in model]
+    return hashlib.sha256(json.dumps(sorted(files, key=str), sort_keys=True).encode()).hexdigest()
+
+
+def write_file(path: Path, data: bytes, mode: int) -> FileDigest:
+    """Write a small new file, synced."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        os.fchmod(fd, mode)
+        done = 0
+        while done < len(data):
+            done += os.write(fd, data[done:])
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    return FileDigest(path.name, len(data), hashlib.sha256(data).hexdigest())
+
+
+def sha256_of(path: Path) -> str | None:
+    """Return the sha256 of a file, None if it is gone."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Replace a small file that others read: they see the old one or the new one. Not synced: it can be made again."""
+    aside = path.with_name(f".{path.name}")
+    aside.unlink(missing_ok=True)
+    write(aside)
+    aside.rename(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

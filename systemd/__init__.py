@@ -1,0 +1,1 @@
+"""The units, and an example configuration that a test loads."""
