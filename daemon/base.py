@@ -144,7 +144,7 @@ def kind_of(info: TensorInfo) -> WeightKind:
     """Decide by name and shape how a weight is treated: a matrix, a batch of matrices (3-D), a lookup, or other."""
     path = info.name.split(".")
     module = path[-2] if len(path) > 1 and path[-1] == "weight" else path[-1]
-    if len(info.shape) < 2 or len(info.shape) > 3:
+    if not 2 <= len(info.shape) <= 3 or 0 in info.shape:
         return "other"
     if LOOKUP.fullmatch(module):
         return "lookup"

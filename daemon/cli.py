@@ -12,6 +12,7 @@ import typer
 from ..state.errors import Abandoned, MergdError, NotPermitted, Usage
 from . import asking, display
 from .logs import log_to_stderr
+from .machine import settle_memory
 from .settings import Settings, find_config, new_config, read_settings, validate
 
 app = typer.Typer(
@@ -272,6 +273,7 @@ def _absolute_if_path(text: str) -> str:
 
 def main() -> None:
     """Run the command line; every error ends in one or two lines and its exit code."""
+    settle_memory()
     try:
         app()
     except MergdError as error:

@@ -15,8 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-import torch
-
 from ..plugins.sources.directory import Directory
 from ..state.errors import Abandoned, Busy, Damaged, MergdError, Misconfigured, NotPermitted, Unavailable
 from ..state.history import History
@@ -26,6 +24,7 @@ from ..state.store import Store
 from . import requests
 from .control import Answer, Ask
 from .intake import Intake
+from .machine import settle_threads
 from .opening import open_merge
 from .progress import Progress
 from .recovery import check_head, recover, wait_again
@@ -67,7 +66,7 @@ class Loop:
         self._lock = Lock(self._store.lock)
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._progress = Progress()
-        self._folding = ThreadPoolExecutor(1, "mergd-fold", _settle_torch, (settings.threads,))
+        self._folding = ThreadPoolExecutor(1, "mergd-fold", settle_threads, (settings.threads,))
         self._running: _Running | None = None
         self._waiting: list[_Waiting] = []
         self._again: set[int] = set()  # checkpoints that a person wants back
@@ -393,9 +392,3 @@ class Loop:
             "daemon": {"pid": os.getpid(), "doing": self._doing},
             "waits": {str(row): text for row, text in self._intake.waits.items()},
         }
-
-
-def _settle_torch(threads: int) -> None:
-    """Fix what torch would choose by load or machine: it runs on the folding thread, whose settings count."""
-    torch.set_num_threads(threads)
-    torch.backends.mkldnn.set_flags(False)  # type: ignore[no-untyped-call]  # its primitives cannot be made under MemoryDenyWriteExecute

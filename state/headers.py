@@ -4,6 +4,7 @@ The format (github.com/huggingface/safetensors, README): eight bytes of little-e
 {name: {dtype, shape, data_offsets}}, then the bytes of the tensors without gap or overlap.
 """
 
+import errno
 import json
 import math
 import os
@@ -13,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from .errors import Busy, NotPermitted, Refused
+from .errors import Busy, NotPermitted, Refused, Unavailable
 from .records import Layout, Reason, TensorInfo
 
 MAX_HEADER = 16 * 2**20  # bytes; 30,000 tensors need about 4 MiB
@@ -37,10 +38,18 @@ def open_regular(path: str | Path) -> int:
         raise Busy(f"{path} is gone") from None
     except PermissionError:
         raise NotPermitted(f"cannot read {path} ({_owner(path)})", "let the daemon's user read it: chmod") from None
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG):  # a socket, or a bad link
+            raise Refused(_no_file(path)) from None
+        raise Unavailable(f"cannot open {path}: {error.strerror}", "it is tried again") from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise Refused(Reason("not-a-file", f"{path} is no regular file", "a file", "copy the weights themselves"))
+        raise Refused(_no_file(path))
     return fd
+
+
+def _no_file(path: str | Path) -> Reason:
+    return Reason("not-a-file", f"{path} is no regular file", "a file", "copy the weights themselves")
 
 
 def read_header(path: str | Path) -> dict[str, TensorInfo]:
@@ -87,8 +96,9 @@ def _tensors(path: str | Path, raw: bytes, data_start: int) -> list[TensorInfo]:
     try:
         if not raw.startswith(b"{"):
             raise ValueError("the header does not start with '{'")
-        entries = json.loads(raw, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-        entries.pop("__metadata__", None)
+        entries = json.loads(raw.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        if not isinstance(entries.pop("__metadata__", {}), dict):
+            raise TypeError("its __metadata__ is no object")
         tensors = [_tensor(str(path), name, entry, data_start) for name, entry in entries.items()]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _bad(path, f"a header that cannot be read ({error})", "a safetensors header") from None
@@ -107,9 +117,11 @@ def _tensor(path: str, name: str, entry: dict[str, Any], data_start: int) -> Ten
         raise ValueError(f"a name of {len(name.encode())} bytes")
     if dtype not in ITEMSIZE:
         raise ValueError(f"{name!r} has dtype {dtype!r}, which mergd does not read")
-    if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
-        raise ValueError(f"{name!r} has a length that is no whole number")
+    if type(shape) is not list or not all(type(n) is int and 0 <= n < 2**48 for n in (*shape, begin, end)):
+        raise ValueError(f"{name!r} has a shape or place that cannot be")
     nbytes = ITEMSIZE[dtype] * math.prod(shape)
+    if math.prod(length or 1 for length in shape) >= 2**62:
+        raise ValueError(f"{name!r} has the shape {shape}")
     if end - begin != nbytes:
         raise ValueError(f"{name!r} has {end - begin} bytes for shape {shape} of {dtype}")
     return TensorInfo(name, dtype, tuple(shape), path, data_start + begin, nbytes)

@@ -101,7 +101,7 @@ def _shape(info: TensorInfo, rows: int) -> tuple[int, ...]:
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @dataclass(frozen=True)
@@ -181,12 +181,12 @@ class Writer:
     def write(self, name: str, block: Tensor) -> None:
         """Append the next block of rows of tensor `name`, cast to the planned dtype. Blocks come in `order`."""
         info = self._places[name]
-        if self._fd < 0 or self._offset == self._end:
+        while self._shard < 0 or info.file != str(self.folder / self._names[self._shard]):
+            assert self._offset == self._end, f"{name} out of order"
             self._next_file()
-        inside = info.start <= self._offset < info.start + info.nbytes or info.nbytes == 0
-        assert info.file == str(self.folder / self._names[self._shard]), f"{name} out of order"
-        assert inside, f"{name} out of order"
-        self._put(memory_of(block.to(self.dtype_of(name)).contiguous()) if block.numel() else memoryview(b""))
+        assert info.start <= self._offset <= info.start + info.nbytes, f"{name} out of order"
+        cast = block.to(self.dtype_of(name)).contiguous()  # named, because its memory is read below
+        self._put(memory_of(cast))
 
     def _next_file(self) -> None:
         self._close_file()

@@ -69,11 +69,15 @@ class Sum:
 
     def fold(self, kept: Slots, u: Update, w: Weight, before: int, prepared: Slots) -> Folded:
         """Add the checkpoint's term, as often as its share says."""
-        return Folded({name: kept[name].add(term, alpha=u.share) for name, term in self.term(u, w).items()})
+        return self._added(kept, u, w, u.share)
 
     def remove(self, kept: Slots, u: Update, w: Weight) -> Folded:
         """Take the checkpoint's term out again; exact but for rounding."""
-        return Folded({name: kept[name].sub(term, alpha=u.share) for name, term in self.term(u, w).items()})
+        return self._added(kept, u, w, -u.share)
+
+    def _added(self, kept: Slots, u: Update, w: Weight, share: float) -> Folded:
+        terms = self.term(u, w).items()
+        return Folded({name: kept[name].add(term.to(kept[name].dtype), alpha=share) for name, term in terms})
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ and lambda, and needs no lambda.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -121,7 +121,9 @@ class Accumulator:
         """Return the protected directions of each matrix: "U0", "V0" and so on, and "r0" as a scalar."""
         prepared: dict[str, Tensor] = {}
         for i, A in enumerate(_matrices(kept["accumulator"])):
-            if self.variant == "block" and self.alpha < 1:
+            if not A.any():  # nothing to protect: no checkpoint changed this weight
+                U, V, r = A.new_zeros(A.shape[0], 0), A.new_zeros(A.shape[1], 0), 0
+            elif self.variant == "block" and self.alpha < 1:
                 U, V = leading_directions(A, self.alpha)
                 r = U.shape[1]
             else:
@@ -173,6 +175,8 @@ class Opcm:
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
             raise ValueError("alpha must lie between 0 and 1")
+        if self.variant not in get_args(Variant):
+            raise ValueError(f"variant must be one of {', '.join(get_args(Variant))}")
 
     def keeps(self, w: Weight) -> tuple[Statistic, ...]:
         """Return the accumulator for matrices, and the plain sum for all else: A' = A + D."""

@@ -1,0 +1,24 @@
+"""Fixes what torch and the allocator would else choose by machine, load or history: threads, routes, kept memory."""
+
+import ctypes
+
+RETURNED = 1 << 20  # bytes: a block of at least this size goes back to the system when it is freed
+M_MMAP_THRESHOLD = -3  # glibc, malloc.h
+
+
+def settle_threads(threads: int) -> None:
+    """Fix torch's threads for the calling thread: another number can change the last bit of a matrix product."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.backends.mkldnn.set_flags(False)  # type: ignore[no-untyped-call]  # fails under MemoryDenyWriteExecute
+
+
+def settle_memory() -> None:
+    """Have glibc give large blocks back: by default it learns to keep blocks of up to 32 MB, and they pile up.
+
+    Measured on a fold with a 1 GB embedding: 595 MB of anonymous memory without this, 318 MB with it.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # another C library may have none
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, RETURNED)

@@ -1,0 +1,192 @@
+"""What every fold rule must keep to, whoever wrote it: subclass RuleContract and give it a fixture `rule`."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from math import inf, isfinite, nan
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+import torch
+from contracts.streaming import Stream, empty_slots, fold_once, relative_error
+from torch import Tensor
+
+from mergd.plugins.rules.interface import Rule, Statistic, Sum, Update
+from mergd.state.records import Totals, Weight
+
+WEIGHTS = (
+    Weight("tall", (9, 4), "matrix"),
+    Weight("wide", (4, 9), "matrix"),
+    Weight("batch", (3, 5, 4), "matrix"),
+    Weight("lookup", (11, 4), "lookup"),
+    Weight("bias", (6,), "other"),
+    Weight("scalar", (), "other"),
+    Weight("no_rows", (0, 4), "matrix"),
+)
+TOTALS = [Totals(), Totals(1, 1.0), Totals(3, 2.5, 1.0, 0.0), Totals(3, 2.5, 0.0, 1.0), Totals(3, 3.0, nan, inf)]
+
+Checkpoint = dict[str, Tensor]
+
+
+def checkpoint(seed: int, factor: float = 1.0) -> Checkpoint:
+    """Return the task vectors of one checkpoint, float32."""
+    generator = torch.Generator().manual_seed(seed)
+    return {w.name: factor * torch.randn(w.shape, generator=generator) for w in WEIGHTS}
+
+
+STREAMS = {
+    "five checkpoints": [checkpoint(seed) for seed in range(5)],
+    "the first equals the base": [checkpoint(0, 0.0), checkpoint(1), checkpoint(2)],
+    "all equal the base": [checkpoint(0, 0.0)] * 3,
+    "the same again": [checkpoint(1)] * 3,
+    "they cancel": [checkpoint(1), checkpoint(1, -1.0), checkpoint(2)],
+    "very small": [checkpoint(seed, 1e-30) for seed in range(3)],
+    "very large": [checkpoint(seed, 1e15) for seed in range(3)],
+    "of very different norms": [checkpoint(1, 1e-6), checkpoint(2, 1e6), checkpoint(3)],
+}
+
+
+def stream_of(rule: Rule, checkpoints: list[Checkpoint]) -> Stream:
+    """Fold some checkpoints."""
+    stream = Stream(rule, WEIGHTS)
+    for tau in checkpoints:
+        stream.fold(tau)
+    return stream
+
+
+def parameters(rule_class: type[Any]) -> dict[str, Any]:
+    """Return the type of each parameter of a rule, by name."""
+    hints = get_type_hints(rule_class)
+    return {parameter.name: hints[parameter.name] for parameter in fields(rule_class)}
+
+
+def examples_of(rule_class: type[Any]) -> list[Rule]:
+    """Return a rule as it is by default, and with each choice of each parameter that has choices."""
+    return [rule_class()] + [
+        rule_class(**{name: choice})
+        for name, kind in parameters(rule_class).items()
+        for choice in (get_args(kind) if get_origin(kind) is Literal else ())
+        if choice != getattr(rule_class(), name)
+    ]
+
+
+def bad_values_for(kind: Any) -> tuple[Any, ...]:
+    """Return what no parameter of this type may be."""
+    return ("no such choice",) if get_origin(kind) is Literal else (nan, inf, -inf) if kind is float else ()
+
+
+def statistics(rule: Rule) -> Iterator[tuple[Statistic, Weight]]:
+    """Yield every statistic that a rule keeps, with its weight."""
+    return ((statistic, w) for w in WEIGHTS for statistic in rule.keeps(w))
+
+
+def sums(rule: Rule) -> Iterator[tuple[Sum, Statistic, Weight]]:
+    """Yield those that are sums, twice: under both of their types."""
+    return ((statistic, statistic, w) for statistic, w in statistics(rule) if isinstance(statistic, Sum))
+
+
+class RuleContract:
+    """The cases; none may be skipped."""
+
+    @pytest.fixture
+    def rule(self) -> Rule:
+        raise NotImplementedError
+
+    def test_a_rule_is_a_value(self, rule: Rule) -> None:
+        assert rule == type(rule)(**asdict(rule))
+        assert hash(rule) == hash(type(rule)(**asdict(rule)))
+
+    def test_equal_parameters_keep_equal_statistics(self, rule: Rule) -> None:
+        twin: Rule = type(rule)(**asdict(rule))
+        for w in WEIGHTS:
+            assert rule.keeps(w) == twin.keeps(w) != ()
+            assert len({*rule.keeps(w), *twin.keeps(w)}) == len(rule.keeps(w))
+
+    def test_bad_parameters_raise_value_error(self, rule: Rule) -> None:
+        for name, kind in parameters(type(rule)).items():
+            for bad in bad_values_for(kind):
+                with pytest.raises(ValueError, match=name):
+                    type(rule)(**{name: bad})
+
+    def test_slots_do_not_grow_with_the_folds(self, rule: Rule) -> None:
+        planned = [(slot.shape, slot.dtype) for slot in Stream(rule, WEIGHTS).slots()]
+        for count in (1, 5):
+            stream = stream_of(rule, STREAMS["five checkpoints"][:count])
+            assert [(slot.shape, slot.dtype) for slot in stream.slots()] == planned
+
+    def test_a_readout_has_its_weights_shape(self, rule: Rule) -> None:
+        readouts = stream_of(rule, STREAMS["five checkpoints"]).readouts
+        assert {name: tuple(readout.shape) for name, readout in readouts.items()} == {w.name: w.shape for w in WEIGHTS}
+
+    @pytest.mark.parametrize("case", STREAMS)
+    def test_slots_and_published_weights_are_finite(self, rule: Rule, case: str) -> None:
+        stream = stream_of(rule, STREAMS[case])
+        assert all(bool(tensor.isfinite().all()) for tensor in (*stream.slots(), *stream.published().values()))
+
+    @pytest.mark.parametrize("case", STREAMS)
+    def test_the_scale_is_positive_or_a_parameter(self, rule: Rule, case: str) -> None:
+        scale = stream_of(rule, STREAMS[case]).scale
+        assert isfinite(scale)
+        assert scale > 0 or scale in asdict(rule).values()
+
+    @pytest.mark.parametrize("totals", TOTALS, ids=str)
+    def test_no_totals_poison_the_scale(self, rule: Rule, totals: Totals) -> None:
+        assert isfinite(rule.scale(totals))
+
+    def test_the_same_checkpoints_in_the_same_order_give_the_same_bytes(self, rule: Rule) -> None:
+        one, other = (stream_of(rule, STREAMS["five checkpoints"]) for _ in range(2))
+        assert one.totals == other.totals
+        for pair in zip(
+            (*one.slots(), *one.readouts.values()), (*other.slots(), *other.readouts.values()), strict=True
+        ):
+            assert torch.equal(*pair)
+
+    def test_a_fold_leaves_its_inputs_alone(self, rule: Rule) -> None:
+        for statistic, w in statistics(rule):
+            kept = fold_once(statistic, w, empty_slots(statistic, w), checkpoint(1)[w.name]).slots
+            before, delta = {name: slot.clone() for name, slot in kept.items()}, checkpoint(2)[w.name]
+            fold_once(statistic, w, kept, delta)
+            assert torch.equal(delta, checkpoint(2)[w.name])
+            assert all(torch.equal(slot, before[name]) for name, slot in kept.items())
+
+    def test_what_was_prepared_changes_no_byte(self, rule: Rule) -> None:
+        for statistic, w in statistics(rule):
+            kept = fold_once(statistic, w, empty_slots(statistic, w), checkpoint(1)[w.name]).slots
+            update = Update(checkpoint(2)[w.name])
+            fresh = statistic.fold(kept, update, w, 1, {})
+            ready = statistic.fold(kept, update, w, 1, statistic.prepare(kept, w))
+            assert all(torch.equal(slot, fresh.slots[name]) for name, slot in ready.slots.items())
+
+    def test_blocks_of_rows_fold_as_the_whole_does(self, rule: Rule) -> None:
+        for statistic, w in statistics(rule):
+            if not statistic.rowwise(w) or not w.shape:
+                continue
+            kept = fold_once(statistic, w, empty_slots(statistic, w), checkpoint(1)[w.name]).slots
+            delta = checkpoint(2)[w.name]
+            whole = fold_once(statistic, w, kept, delta).slots
+            blocks = [
+                fold_once(statistic, w, {name: slot[i : i + 2] for name, slot in kept.items()}, delta[i : i + 2]).slots
+                for i in range(0, w.shape[0], 2)
+            ]
+            for name in whole if blocks else ():
+                found = torch.cat([block[name] for block in blocks])
+                torch.testing.assert_close(found, whole[name], atol=1e-6, rtol=1e-6)
+
+    def test_a_sum_does_not_know_its_order(self, rule: Rule) -> None:
+        for _, statistic, w in sums(rule):
+            results = []
+            for order in ((0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 0, 4, 1, 3)):
+                kept = empty_slots(statistic, w)
+                for seed in order:
+                    kept = dict(fold_once(statistic, w, kept, checkpoint(seed)[w.name]).slots)
+                results.append(kept)
+            for other in results[1:]:
+                assert all(relative_error(slot, results[0][name]) < 1e-6 for name, slot in other.items())
+
+    @pytest.mark.parametrize("share", [1.0, 0.5, 2.0])
+    def test_a_sum_forgets_what_is_removed(self, rule: Rule, share: float) -> None:
+        for sum_, statistic, w in sums(rule):
+            kept = fold_once(statistic, w, empty_slots(statistic, w), checkpoint(1)[w.name]).slots
+            update = Update(checkpoint(2)[w.name], share)
+            removed = sum_.remove(statistic.fold(kept, update, w, 1, {}).slots, update, w).slots
+            size = sum(float(checkpoint(seed)[w.name].norm()) for seed in (1, 2))
+            assert all(float((slot - kept[name]).norm()) <= 1e-6 * size for name, slot in removed.items())
