@@ -1,0 +1,103 @@
+"""Peak memory and time of a fold, measured on the real command line.
+
+A base model of small matrices and one large embedding is made, two fine-tunes of it are folded by `mergd run --once`,
+and the peak resident memory of that process is printed, with the time beside that of copying the same bytes.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from mergd.state.tensors import Planned, Writer
+
+WIDTH = 1024
+EMBEDDING_ROWS = 250_000  # x 1024 float32: 1.02 GB
+
+
+def shapes(gigabytes: float, embedding: bool) -> Iterator[Planned]:
+    """Yield the weights of a model: matrices of 4 MB with a bias each, and one large embedding."""
+    if embedding:
+        yield Planned("embed_tokens.weight", "F32", (EMBEDDING_ROWS, WIDTH))
+    for i in range(round(gigabytes * 1e9 / (4 * WIDTH * WIDTH))):
+        yield Planned(f"layers.{i}.proj.weight", "F32", (WIDTH, WIDTH))
+        yield Planned(f"layers.{i}.proj.bias", "F32", (WIDTH,))
+
+
+def make_model(folder: Path, seed: int, planned: list[Planned]) -> None:
+    """Write a model: a base from its own seed, and small steps from that base by another."""
+    folder.mkdir(parents=True)
+    with Writer(folder, "model", planned, {"format": "pt"}) as writer:
+        for number, (name, shape) in enumerate((p.name, p.shape) for p in planned):
+            for start in range(0, shape[0], 8192):
+                rows = (min(8192, shape[0] - start), *shape[1:])
+                base = torch.randn(rows, generator=torch.Generator().manual_seed(number * 1000 + start))
+                step = torch.randn(rows, generator=torch.Generator().manual_seed(seed * 10**6 + number * 1000 + start))
+                writer.write(name, base + 0.01 * step if seed else base)
+        writer.finish()
+
+
+def mergd(*words: str) -> float:
+    """Run a command of mergd and return its seconds."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-m", "mergd", *words], check=True)
+    return time.monotonic() - began
+
+
+def copy_seconds(model: Path, target: Path) -> float:
+    """Return the seconds that writing and syncing the same bytes takes."""
+    began = time.monotonic()
+    shutil.copy(model, target)
+    with target.open("rb+") as file:
+        os.fsync(file.fileno())
+    seconds = time.monotonic() - began
+    target.unlink()
+    return seconds
+
+
+def main() -> None:
+    """Measure, and print one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gb", type=float, default=2.0, help="gigabytes of small matrices")
+    parser.add_argument("--no-embedding", action="store_true", help="leave the 1 GB embedding out")
+    parser.add_argument("--folds", type=int, default=2)
+    parser.add_argument("--limit-mb", type=float, default=700.0, help="exit 1 if the peak is above")
+    arguments = parser.parse_args()
+    planned = list(shapes(arguments.gb, not arguments.no_embedding))
+    with tempfile.TemporaryDirectory(dir=".") as name:
+        work = Path(name)
+        for seed in range(arguments.folds + 1):
+            make_model(work / ("base" if seed == 0 else f"drop/fine-tune-{seed}"), seed, planned)
+        copying = copy_seconds(work / "base" / "model.safetensors", work / "copy")
+        config = str(work / "mergd.toml")
+        mergd("init", "--base", str(work / "base"), "--watch", str(work / "drop"), "--state", str(work / "state"),
+              "--existing", "fold", "--config", config)  # fmt: skip
+        initial = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        seconds = mergd("run", "--once", "-c", config)
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        log = [json.loads(line) for line in (work / "state" / "log.jsonl").read_text().splitlines()]
+    result = {
+        "model_gb": sum(p.nbytes for p in planned) / 1e9,
+        "folds": len(log),
+        "peak_rss_mb": round(peak / 1024),
+        "init_peak_rss_mb": round(initial / 1024),
+        "seconds_per_fold": round(seconds / len(log), 1),
+        "copy_seconds": round(copying, 1),
+        "steps": log[0]["seconds"],
+        "bytes_read_per_model_byte": round(log[0]["bytes_read"] / sum(p.nbytes for p in planned), 2),
+    }
+    print(json.dumps(result))
+    sys.exit(0 if result["peak_rss_mb"] <= arguments.limit_mb else 1)
+
+
+if __name__ == "__main__":
+    main()
