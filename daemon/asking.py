@@ -3,7 +3,6 @@
 import json
 import os
 import pwd
-import shutil
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,6 @@ from .status import describe_checkpoint, describe_log, describe_version
 from .status import status as describe_status
 
 if TYPE_CHECKING:
-    from .base import Base
     from .requests import AnyRequest
 
 LIVE = ("doing", "trouble", "daemon", "gates", "waits")  # keys of status.json that only a daemon knows
@@ -180,76 +178,3 @@ def verify(settings: Settings, version: str | None) -> list[str]:
         versions = [find_version(history, version)] if version else history.versions()
         store = _store(settings)
         return [file for v in versions if v.kept for file in store.damaged(v.number)]
-
-
-# ---------------------------------------------------------------------------------------------------------- printing
-
-
-def print_cost(settings: Settings, base: "Base") -> None:
-    """Say what was found in the base model and what a version costs on disk."""
-    from .opening import make_rule
-    from .worker import version_bytes
-
-    need = version_bytes(base, make_rule(settings.rule, settings.parameters), settings.out_dtype)
-    free = shutil.disk_usage(settings.state).free
-    display.out.print(
-        f"base model: {len(base.weights)} weights to fold, {len(base.fixed)} copied as they are, digest {base.digest[:12]}\n"
-        f"each version takes {display.size(need)} on disk; {display.size(free)} are free, "
-        f"and the newest {settings.keep_last} versions are kept"
-    )
-
-
-def print_status(answer: Mapping[str, Any]) -> None:
-    """Print the status for people."""
-    daemon = answer.get("daemon")
-    gates = answer.get("gates") or []
-    totals = answer.get("totals") or {}
-    disk = answer.get("disk") or {}
-    counts = ("folded", "waiting", "settling", "held", "refused", "blocked")
-    display.facts(
-        {
-            "head": f"v{answer['head']}" if answer.get("head") else "none yet",
-            "published": answer.get("published"),
-            "doing": answer.get("doing") or ("waiting for checkpoints" if daemon else "no daemon runs"),
-            "trouble": answer.get("trouble"),
-            "paused": _paused(answer.get("paused")),
-            "checkpoints": ", ".join(f"{answer.get(key, 0)} {key}" for key in counts if answer.get(key)) or "none yet",
-            "gates": ", ".join(gates) or "none is set: every checkpoint that is admitted goes live",
-            "rule": f"{answer.get('rule')} {answer.get('parameters') or ''}".strip(),
-            "totals": ", ".join(f"{key} {value:.6g}" for key, value in totals.items()),
-            "disk": f"{display.size(disk['used'])} used, {display.size(disk['free'])} free" if disk else "",
-        }
-    )
-
-
-def _paused(paused: Mapping[str, Any] | None) -> str:
-    return f"since {paused['since']} by {paused['who']}: {paused['why'] or 'no reason given'}" if paused else ""
-
-
-def print_check(answer: Mapping[str, Any]) -> None:
-    """Print a verdict for people."""
-    if answer["decision"] == "incomplete":
-        display.out.print(f"not complete: {display.safe(answer['waits_for'])}")
-    elif answer["decision"] == "admitted":
-        display.out.print("it would be admitted")
-    for reason in answer["reasons"]:
-        display.out.print(f"{answer['decision']}: {display.safe(reason['code'])}")
-        display.facts({f"  {key}": reason[key] for key in ("found", "expected", "next_step")})
-
-
-def print_folded(answer: Mapping[str, Any]) -> None:
-    """Print how an asked fold ended."""
-    for item in answer["checkpoints"]:
-        display.out.print(f"{display.safe(item['name'])}: {item['state']}")
-        for reason in item["reasons"]:
-            display.out.print(f"  {display.safe(reason)}")
-    display.out.print(f"the head is v{answer['head']}" if answer["head"] else "there is no version yet")
-
-
-def print_shown(answer: Mapping[str, Any]) -> None:
-    """Print a version or a checkpoint."""
-    from ..state.records import WeightReport
-
-    display.facts({key: value for key, value in answer.items() if key != "weights"})
-    if answer.get("weights"):
-        display.out.print(display.weights({name: WeightReport(**report) for name, report in answer["weights"].items()}))

@@ -4,13 +4,14 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from ..state.errors import Abandoned, MergdError, NotPermitted, Usage
-from . import asking, display
+from . import answers, asking, display
 from .logs import log_to_stderr
 from .machine import settle_memory
 from .settings import Settings, find_config, new_config, read_settings, validate
@@ -33,7 +34,7 @@ ConfigOption = Annotated[
         "--config",
         "-c",
         metavar="PATH",
-        help="The configuration file [else: -n, $MERGD_CONFIG, ./mergd.toml, /etc/mergd/mergd.toml].",
+        help="The configuration file (else -n, $MERGD_CONFIG, ./mergd.toml, /etc/mergd/mergd.toml).",
     ),
 ]
 NameOption = Annotated[str | None, typer.Option("-n", "--name", metavar="NAME", help="Use /etc/mergd/NAME.toml.")]
@@ -83,11 +84,8 @@ def init(
     base_model = str(Path(base).expanduser().resolve()) if Path(base).expanduser().exists() else base
     chosen = {"base_model": base_model, "watch": watch, "state": state, "rule": rule, "existing": existing}
     settings = validate(chosen | {"threads": len(os.sched_getaffinity(0))}, "the command line")
-    found, seen = initialise(settings, path, Progress())
-    asking.print_cost(settings, found)
-    for row in seen:
-        display.out.print(f"  {display.safe(row.name)}: {row.state}")
-    display.out.print(f"configuration: {display.safe(path)}\nnext: mergd run -c {display.safe(path)}")
+    found = initialise(settings, path, Progress())
+    answers.initialised(settings, path, found)
 
 
 @app.command()
@@ -128,7 +126,7 @@ def check(
     if path is None:
         raise Usage("check what? Give the PATH of a checkpoint", "to check the state's own files: mergd verify")
     answer = asking.check(_settings(context, config, name), path)
-    _print(answer, as_json, lambda: asking.print_check(answer))
+    _print(answer, as_json, lambda: answers.verdict(answer))
     raise typer.Exit({"admitted": 0, "refused": 65}.get(answer["decision"], 75))
 
 
@@ -146,7 +144,7 @@ def fold(
 
     request = Fold(checkpoints=tuple(_absolute_if_path(text) for text in checkpoints), again=again)
     answer = asking.ask(_settings(context, config, name), request)
-    _print(answer, as_json, lambda: asking.print_folded(answer))
+    _print(answer, as_json, lambda: answers.folded(answer))
     if any(item["state"] != "folded" for item in answer["checkpoints"]):
         raise typer.Exit(65)
 
@@ -157,7 +155,7 @@ def list_(
 ) -> None:
     """Every checkpoint: its state, since when, the reasons, and what it waits for."""
     rows = asking.checkpoints(_settings(context, config, name))
-    _print(rows, as_json, lambda: display.out.print(display.checkpoints(rows)))
+    _print(rows, as_json, lambda: answers.checkpoints(rows))
 
 
 # ---------------------------------------------------------------------------------------------------------- versions
@@ -175,7 +173,7 @@ def status(
     answer = asking.status(_settings(context, config, name))
     if check:
         raise typer.Exit(0 if asking.is_well(answer) else 1)
-    _print(answer, as_json, lambda: asking.print_status(answer))
+    _print(answer, as_json, lambda: answers.status(answer))
 
 
 @app.command()
@@ -184,7 +182,7 @@ def log(
 ) -> None:
     """The versions, newest first, as a small graph where history branches."""
     answer = asking.log(_settings(context, config, name))
-    _print(answer, as_json, lambda: display.lines(display.graph(answer)))
+    _print(answer, as_json, lambda: answers.log(answer))
 
 
 @app.command()
@@ -197,13 +195,13 @@ def show(
 ) -> None:
     """One version: cause, totals, per-weight statistics, seconds by step. Or a checkpoint's story."""
     answer = asking.show(_settings(context, config, name), what)
-    _print(answer, as_json, lambda: asking.print_shown(answer))
+    _print(answer, as_json, lambda: answers.shown(answer))
 
 
 @app.command()
 def rollback(
     context: typer.Context,
-    version: Annotated[str | None, typer.Argument(help="7, v7, head~2 [default: where the head was before].")] = None,
+    version: Annotated[str | None, typer.Argument(help="7, v7, head~2; where the head was before if left out.")] = None,
     pause: Annotated[
         bool, typer.Option("--pause", help="And pause, so that nothing is folded until mergd resume.")
     ] = False,
@@ -215,7 +213,7 @@ def rollback(
     from .requests import Rollback
 
     answer = asking.ask(_settings(context, config, name), Rollback(version=version, pause=pause))
-    _print(answer, as_json, lambda: display.rolled_back(answer))
+    _print(answer, as_json, lambda: answers.rolled_back(answer))
 
 
 @app.command()
@@ -244,7 +242,7 @@ def resume(context: typer.Context, config: ConfigOption = None, name: NameOption
 @app.command()
 def verify(
     context: typer.Context,
-    version: Annotated[str | None, typer.Argument(help="7, v7, head [default: every kept version].")] = None,
+    version: Annotated[str | None, typer.Argument(help="7, v7, head; every kept version if left out.")] = None,
     config: ConfigOption = None,
     name: NameOption = None,
 ) -> None:
@@ -260,7 +258,7 @@ def verify(
 # --------------------------------------------------------------------------------------------------------- the frame
 
 
-def _print(value: Any, as_json: bool, show: Any) -> None:
+def _print(value: Any, as_json: bool, show: Callable[[], None]) -> None:
     if as_json:
         sys.stdout.write(json.dumps(value, indent=1) + "\n")
     else:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,21 @@ from .base import Base, examine, locate
 from .intake import Intake
 from .opening import make_rule, pins_of
 from .progress import Progress
+from .publishing import version_bytes
 from .settings import Settings, check_apart
 
 
-def initialise(settings: Settings, config: Path, progress: Progress) -> tuple[Base, list[Checkpoint]]:
-    """Create the state and the configuration file; returns the base model and what lies in the folder already.
+@dataclass(frozen=True)
+class Initialised:
+    """What init found."""
+
+    base: Base
+    version_bytes: int  # what each version takes on disk
+    existing: list[Checkpoint]  # what lies in the watched folder already
+
+
+def initialise(settings: Settings, config: Path, progress: Progress) -> Initialised:
+    """Create the state and the configuration file.
 
     Raises Misconfigured where either is there already: nothing is ever overwritten.
     """
@@ -45,7 +55,7 @@ def initialise(settings: Settings, config: Path, progress: Progress) -> tuple[Ba
     finally:
         lock.release()
     write_config(settings.model_copy(update={"parameters": asdict(rule)}), config)
-    return base, seen
+    return Initialised(base, version_bytes(base, rule, settings.out_dtype), seen)
 
 
 def _take_existing(settings: Settings, base: Base, history: History) -> list[Checkpoint]:

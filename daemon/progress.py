@@ -46,6 +46,8 @@ class Progress:
         return elapsed * (self.all_bytes - self.nbytes) / self.nbytes if self.nbytes and elapsed > 1 else None
 
     def __str__(self) -> str:
+        if not self.all_weights:
+            return self.doing or "done"
         left = self.seconds_left()
         ending = f", {left:.0f} s left" if left is not None else ""
         return f"{self.doing} {self.weights}/{self.all_weights} weights{ending}"

@@ -11,18 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..plugins.rules.interface import Rule
 from ..state.errors import Refused
 from ..state.records import FileDigest, Readout, Reason
 from ..state.store import Draft, write_file
 from ..state.tensors import Planned, Reader, Writer
 from .base import Base, float32_bytes, row_blocks
 from .progress import Progress
+from .settings import Settings
 
 PUBLIC_FILE = 0o644
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".npz",
            ".onnx_data", ".tflite", ".mlmodel", ".safetensors.index.json", ".bin.index.json", ".h5.index.json")  # fmt: skip
 NOT_COPIED = ("readme", ".git", "trainer_state.json", "training_args")  # by how the name begins
 CODE = (".py", ".pyc", ".so")
+OUT_DTYPE = {"base": None, "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 CONFIG_DTYPE = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -36,32 +39,23 @@ class Published:
 
 
 def publish(
-    base: Base,
-    readouts: Mapping[str, Readout],
-    scale: float,
-    draft: Draft,
-    *,
-    out_dtype: str | None,
-    shard_size: int,
-    copy_code: bool,
-    memory: int,
-    progress: Progress,
+    base: Base, readouts: Mapping[str, Readout], scale: float, draft: Draft, settings: Settings, progress: Progress
 ) -> Published:
     """Write the draft's model folder.
 
-    `out_dtype` is the dtype of the folded weights ("BF16", ...), None for the base's own.
-    Raises Refused where a finite weight does not fit into the dtype, Abandoned on request.
+    Raises Refused where a finite weight does not fit into `out_dtype`, Abandoned on request.
     """
+    out_dtype = OUT_DTYPE[settings.out_dtype]
     progress.begin("publishing", len(base.layout.tensors), base.layout.nbytes)
     planned = plan(base, out_dtype)
     with ExitStack() as stack:
         source = stack.enter_context(Reader(base.layout))
         opened = _Readouts(readouts, stack)
         writer = stack.enter_context(
-            Writer(draft.model, "model", planned, {"format": "pt"}, shard_size, mode=PUBLIC_FILE)
+            Writer(draft.model, "model", planned, {"format": "pt"}, settings.shard_size, mode=PUBLIC_FILE)
         )
         for name in writer.order:
-            _write_weight(base, name, source, opened, scale, writer, memory, progress)
+            _write_weight(base, name, source, opened, scale, writer, settings.memory, progress)
             progress.next_weight()
         layout = writer.finish()
         files = [*writer.files]
@@ -72,7 +66,7 @@ def publish(
             "weight_map": {name: Path(info.file).name for name, info in layout.tensors.items()},
         }
         files.append(_write_json(draft.model / "model.safetensors.index.json", index))
-    files += _copy_side_files(base, draft.model, out_dtype, copy_code)
+    files += _copy_side_files(base, draft.model, out_dtype, settings.copy_code)
     progress.end()
     return Published(files, read, written)
 
@@ -205,3 +199,9 @@ def _write_json(path: Path, value: Any) -> FileDigest:
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def version_bytes(base: Base, rule: Rule, out_dtype: str) -> int:
+    """Return what one version takes on disk, in bytes: slots and published weights."""
+    slots = sum(spec.nbytes for w in base.weights for s in rule.keeps(w) for spec in s.slots(w).values())
+    return slots + sum(tensor.nbytes for tensor in plan(base, OUT_DTYPE[out_dtype]))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -10,8 +10,10 @@ from ..state.errors import Busy, Damaged, Refused, Usage
 from ..state.history import History
 from ..state.records import Checkpoint, Version
 from ..state.store import Store
-from .intake import Intake
 from .naming import absolute, find_checkpoint, find_version
+
+if TYPE_CHECKING:  # the client side of the socket needs no torch
+    from .intake import Intake
 
 
 class _Request(BaseModel):
@@ -114,7 +116,7 @@ def resume(history: History) -> dict[str, Any]:
     return {"was_paused": history.resume()}
 
 
-def queue(request: Fold, history: History, intake: Intake, sight: Callable[[Path], Any]) -> list[int]:
+def queue(request: Fold, history: History, intake: "Intake", sight: Callable[[Path], Any]) -> list[int]:
     """Put checkpoints before all others, in this order; returns their rows. Nothing is queued unless all can be."""
     paused = history.paused()
     if paused:
@@ -127,7 +129,9 @@ def queue(request: Fold, history: History, intake: Intake, sight: Callable[[Path
     return [row.id for row in rows]
 
 
-def _row_to_fold(text: str, again: bool, history: History, intake: Intake, sight: Callable[[Path], Any]) -> Checkpoint:
+def _row_to_fold(
+    text: str, again: bool, history: History, intake: "Intake", sight: Callable[[Path], Any]
+) -> Checkpoint:
     place = absolute(text) if absolute(text).exists() else Path(find_checkpoint(history, text).place)
     sighting = sight(place)
     if sighting is None:

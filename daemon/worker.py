@@ -1,242 +1,124 @@
-"""The worker makes a version of a ready checkpoint: draft, fold, gates, publish, commit, link, hooks, retention.
+"""The worker takes a ready checkpoint to its version: it begins the attempt, and commits or records what drafting made.
 
-`draft` runs on the folding thread and touches only files; all else runs on the one thread that writes the history.
+It runs on the one thread that writes the history.
 """
 
+import errno
 import logging
 import shutil
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ..plugins.rules.interface import Rule
-from ..state.clock import utc_now
-from ..state.errors import Busy, Refused
+from ..state.errors import Abandoned, Busy, Damaged, Misconfigured, NotPermitted
 from ..state.history import History
-from ..state.records import ADMITTED, Candidate, Checkpoint, Drafted, News, Reason, Sighting, Verdict, Version
-from ..state.store import Draft, Store, version_digest
+from ..state.records import ADMITTED, Candidate, Checkpoint, Reason, Sighting, Verdict
+from ..state.store import Store
 from .admission import examine
-from .base import Base
-from .folding import FoldResult, Head, content_digest, fold, plan_slots
+from .drafting import Job, Made, Outcome, Touched
 from .opening import Merge
-from .progress import Progress
-from .publishing import Published, plan, publish
-from .recovery import check_head
+from .publishing import version_bytes
+from .recovery import check_head, wait_again
 from .retention import to_drop
 from .settings import Settings
+from .telling import tell_hooks
 
 log = logging.getLogger(__name__)
 
 RESERVE = 64 * 2**20  # bytes that stay free for the history
-OUT_DTYPE = {"base": None, "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-
-
-@dataclass(frozen=True)
-class Job:
-    """One attempt at a fold: what the folding thread needs to know."""
-
-    attempt: int
-    checkpoint: Checkpoint
-    candidate: Candidate
-    number: int
-    parent: Version | None
-    folded_here: frozenset[str]  # digests folded from this place before; empty if a person asked for this one too
-    again: bool = False  # a person wants it back, though an earlier version on another branch holds it
-
-
-@dataclass(frozen=True)
-class Made:
-    """A sealed draft, and what its row in the history will say."""
-
-    draft: Draft
-    version: Version
-    result: FoldResult
+RETRY_AFTER = 30.0  # seconds, after a failure that is nobody's fault; doubled each time
 
 
 class Worker:
     """One merge's worker."""
 
     def __init__(
-        self,
-        settings: Settings,
-        merge: Merge,
-        store: Store,
-        history: History,
-        sight: Callable[[Path], Sighting | None],
+        self, settings: Settings, merge: Merge, store: Store, history: History, sight: Callable[[Path], Sighting | None]
     ) -> None:
-        self.settings, self.merge, self.store, self.history = settings, merge, store, history
+        self.settings = settings
         self.trouble = ""  # what keeps folding from going on by itself, such as a full disk
-        self._sight = sight
+        self._merge, self._store, self._history, self._sight = merge, store, history, sight
+        self._later: dict[int, float] = {}  # checkpoint -> when it may be tried again (monotonic seconds)
 
-    # --------------------------------------------------------------------------------------------- what to do next
+    # -------------------------------------------------------------------------------------------------------- begin
+
+    def next_ready(self) -> Checkpoint | None:
+        """Return the checkpoint whose turn it is."""
+        now = time.monotonic()
+        return next((row for row in self._history.checkpoints.ready() if self._later.get(row.id, now) <= now), None)
 
     def begin(self, row: Checkpoint, *, again: bool = False) -> Job | None:
         """Read a ready checkpoint's headers again, write the attempt and return the job.
 
-        None if the disk is too full, or if it is not ready after all: then it settles again.
+        None if the disk is too full, or if it is not ready after all: then it settles again. Raises Damaged if the head
+        is not as it was written: nothing is folded onto it.
         """
-        check_head(self.store, self.history)
+        check_head(self._store, self._history)
         if not self._disk_suffices():
             return None
+        checkpoints = self._history.checkpoints
         candidate = self._candidate(row)
         if candidate is None:
-            self.history.checkpoints.set_state(row.id, "settling", urgent=None)
+            checkpoints.set_state(row.id, "settling", urgent=None)
             return None
-        attempt = self.history.checkpoints.begin_attempt(row.id)
-        here = frozenset() if row.urgent else self.history.checkpoints.digests_from(row.place)
-        return Job(attempt, row, candidate, self.history.next_number(), self.history.head(), here, again)
+        here = frozenset[str]() if row.urgent else checkpoints.digests_from(row.place)
+        attempt = checkpoints.begin_attempt(row.id)
+        return Job(attempt, row, candidate, self._history.next_number(), self._history.head(), here, again)
 
     def _candidate(self, row: Checkpoint) -> Candidate | None:
         sighting = self._sight(Path(row.place))
         if sighting is None or sighting.fingerprint != row.fingerprint:
             return None
         try:
-            candidate, verdict = examine(sighting, self.merge.base)
-        except Busy:
+            candidate, verdict = examine(sighting, self._merge.base)
+        except (Busy, NotPermitted):
             return None
         return candidate if verdict == ADMITTED else None
 
     def _disk_suffices(self) -> bool:
         """Compare what a version needs with what is free, before its first byte is written."""
-        need = version_bytes(self.merge.base, self.merge.rule, self.settings.out_dtype) + RESERVE
-        free = shutil.disk_usage(self.store.root).free
-        full = free < need
-        self.trouble = f"disk full: a version needs {need:,} bytes, {free:,} are free" if full else ""
-        if full:
+        need = version_bytes(self._merge.base, self._merge.rule, self.settings.out_dtype) + RESERVE
+        free = shutil.disk_usage(self._store.root).free
+        self.trouble = f"disk full: a version needs {need:,} bytes, {free:,} are free" if free < need else ""
+        if self.trouble:
             self.retain()
-        return not full
+        return not self.trouble
 
-    # ----------------------------------------------------------------------------------------- on the folding thread
+    # ------------------------------------------------------------------------------------------------------- finish
 
-    def draft(self, job: Job, progress: Progress) -> Made | Verdict:
-        """Fold, judge, publish and seal one draft, aside. Touches no row; raises what its steps raise."""
-        progress.seconds.clear()
-        if job.folded_here and (verdict := self._compare(job, progress)) != ADMITTED:
-            return verdict
-        draft = self.store.draft(job.number)
-        made: Made | Verdict | None = None
-        try:
-            made = self._make(job, draft, progress)
-        except Refused as refusal:
-            made = Verdict("refused", refusal.reasons)
-        finally:
-            if not isinstance(made, Made):
-                draft.drop()
-        return made
+    def finish(self, job: Job, outcome: Outcome, who: str) -> Checkpoint:
+        """Commit what was made, or record why nothing was; returns the checkpoint as it is now.
 
-    def _compare(self, job: Job, progress: Progress) -> Verdict:
-        """Hold a checkpoint whose place had other content before; its files may only have been touched."""
-        digest = content_digest(job.candidate, self.settings.memory, progress)
-        if digest in job.folded_here:
-            return ADMITTED
-        found = "other content than what was folded from this place before"
-        next_step = f"to fold it as one more checkpoint: mergd fold {job.checkpoint.place}"
-        return Verdict("held", (Reason("changed", found, "a new name for a new checkpoint", next_step),))
+        Raises Busy if the head moved meanwhile: then nothing changed.
+        """
+        self._later.pop(job.checkpoint.id, None)
+        if isinstance(outcome, Verdict):
+            return self._record_verdict(job, outcome)
+        digest = outcome.digest if isinstance(outcome, Touched) else outcome.result.digest
+        known = self._known(job, digest)
+        if known is None and isinstance(outcome, Made):
+            return self._commit(job, outcome, who)
+        if isinstance(outcome, Made):
+            outcome.draft.drop()
+        return self._record_duplicate(job, known or job.checkpoint, digest)
 
-    def _make(self, job: Job, draft: Draft, progress: Progress) -> Made | Verdict:
-        """The way of a draft, in order."""
-        settings, merge, parent = self.settings, self.merge, job.parent
-        head = Head(parent.totals, self.store.slot_layouts(parent.number)) if parent else Head()
-        result = fold(merge.base, job.candidate, head, merge.rule, draft, settings.memory, progress)
-        drafted = Drafted(
-            version=job.number,
-            parent=parent.number if parent else None,
-            checkpoint=job.checkpoint.name,
-            model=None,
-            totals=result.totals,
-            weights=result.reports,
-        )
-        if (verdict := merge.sane.judge(drafted)) != ADMITTED:
-            return verdict
-        scale = merge.rule.scale(result.totals)
-        published = publish(
-            merge.base,
-            result.readouts,
-            scale,
-            draft,
-            out_dtype=OUT_DTYPE[settings.out_dtype],
-            shard_size=settings.shard_size,
-            copy_code=settings.copy_code,
-            memory=settings.memory,
-            progress=progress,
-        )
-        progress.begin("gates", 0, 0)
-        for gate in merge.gates.values():
-            if (verdict := gate.judge(replace(drafted, model=str(draft.model)))) != ADMITTED:
-                return verdict
-        progress.end()
-        return self._seal(job, draft, result, scale, published, progress)
-
-    def _seal(
-        self, job: Job, draft: Draft, result: FoldResult, scale: float, published: Published, progress: Progress
-    ) -> Made:
-        """Write the manifest, and say what the version's row will be."""
-        weights = [file for file in published.files if file.name.endswith(".safetensors")]
-        version = Version(
-            number=job.number,
-            parent=job.parent.number if job.parent else None,
-            cause="fold",
-            checkpoint=job.checkpoint.id,
-            rule=self.settings.rule,
-            totals=result.totals,
-            scale=scale,
-            digest=version_digest(result.files, weights),
-            created_at=utc_now(),
-            seconds=dict(progress.seconds),
-            bytes_read=result.bytes_read + published.bytes_read,
-            bytes_written=result.bytes_written + published.bytes_written,
-        )
-        draft.seal(
-            {
-                "version": version.number,
-                "parent": version.parent,
-                "cause": version.cause,
-                "checkpoint": {
-                    "name": job.checkpoint.name,
-                    "digest": result.digest,
-                    "source": job.checkpoint.source,
-                    "place": job.checkpoint.place,
-                },
-                "base_digest": self.merge.base.digest,
-                "rule": version.rule,
-                "parameters": asdict(self.merge.rule),
-                "totals": asdict(version.totals),
-                "scale": version.scale,
-                "digest": version.digest,
-                "slots": result.slots,
-                "model": [asdict(file) for file in published.files],
-            }
-        )
-        return Made(draft, version, result)
-
-    # --------------------------------------------------------------------------------------------- commit and after
-
-    def finish(self, job: Job, made: Made | Verdict, who: str) -> Checkpoint:
-        """Commit what was made, or record the verdict; returns the checkpoint as it is now."""
-        checkpoints = self.history.checkpoints
-        if isinstance(made, Verdict):
-            assert made.decision != "admitted"
-            checkpoints.end_attempt(job.attempt, made.decision)
-            log.warning("%s is %s: %s", job.checkpoint.name, made.decision, "; ".join(map(str, made.reasons)))
-            return checkpoints.set_state(job.checkpoint.id, made.decision, *made.reasons, urgent=None)
-        known = self._known(job, made.result.digest)
-        if known is not None:
-            made.draft.drop()
-            checkpoints.end_attempt(job.attempt, "duplicate")
-            return self._record_duplicate(job, known, made.result.digest)
-        self._commit(job, made, who)
-        return checkpoints.get(job.checkpoint.id)
+    def _record_verdict(self, job: Job, verdict: Verdict) -> Checkpoint:
+        assert verdict.decision != "admitted"
+        self._history.checkpoints.end_attempt(job.attempt, verdict.decision)
+        log.warning("%s is %s: %s", job.checkpoint.name, verdict.decision, "; ".join(map(str, verdict.reasons)))
+        return self._history.checkpoints.set_state(job.checkpoint.id, verdict.decision, *verdict.reasons, urgent=None)
 
     def _known(self, job: Job, digest: str) -> Checkpoint | None:
         """Return the row that this content was folded from: always within the head's line, elsewhere unless again."""
-        head = self.history.head()
-        in_line = self.history.checkpoint_in_line(digest, head.number if head else None)
+        head = self._history.head()
+        in_line = self._history.checkpoint_in_line(digest, head.number if head else None)
         if in_line is not None or job.again:
             return in_line
-        return self.history.checkpoints.holding(digest)
+        return self._history.checkpoints.holding(digest)
 
     def _record_duplicate(self, job: Job, known: Checkpoint, digest: str) -> Checkpoint:
+        """Record that this content counts already, under its first name."""
         reason = Reason(
             "known-content",
             f"the content of {known.name} under the name {job.checkpoint.name}",
@@ -244,61 +126,59 @@ class Worker:
             f"nothing; to have it back after a rollback: mergd fold --again {known.name}",
         )
         same = None if known.id == job.checkpoint.id else known.id
-        log.info("%s: %s", job.checkpoint.name, reason)
-        return self.history.checkpoints.set_state(
+        log.info("%s holds the content of %s: nothing to fold", job.checkpoint.name, known.name)
+        self._history.checkpoints.end_attempt(job.attempt, "duplicate")
+        return self._history.checkpoints.set_state(
             job.checkpoint.id, "folded", reason, digest=digest, urgent=None, duplicate_of=same
         )
 
-    def _commit(self, job: Job, made: Made, who: str) -> None:
+    def _commit(self, job: Job, made: Made, who: str) -> Checkpoint:
         """Rename the draft in, make it true in one transaction, and let the link follow."""
-        version = made.version
-        self.store.install(made.draft, version.number)
-        self.history.commit_fold(
-            version, made.result.digest, list(made.result.reports.values()), job.attempt, who, list(self.merge.hooks)
-        )
-        self.store.point(version.number)
-        log.info(
-            "%s is folded: v%d, %d checkpoints, scale %.4g",
-            job.checkpoint.name,
-            version.number,
-            version.totals.folded,
-            version.scale,
-        )
+        version, reports = made.version, list(made.result.reports.values())
+        self._store.install(made.draft, version.number)
+        self._history.commit_fold(version, made.result.digest, reports, job.attempt, who, list(self._merge.hooks))
+        self._store.point(version.number)
+        folded, scale = version.totals.folded, version.scale
+        log.info("%s is folded: %s, %d checkpoints, scale %.4g", job.checkpoint.name, version, folded, scale)
+        return self._history.checkpoints.get(job.checkpoint.id)
+
+    def give_up(self, job: Job, error: Exception) -> None:
+        """Record an attempt that ended without a verdict, by who can mend it. Raises what stops the daemon."""
+        checkpoints, row = self._history.checkpoints, job.checkpoint
+        match error:
+            case Damaged() | Misconfigured():
+                checkpoints.end_attempt(job.attempt, f"error: {error}")
+                raise error
+            case Abandoned():
+                checkpoints.end_attempt(job.attempt, "abandoned")
+                checkpoints.make_ready(row.id)
+            case Busy() | NotPermitted():
+                log.info("%s", error)
+                checkpoints.end_attempt(job.attempt, "changed")
+                checkpoints.set_state(row.id, "settling", urgent=None)
+            case OSError(errno=errno.ENOSPC):
+                self.trouble = f"disk full: {error}"
+                checkpoints.end_attempt(job.attempt, "abandoned")
+                checkpoints.make_ready(row.id)
+            case _:
+                log.error("the fold of %s failed", row.name, exc_info=error)
+                checkpoints.end_attempt(job.attempt, f"error: {error!r}")
+                tries = len(checkpoints.attempts(row.id))
+                self._later[row.id] = time.monotonic() + RETRY_AFTER * 2 ** (tries - 1)
+                wait_again(row, self._history)
+
+    # -------------------------------------------------------------------------------------------------- afterwards
 
     def after_move(self) -> None:
         """Do what follows a move of the head: tell the hooks, and let go of files that nothing needs."""
-        self.tell_hooks()
+        tell_hooks(self._merge.hooks, self._history, self._store)
         self.retain()
-
-    def tell_hooks(self) -> None:
-        """Tell each hook what it is owed, in order; one that fails is told again later, and holds up no other."""
-        failed: set[str] = set()
-        for name, move in self.history.owed():
-            hook, version = self.merge.hooks.get(name), self.history.version(move.to_version)
-            if hook is None or version is None or name in failed:
-                continue
-            model = str(self.store.model(version.number))
-            try:
-                hook.tell(
-                    News(move.id, version.number, move.from_version, move.who, move.why, model, version.digest, move.at)
-                )
-            except Exception:
-                log.exception("the hook %s failed; it will be told again", name)
-                failed.add(name)
-            else:
-                self.history.told(name, move.id)
 
     def retain(self) -> None:
         """Drop the files of versions that retention lets go; first the promise, then the bytes."""
         settings = self.settings
-        versions, moves = self.history.versions(), self.history.moves(1)
+        versions, moves = self._history.versions(), self._history.moves(1)
         for number in to_drop(versions, moves, datetime.now(UTC), settings.keep_last, settings.keep_within):
-            self.history.drop_files(number)
-            self.store.drop(number)
+            self._history.drop_files(number)
+            self._store.drop(number)
             log.info("the files of v%d are dropped; its row stays", number)
-
-
-def version_bytes(base: Base, rule: Rule, out_dtype: str) -> int:
-    """Return what one version takes on disk, in bytes: slots and published weights."""
-    slots = sum(tensor.nbytes for tensors in plan_slots(base, rule).values() for tensor in tensors)
-    return slots + sum(tensor.nbytes for tensor in plan(base, OUT_DTYPE[out_dtype]))

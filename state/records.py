@@ -60,7 +60,12 @@ class SlotSpec:
     """Shape and dtype of one slot; it starts as zeros."""
 
     shape: tuple[int, ...]
-    dtype: str = "F32"
+    dtype: Literal["F32", "F64"] = "F32"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return (4 if self.dtype == "F32" else 8) * prod(self.shape)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,154 @@
+"""How answers look to people: the list, the log, a version, a verdict, and what a rollback took out."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from ..state.records import WeightReport
+from .display import facts, lines, out, safe, size
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from .initialise import Initialised
+
+COUNTS = ("folded", "waiting", "settling", "held", "refused", "blocked")
+
+
+def initialised(settings: Settings, config: Path, found: "Initialised") -> None:
+    """Say what init found in the base model, what a version costs on disk, and what lies in the folder already."""
+    weights, fixed, digest = len(found.base.weights), len(found.base.fixed), found.base.digest
+    cost, free = size(found.version_bytes), size(shutil.disk_usage(settings.state).free)
+    out.print(f"base model: {weights} weights to fold, {fixed} to copy as they are, digest {digest[:12]}")
+    out.print(f"a version takes {cost} on disk; at least the newest {settings.keep_last} are kept; {free} are free")
+    for row in found.existing:
+        out.print(f"there already: {safe(row.name)}, {row.state}")
+    out.print(f"configuration: {safe(config)}\nnext: mergd run -c {safe(config)}")
+
+
+def checkpoints(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print a line for each checkpoint, and its reasons beneath."""
+    width = max((len(row["name"]) for row in rows), default=0)
+    for row in rows:
+        state = row["state"] + ("" if row["state"] != "folded" or row["in_model"] else ", rolled away")
+        digest = (row["digest"] or "")[:12]
+        out.print(f"{safe(row['name'].ljust(width))}  {state:20}  {_when(row['since'])}  {digest}".rstrip())
+        if row["waits_for"]:
+            out.print(f"    waits for {safe(row['waits_for'])}")
+        reasons(row["reasons"])
+
+
+def reasons(values: Sequence[Mapping[str, str]]) -> None:
+    """Print why, and what to do."""
+    for reason in values:
+        out.print(f"    {safe(reason['code'])}: found {safe(reason['found'])}; expected {safe(reason['expected'])}")
+        out.print(f"    next: {safe(reason['next_step'])}")
+
+
+def log(entries: Sequence[Mapping[str, Any]]) -> None:
+    """Print the versions, newest first."""
+    lines(graph(entries))
+
+
+def graph(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the lines of the log; each line of history has a column, which joins its parent's."""
+    columns: list[int] = []  # the version that each column leads down to
+    for entry in entries:
+        if entry["version"] not in columns:
+            columns.append(entry["version"])
+        here = columns.index(entry["version"])
+        yield " ".join("●" if k == here else "│" for k in range(len(columns))) + f" {_version(entry)}"
+        if entry["parent"] is None or entry["parent"] in columns:
+            del columns[here]
+            if entry["parent"] in columns:
+                joined = columns.index(entry["parent"])
+                yield "│ " * joined + "├" + "──" * (here - joined - 1) + "─╯"
+        else:
+            columns[here] = entry["parent"]
+
+
+def _version(entry: Mapping[str, Any]) -> str:
+    name = entry["checkpoint"]["name"] if entry["checkpoint"] else entry["cause"]
+    head = " [bold green]<- head[/]" if entry["head"] else ""
+    kept = "" if entry["kept"] else " [dim](files dropped)[/]"
+    folded = f"{entry['totals']['folded']} folded, scale {entry['scale']:.4g}"
+    return f"[bold]v{entry['version']}[/] {_when(entry['created_at'])}  {safe(name)}  ({folded}){kept}{head}"
+
+
+def _when(at: str) -> str:
+    return at[:16].replace("T", " ")
+
+
+def status(answer: Mapping[str, Any]) -> None:
+    """Print how things stand."""
+    daemon, paused, disk = answer.get("daemon"), answer.get("paused"), answer.get("disk")
+    counts = ", ".join(f"{answer[key]} {key}" for key in COUNTS if answer.get(key))
+    facts(
+        {
+            "head": f"v{answer['head']}" if answer.get("head") else "none yet",
+            "published": answer.get("published"),
+            "doing": answer.get("doing") or ("waiting for checkpoints" if daemon else "no daemon runs"),
+            "trouble": answer.get("trouble"),
+            "paused": f"since {paused['since']} by {paused['who']}: {paused['why'] or 'no reason given'}"
+            if paused
+            else "",
+            "checkpoints": counts or "none yet",
+            "gates": ", ".join(answer.get("gates") or []) or "none is set: every checkpoint that is admitted goes live",
+            "rule": f"{answer.get('rule')} {answer.get('parameters') or ''}".strip(),
+            "totals": ", ".join(f"{key} {value:.6g}" for key, value in (answer.get("totals") or {}).items()),
+            "disk": f"{size(disk['used'])} used, {size(disk['free'])} free" if disk else "",
+        }
+    )
+
+
+def verdict(answer: Mapping[str, Any]) -> None:
+    """Print what admission says of a checkpoint."""
+    if answer["decision"] == "incomplete":
+        out.print(f"not complete: {safe(answer['waits_for'])}")
+    else:
+        out.print("it would be admitted" if answer["decision"] == "admitted" else answer["decision"])
+    reasons(answer["reasons"])
+
+
+def folded(answer: Mapping[str, Any]) -> None:
+    """Print how an asked fold ended."""
+    for item in answer["checkpoints"]:
+        out.print(f"{safe(item['name'])}: {item['state']}")
+        for reason in item["reasons"]:
+            out.print(f"    {safe(reason)}")
+    out.print(f"the head is v{answer['head']}" if answer["head"] else "there is no version yet")
+
+
+def shown(answer: Mapping[str, Any]) -> None:
+    """Print a version with its per-weight statistics, or a checkpoint."""
+    facts({key: value for key, value in answer.items() if key not in ("weights", "reasons")})
+    reasons(answer.get("reasons", []))
+    if answer.get("weights"):
+        out.print(_weights({name: WeightReport(**report) for name, report in answer["weights"].items()}))
+
+
+def _weights(reports: Mapping[str, WeightReport]) -> Table:
+    table = Table("weight", "norm of the newcomer", "relative to the base", "split rank", "survived", box=None)
+    for name, report in reports.items():
+        relative = f"{report.task_norm / report.base_norm:.3g}" if report.base_norm else "-"
+        row = (name, f"{report.task_norm:.4g}", relative, f"{report.split_rank:g}", f"{report.survived:.1%}")
+        table.add_row(*map(safe, row))
+    return table
+
+
+def rolled_back(answer: Mapping[str, Any]) -> None:
+    """Say what a rollback took out of the model, and the commands that change that."""
+    head, before = answer["head"], answer["before"]
+    paused = ", and folding is paused; to go on: mergd resume" if answer["paused"] else ""
+    moved = f"the head is v{head} now (it was v{before})" if head != before else f"the head is v{head} already"
+    out.print(moved + paused)
+    if not answer["out"]:
+        return
+    names = [safe(item["name"]) for item in answer["out"]]
+    out.print(f"no longer in the model: {', '.join(names)}")
+    out.print(f"    to put one back:   mergd fold --again {names[-1]}")
+    if len(names) > 1:
+        out.print(f"    to take out {names[0]} only: mergd fold --again {' '.join(names[1:])}")
+    out.print(f"    to put all back:   mergd rollback v{before}")

@@ -1,0 +1,84 @@
+"""The desk: what people ask is recorded, done and answered here, by the thread that writes the history."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..state.errors import Busy, MergdError
+from ..state.history import History
+from ..state.records import Sighting
+from ..state.store import Store
+from . import requests
+from .control import Answer, Ask
+from .intake import Intake
+
+
+@dataclass
+class _Waiting:
+    ask: Ask
+    rows: list[int]
+
+
+class Desk:
+    """Takes the requests of one merge. A fold is answered when its checkpoints have their verdicts."""
+
+    def __init__(
+        self, history: History, store: Store, intake: Intake, sight: Callable[[Path], Sighting | None], hooks: list[str]
+    ) -> None:
+        self.again: set[int] = set()  # checkpoints that a person wants back
+        self._history, self._store, self._intake, self._sight, self._hooks = history, store, intake, sight, hooks
+        self._waiting: list[_Waiting] = []
+
+    def carry_out(self, ask: Ask) -> None:
+        """Record a request, act, and answer it or let it wait for its folds."""
+        number = self._history.record_request(ask.request.verb, ask.request.model_dump(exclude={"verb"}), ask.who)
+        try:
+            result = self._act(ask)
+        except MergdError as error:
+            self._history.record_answer(number, f"error: {error}")
+            ask.error(error)
+            return
+        self._history.record_answer(number, "queued" if result is None else "done")
+        if result is not None:
+            ask.result(result)
+
+    def _act(self, ask: Ask) -> Answer | None:
+        match ask.request:
+            case requests.Rollback() as request:
+                return requests.rollback(request, self._history, self._store, self._hooks, ask.who)
+            case requests.Pause() as request:
+                return requests.pause(request, self._history, ask.who)
+            case requests.Resume():
+                return requests.resume(self._history)
+            case requests.Fold() as request:
+                rows = requests.queue(request, self._history, self._intake, self._sight)
+                self.again.update(rows if request.again else ())
+                self._waiting.append(_Waiting(ask, rows))
+                return None
+
+    def say(self, progress: str) -> None:
+        """Tell those who wait how far it is."""
+        for waiting in self._waiting:
+            waiting.ask.progress(progress)
+
+    def answer_folds(self) -> None:
+        """Answer those whose checkpoints all have a verdict."""
+        for waiting in list(self._waiting):
+            rows = [self._history.checkpoints.get(row) for row in waiting.rows]
+            if any(row.state in ("ready", "folding", "settling") for row in rows):
+                continue
+            self._waiting.remove(waiting)
+            head = self._history.head()
+            folded = [
+                {"name": r.name, "state": r.state, "reasons": [str(reason) for reason in r.reasons]} for r in rows
+            ]
+            waiting.ask.result({"head": head.number if head else None, "checkpoints": folded})
+
+    def close(self) -> None:
+        """Tell everybody who still waits that there will be no answer."""
+        for waiting in self._waiting:
+            waiting.ask.error(STOPPING)
+        self._waiting.clear()
+
+
+STOPPING = Busy("mergd is stopping", "ask again once it runs")

@@ -1,0 +1,156 @@
+"""Drafting makes a version aside, worth nothing until it is committed: fold, judge, publish, ask the gates, seal.
+
+It runs on the folding thread and touches only files: no row of the history.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ..state.clock import utc_now
+from ..state.errors import Refused
+from ..state.records import ADMITTED, Candidate, Checkpoint, Drafted, Reason, Verdict, Version
+from ..state.store import Draft, Store, version_digest
+from .folding import FoldResult, Head, content_digest, fold
+from .opening import Merge
+from .progress import Progress
+from .publishing import Published, publish
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt at a fold: all that drafting needs to know."""
+
+    attempt: int
+    checkpoint: Checkpoint
+    candidate: Candidate
+    number: int
+    parent: Version | None
+    folded_here: frozenset[str]  # digests folded from this place before; empty if a person asked for this one too
+    again: bool = False  # a person wants it back, though an earlier version on another branch holds it
+
+
+@dataclass(frozen=True)
+class Made:
+    """A sealed draft, and what its row in the history will say."""
+
+    draft: Draft
+    version: Version
+    result: FoldResult
+
+
+@dataclass(frozen=True)
+class Touched:
+    """No draft: the place was touched, but holds what was folded from it before."""
+
+    digest: str
+
+
+Outcome = Made | Touched | Verdict
+
+
+class Drafting:
+    """Makes the drafts of one merge."""
+
+    def __init__(self, settings: Settings, merge: Merge, store: Store) -> None:
+        self.settings = settings
+        self._merge, self._store = merge, store
+
+    def draft(self, job: Job, progress: Progress) -> Outcome:
+        """Make and seal the draft of one job; a verdict if it is not admitted. Raises what its steps raise.
+
+        Whatever else ends it leaves no draft behind.
+        """
+        progress.seconds.clear()
+        if job.folded_here:
+            digest = content_digest(job.candidate, self.settings.memory, progress)
+            return Touched(digest) if digest in job.folded_here else _changed(job)
+        draft = self._store.draft(job.number)
+        made: Made | Verdict | None = None
+        try:
+            made = self._make(job, draft, progress)
+        except Refused as refusal:
+            made = Verdict("refused", refusal.reasons)
+        finally:
+            if not isinstance(made, Made):
+                draft.drop()
+        return made
+
+    def _make(self, job: Job, draft: Draft, progress: Progress) -> Made | Verdict:
+        """The way of a draft, in order."""
+        settings, merge, parent = self.settings, self._merge, job.parent
+        head = Head(parent.totals, self._store.slot_layouts(parent.number)) if parent else Head()
+        result = fold(merge.base, job.candidate, head, merge.rule, draft, settings.memory, progress)
+        drafted = Drafted(
+            version=job.number,
+            parent=parent.number if parent else None,
+            checkpoint=job.checkpoint.name,
+            model=None,
+            totals=result.totals,
+            weights=result.reports,
+        )
+        if (verdict := merge.sane.judge(drafted)) != ADMITTED:
+            return verdict
+        scale = merge.rule.scale(result.totals)
+        published = publish(merge.base, result.readouts, scale, draft, settings, progress)
+        if (verdict := self._ask_gates(replace(drafted, model=str(draft.model)), progress)) != ADMITTED:
+            return verdict
+        return self._seal(job, draft, result, scale, published, progress)
+
+    def _ask_gates(self, drafted: Drafted, progress: Progress) -> Verdict:
+        """Return the first verdict of a user's gate that does not admit the draft."""
+        progress.begin("gates", 0, 0)
+        verdicts = (gate.judge(drafted) for gate in self._merge.gates.values())
+        verdict = next((verdict for verdict in verdicts if verdict != ADMITTED), ADMITTED)
+        progress.end()
+        return verdict
+
+    def _seal(
+        self, job: Job, draft: Draft, result: FoldResult, scale: float, published: Published, progress: Progress
+    ) -> Made:
+        """Write the manifest, and say what the version's row will be."""
+        weights = [file for file in published.files if file.name.endswith(".safetensors")]
+        version = Version(
+            number=job.number,
+            parent=job.parent.number if job.parent else None,
+            cause="fold",
+            checkpoint=job.checkpoint.id,
+            rule=self.settings.rule,
+            totals=result.totals,
+            scale=scale,
+            digest=version_digest(result.files, weights),
+            created_at=utc_now(),
+            seconds=dict(progress.seconds),
+            bytes_read=result.bytes_read + published.bytes_read,
+            bytes_written=result.bytes_written + published.bytes_written,
+        )
+        draft.seal(self._manifest(job, version, result, published))
+        return Made(draft, version, result)
+
+    def _manifest(self, job: Job, version: Version, result: FoldResult, published: Published) -> dict[str, Any]:
+        """Return what the version is made of: enough to find its row again, without clock or host."""
+        return {
+            "version": version.number,
+            "parent": version.parent,
+            "cause": version.cause,
+            "checkpoint": {
+                "name": job.checkpoint.name,
+                "digest": result.digest,
+                "source": job.checkpoint.source,
+                "place": job.checkpoint.place,
+            },
+            "base_digest": self._merge.base.digest,
+            "rule": version.rule,
+            "parameters": asdict(self._merge.rule),
+            "totals": asdict(version.totals),
+            "scale": version.scale,
+            "digest": version.digest,
+            "slots": result.slots,
+            "model": [asdict(file) for file in published.files],
+        }
+
+
+def _changed(job: Job) -> Verdict:
+    found = "other content than what was folded from this place before"
+    next_step = f"to fold it as one more checkpoint: mergd fold {job.checkpoint.place}"
+    return Verdict("held", (Reason("changed", found, "a new name for a new checkpoint", next_step),))
