@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..state.errors import Busy, Misconfigured, NotPermitted, Usage
+from ..state.errors import Busy, Misconfigured, NotPermitted, Unavailable, Usage
 from ..state.history import History
 from ..state.lock import holder_of
 from ..state.store import Store
@@ -34,7 +34,6 @@ def ask(settings: Settings, request: "AnyRequest") -> dict[str, Any]:
         return control.ask(Path(holder["socket"]), request, lambda text: display.err.print(display.safe(text)))
     from .loop import Loop
 
-    become_owner(settings)
     with display.shown_progress() as show, Loop(settings, f"mergd {request.verb}", show) as loop:
         return loop.ask(request)
 
@@ -47,6 +46,8 @@ def run_once(settings: Settings) -> bool:
     with display.shown_progress() as show, Loop(settings, "mergd run --once", show) as loop:
         loop.post("rescan")
         loop.run(until=loop.idle)
+        if loop.trouble:
+            raise Unavailable(loop.trouble, "nothing is lost: run it again when that is mended")
         return bool(loop.refused)
 
 
@@ -67,6 +68,7 @@ def _store(settings: Settings) -> Store:
     store = Store(settings.state)
     if not store.database.exists():
         raise Misconfigured(f"{settings.state} holds no merge", "make one: mergd init --help")
+    become_owner(settings)
     return store
 
 

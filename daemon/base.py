@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ..plugins.registry import load, names
-from ..plugins.sources import hub
 from ..state.errors import Misconfigured
 from ..state.headers import FLOATING
 from ..state.records import Layout, TensorInfo, Weight, WeightKind
@@ -60,6 +59,8 @@ def locate(base_model: str, commit: str | None = None) -> tuple[Path, str | None
         raise Misconfigured(
             f"there is no base model at {base_model}", "set base_model to a folder, file or org/name@revision"
         )
+    from ..plugins.sources import hub  # the Hub's client takes a while to import
+
     snapshot = hub.fetch(base_model, commit)
     return snapshot.folder, snapshot.commit
 

@@ -27,7 +27,7 @@ class Desk:
     ) -> None:
         self.again: set[int] = set()  # checkpoints that a person wants back
         self._history, self._store, self._intake, self._sight, self._hooks = history, store, intake, sight, hooks
-        self._waiting: list[_Waiting] = []
+        self.waiting: list[_Waiting] = []  # asked folds without an answer yet
 
     def carry_out(self, ask: Ask) -> None:
         """Record a request, act, and answer it or let it wait for its folds."""
@@ -53,21 +53,21 @@ class Desk:
             case requests.Fold() as request:
                 rows = requests.queue(request, self._history, self._intake, self._sight)
                 self.again.update(rows if request.again else ())
-                self._waiting.append(_Waiting(ask, rows))
+                self.waiting.append(_Waiting(ask, rows))
                 return None
 
     def say(self, progress: str) -> None:
         """Tell those who wait how far it is."""
-        for waiting in self._waiting:
+        for waiting in self.waiting:
             waiting.ask.progress(progress)
 
     def answer_folds(self) -> None:
         """Answer those whose checkpoints all have a verdict."""
-        for waiting in list(self._waiting):
+        for waiting in list(self.waiting):
             rows = [self._history.checkpoints.get(row) for row in waiting.rows]
             if any(row.state in ("ready", "folding", "settling") for row in rows):
                 continue
-            self._waiting.remove(waiting)
+            self.waiting.remove(waiting)
             head = self._history.head()
             folded = [
                 {"name": r.name, "state": r.state, "reasons": [str(reason) for reason in r.reasons]} for r in rows
@@ -76,9 +76,9 @@ class Desk:
 
     def close(self) -> None:
         """Tell everybody who still waits that there will be no answer."""
-        for waiting in self._waiting:
+        for waiting in self.waiting:
             waiting.ask.error(STOPPING)
-        self._waiting.clear()
+        self.waiting.clear()
 
 
 STOPPING = Busy("mergd is stopping", "ask again once it runs")

@@ -139,8 +139,8 @@ class Loop:
         while not self._stopping and not until():
             self.turn()
 
-    def turn(self) -> None:
-        """Take the messages there are, see what is due, and keep one fold running."""
+    def turn(self, *, only_asked: bool = False) -> None:
+        """Take the messages there are, see what is due, and keep one fold running (`only_asked`: if somebody waits)."""
         for message in self._messages():
             self._act_on(message)
         if self._rescan_at is not None and time.monotonic() >= self._rescan_at:
@@ -148,7 +148,7 @@ class Loop:
         if self._hands.job is not None:
             self._look_at_fold()
         self._desk.answer_folds()
-        if self._hands.job is None and not self._stopping:
+        if self._hands.job is None and not self._stopping and (self._desk.waiting or not only_asked):
             self._start_fold()
 
     def idle(self) -> bool:
@@ -159,7 +159,8 @@ class Loop:
         """Carry out a request here and now, as a daemon would; returns its result or raises its error."""
         ask = Ask(request, getpass.getuser())
         self.post(ask)
-        self.run(until=lambda: ask.outcome is not None)
+        while ask.outcome is None and not self._stopping:
+            self.turn(only_asked=True)
         if isinstance(ask.outcome, MergdError):
             raise ask.outcome
         if ask.outcome is None:
@@ -291,12 +292,17 @@ class Loop:
         if log_too:
             write_log(self._history, self._store)
 
+    @property
+    def trouble(self) -> str:
+        """What keeps it from going on by itself: a full disk, a watched folder that is gone."""
+        return self._worker.trouble or self._source_trouble
+
     def _live(self) -> dict[str, Any]:
         """Return what only this process knows."""
         job = self._hands.job
         return {
             "doing": f"{job.checkpoint.name}: {self._hands.progress}" if job else "",
-            "trouble": self._worker.trouble or self._source_trouble,
+            "trouble": self.trouble,
             "gates": list(self.settings.gates),
             "daemon": {"pid": os.getpid(), "doing": self._doing},
             "waits": {str(row): text for row, text in self._intake.waits.items()},

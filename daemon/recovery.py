@@ -34,8 +34,8 @@ def check_head(store: Store, history: History) -> None:
         )
 
 
-def wait_again(row: Checkpoint, history: History) -> Checkpoint:
-    """Let a checkpoint wait for another attempt; after the third one without a verdict it is held for a person."""
+def wait_again(row: Checkpoint, history: History, strikes: int = STRIKES) -> Checkpoint:
+    """Let a checkpoint wait for another attempt; after so many without a verdict it is held for a person."""
     failures = 0
     for attempt in reversed(history.checkpoints.attempts(row.id)):
         if attempt.outcome in NO_FAULT:
@@ -43,7 +43,7 @@ def wait_again(row: Checkpoint, history: History) -> Checkpoint:
         if attempt.outcome is not None and not attempt.outcome.startswith("error"):
             break
         failures += 1
-    if failures < STRIKES:
+    if failures < strikes:
         return history.checkpoints.make_ready(row.id)
     reason = Reason(
         "no-verdict",

@@ -1,6 +1,8 @@
 """The settings: one TOML file, typed and checked, and where it is looked for."""
 
+import grp
 import os
+import pwd
 import re
 import stat
 import tomllib
@@ -169,5 +171,15 @@ def check_owner(path: Path) -> None:
         sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX and status.st_uid == 0
         if status.st_uid not in (0, os.geteuid()):
             raise Misconfigured(f"{place} belongs to user {status.st_uid}", "it must belong to you or to root")
-        if status.st_mode & 0o022 and not sticky:
+        if status.st_mode & 0o022 and not sticky and not _private_group(status):
             raise Misconfigured(f"{place} is writable by others", f"run: chmod go-w {place}")
+
+
+def _private_group(status: os.stat_result) -> bool:
+    """Whether only its group may write, and that is the owner's own, with nobody else in it (umask 002)."""
+    try:
+        owner, group = pwd.getpwuid(status.st_uid), grp.getgrgid(status.st_gid)
+    except KeyError:
+        return False
+    alone = owner.pw_gid == group.gr_gid and owner.pw_name == group.gr_name and set(group.gr_mem) <= {owner.pw_name}
+    return alone and not status.st_mode & 0o002

@@ -19,7 +19,7 @@ from .admission import examine
 from .drafting import Job, Made, Outcome, Touched
 from .opening import Merge
 from .publishing import version_bytes
-from .recovery import check_head, wait_again
+from .recovery import STRIKES, check_head, wait_again
 from .retention import to_drop
 from .settings import Settings
 from .telling import tell_hooks
@@ -165,7 +165,8 @@ class Worker:
                 checkpoints.end_attempt(job.attempt, f"error: {error!r}")
                 tries = len(checkpoints.attempts(row.id))
                 self._later[row.id] = time.monotonic() + RETRY_AFTER * 2 ** (tries - 1)
-                wait_again(row, self._history)
+                asked = row.urgent is not None  # then somebody waits for an answer
+                wait_again(row, self._history, strikes=1 if asked else STRIKES)
 
     # -------------------------------------------------------------------------------------------------- afterwards
 
