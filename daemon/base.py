@@ -19,7 +19,8 @@ from .progress import Progress
 
 # A lookup table is read row by row: its rows are no directions of a linear map. Known by name, as mergd knows no classes.
 LOOKUP = re.compile(
-    r"(?!patch).*embed(ding)?s?|emb|.*_emb|wte|wpe|shared|embed_(tokens|positions|in)(_.*)?|relative_attention_bias"
+    r"(?!patch).*embed(ding|der)?s?|emb|.*_emb|wte|wpe|shared|embed_(tokens|positions|in)(_.*)?|relative_(attention|position)_bias(_table)?"
+    r"|lookup(_table)?|codebook"
 )
 CONVOLUTION = re.compile(r"(^|[._])conv", re.IGNORECASE)
 RUNNING_STATISTICS = re.compile(r"(^|\.)running_(mean|var)$")  # of the data, not weights: they are the base's

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..plugins.sources.directory import Directory
 from ..state.errors import Misconfigured
 from ..state.history import History
 from ..state.lock import Lock
@@ -14,7 +13,7 @@ from ..state.records import Checkpoint, CheckpointState, Reason
 from ..state.store import Store
 from .base import Base, examine, locate
 from .intake import Intake
-from .opening import make_rule, pins_of
+from .opening import make_rule, make_source, pins_of
 from .progress import Progress
 from .publishing import version_bytes
 from .settings import Settings, check_apart
@@ -61,8 +60,7 @@ def initialise(settings: Settings, config: Path, progress: Progress) -> Initiali
 def _take_existing(settings: Settings, base: Base, history: History) -> list[Checkpoint]:
     """Record what lies in the watched folder already, by name, as the setting `existing` says."""
     intake = Intake(base, history, settings.quiet)
-    sightings = Directory(settings.watch).scan().sightings
-    for sighting in sightings:
+    for sighting in make_source(settings).scan(None).sightings:
         if settings.existing == "fold":
             intake.take(sighting, now=True)
         else:

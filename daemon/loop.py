@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal, Self
 
-from ..plugins.sources.directory import Directory
 from ..state.errors import Abandoned, MergdError, Unavailable
 from ..state.history import History
 from ..state.lock import Lock
@@ -23,7 +22,7 @@ from .desk import STOPPING, Desk
 from .drafting import Drafting, Job
 from .hands import Hands
 from .intake import Intake
-from .opening import open_merge
+from .opening import make_source, open_merge
 from .progress import Progress
 from .recovery import check_head, recover
 from .requests import PREEMPTING, AnyRequest
@@ -78,7 +77,7 @@ class Loop:
         """Open the merge, and make good whatever a crash left."""
         settings, history, store = self.settings, self._history, self._store
         merge = open_merge(settings, history, Progress())
-        self._source = Directory(settings.watch)
+        self._source = make_source(settings)
         self._intake = Intake(merge.base, history, settings.quiet)
         self._worker = Worker(settings, merge, store, history, self._source.sight)
         self._desk = Desk(history, store, self._intake, self._source.sight, list(merge.hooks))
@@ -93,7 +92,7 @@ class Loop:
         try:
             self._abandon()
             self.answer_stopping()
-            self.tell(live={"daemon": None})
+            self.tell(live=self._live() | {"daemon": None})
         finally:
             self._source.close()
             self._hands.close()

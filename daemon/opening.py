@@ -10,6 +10,7 @@ from ..plugins.gates.interface import Gate
 from ..plugins.hooks.interface import Hook
 from ..plugins.registry import load
 from ..plugins.rules.interface import Rule
+from ..plugins.sources.interface import Source
 from ..state.errors import Misconfigured
 from ..state.history import History
 from .base import Base, examine, file_stamps, locate, open_base
@@ -42,6 +43,12 @@ def make_rule(name: str, parameters: Mapping[str, Any]) -> Any:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or name
         raise Misconfigured(f"parameters: {key}: {first['msg']}", hint) from None
+
+
+def make_source(settings: Settings) -> Source:
+    """Return the source that the settings name, over the folder that they watch."""
+    source: Source = load("sources", settings.source)(settings.watch)
+    return source
 
 
 def open_merge(settings: Settings, history: History, progress: Progress) -> Merge:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, Va
 from ..state.errors import Misconfigured, NotPermitted
 
 SYSTEM_FOLDER = Path("/etc/mergd")
+LOCAL = Path("mergd.toml")
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -42,6 +43,8 @@ class Settings(BaseModel):
     """The watched directory. Nothing in it is ever moved or changed."""
     state: Folder
     """The state directory: history, slots, and the published models under `models/`."""
+    source: str = "directory"
+    """Where checkpoints come from: `directory`, or a source that a package adds, which is given `watch`."""
     rule: str = "opcm"
     """The fold rule: `opcm`, `average`, `task_arithmetic`, or one that a package adds. Pinned at init."""
     parameters: dict[str, Any] = Field(default_factory=dict)
@@ -136,7 +139,11 @@ def find_config(config: Path | None = None, name: str | None = None) -> Path:
     """
     path = _named(config, name) or _default_config()
     if not path.is_file():
-        raise Misconfigured(f"there is no configuration at {path}", "make one: mergd init --help; or name it with -c")
+        here = LOCAL.is_file() and path == SYSTEM_FOLDER / LOCAL
+        hint = (
+            f"root takes {LOCAL} only when told: -c {LOCAL}" if here else "make one: mergd init --help; or give -c PATH"
+        )
+        raise Misconfigured(f"there is no configuration at {path}", hint)
     return path
 
 
@@ -151,14 +158,12 @@ def _named(config: Path | None, name: str | None) -> Path | None:
 def _default_config() -> Path:
     if named := os.environ.get("MERGD_CONFIG"):
         return Path(named)
-    here = Path("mergd.toml")
-    return here if os.geteuid() != 0 and here.is_file() else SYSTEM_FOLDER / "mergd.toml"
+    return LOCAL if os.geteuid() != 0 and LOCAL.is_file() else SYSTEM_FOLDER / LOCAL
 
 
 def new_config(config: Path | None, name: str | None) -> Path:
-    """Return where init writes the configuration."""
-    named = _named(config, name) or (Path(os.environ["MERGD_CONFIG"]) if "MERGD_CONFIG" in os.environ else None)
-    return named or (SYSTEM_FOLDER / "mergd.toml" if os.geteuid() == 0 else Path("mergd.toml"))
+    """Return where init writes the configuration: as it is looked for, or ./mergd.toml."""
+    return _named(config, name) or Path(os.environ.get("MERGD_CONFIG") or LOCAL)
 
 
 def check_owner(path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..state.errors import Abandoned, Busy, Damaged, Misconfigured, NotPermitted
 from ..state.history import History
-from ..state.records import ADMITTED, Candidate, Checkpoint, Reason, Sighting, Verdict
+from ..state.records import ADMITTED, Candidate, Checkpoint, Move, News, Reason, Sighting, Verdict
 from ..state.store import Store
 from .admission import examine
 from .drafting import Job, Made, Outcome, Touched
@@ -172,8 +172,15 @@ class Worker:
 
     def after_move(self) -> None:
         """Do what follows a move of the head: tell the hooks, and let go of files that nothing needs."""
-        tell_hooks(self._merge.hooks, self._history, self._store)
+        owed = [(hook, self._news(move)) for hook, move in self._history.owed()]
+        tell_hooks(self._merge.hooks, owed, self._history.told)
         self.retain()
+
+    def _news(self, move: Move) -> News:
+        version = self._history.version(move.to_version)
+        assert version is not None, "a move leads to a version: a foreign key"
+        model = str(self._store.model(version.number))
+        return News(move.id, version.number, move.from_version, move.who, move.why, model, version.digest, move.at)
 
     def retain(self) -> None:
         """Drop the files of versions that retention lets go; first the promise, then the bytes."""

@@ -9,8 +9,9 @@ Group = Literal["formats", "rules", "sources", "gates", "hooks"]
 
 
 def names(group: Group) -> list[str]:
-    """Return the names of the installed plugins of a group."""
-    return sorted(point.name for point in _points(group))
+    """Return the names of the installed plugins of a group: other packages' first, which know special cases."""
+    ours = f"{__package__.partition('.')[0]}."
+    return [point.name for point in sorted(_points(group), key=lambda p: (p.value.startswith(ours), p.name))]
 
 
 def load(group: Group, name: str) -> Any:

@@ -17,7 +17,7 @@ class Scan:
 
 
 class Source(Protocol):
-    """Where checkpoints come from."""
+    """Where checkpoints come from. It is made with one argument: the path that the setting `watch` names."""
 
     @property
     def name(self) -> str:
