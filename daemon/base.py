@@ -10,17 +10,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..plugins.formats.interface import Format
 from ..plugins.registry import load, names
-from ..state.errors import Misconfigured
-from ..state.headers import FLOATING
+from ..state.errors import Misconfigured, NotPermitted, Unavailable
+from ..state.headers import FLOATING, owner_of
 from ..state.records import Layout, TensorInfo, Weight, WeightKind
 from ..state.tensors import ContentDigest, Reader
 from .progress import Progress
 
 # A lookup table is read row by row: its rows are no directions of a linear map. Known by name, as mergd knows no classes.
 LOOKUP = re.compile(
-    r"(?!patch).*embed(ding|der)?s?|emb|.*_emb|wte|wpe|shared|embed_(tokens|positions|in)(_.*)?|relative_(attention|position)_bias(_table)?"
-    r"|lookup(_table)?|codebook"
+    r"(?!patch).*embed(ding|der)?s?|emb|.*_emb|wte|wpe|shared|embed_(tokens|positions|in)(_.*)?|relative_(attention|position)_bias(_table)?|rel_pos_[hw]"
+    r"|lookup(_table)?|codebook|.*_tokens?"
 )
 CONVOLUTION = re.compile(r"(^|[._])conv", re.IGNORECASE)
 RUNNING_STATISTICS = re.compile(r"(^|\.)running_(mean|var)$")  # of the data, not weights: they are the base's
@@ -69,13 +70,19 @@ def locate(base_model: str, commit: str | None = None) -> tuple[Path, str | None
 def read_layout(place: Path) -> Layout:
     """Return the tensors that lie at a place, by the first format that recognises it.
 
-    Raises what the format raises: Busy while it is not complete, Refused, NotPermitted.
+    Raises what the format raises: Busy while it is not complete, Refused, NotPermitted; Unavailable on a disk's error.
     """
-    for name in names("formats"):
-        form = load("formats", name)()
-        if form.recognises(place):
-            layout: Layout = form.layout(place)
-            return layout
+    try:
+        for name in names("formats"):
+            form: Format = load("formats", name)()
+            if form.recognises(place):
+                return form.layout(place)
+    except PermissionError as error:
+        raise NotPermitted(
+            f"cannot read {error.filename} ({owner_of(place)})", "let the daemon's user read it"
+        ) from None
+    except OSError as error:
+        raise Unavailable(f"cannot read {place}: {error.strerror}", "it is tried again") from None
     raise Misconfigured(f"no format recognises {place}", f"known are: {', '.join(names('formats'))}")
 
 
@@ -150,7 +157,7 @@ def kind_of(info: TensorInfo) -> WeightKind:
         return "other"
     if LOOKUP.fullmatch(module):
         return "lookup"
-    if len(info.shape) == 3 and CONVOLUTION.search(info.name):
+    if module.endswith("bias") or (len(info.shape) == 3 and CONVOLUTION.search(info.name)):
         return "other"
     return "matrix"
 

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -273,21 +273,23 @@ def main() -> None:
     """Run the command line; every error ends in one or two lines and its exit code."""
     settle_memory()
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
     except MergdError as error:
         _end(error)
     except PermissionError as error:
         _end(NotPermitted(str(error), "run as the state's owner"))
-    except (Abandoned, KeyboardInterrupt):
+    except (Abandoned, KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
+        if hasattr(error, "format_message"):  # typer's own: a wrong option or argument
+            _end(Usage(error.format_message(), "mergd --help, or mergd COMMAND --help, says what there is"))
         if logging.getLogger("mergd").level == logging.DEBUG:
             raise
         _end(MergdError(f"unforeseen: {type(error).__name__}: {error}", "please report it, with what mergd -v says"))
 
 
-def _end(error: MergdError) -> None:
+def _end(error: MergdError) -> NoReturn:
     display.failed(error)
     sys.exit(error.exit_code)

@@ -9,6 +9,7 @@ import queue
 import socket
 import socketserver
 import struct
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,7 +74,6 @@ class Control:
 
     def answer(self, connection: socket.socket) -> None:
         """Take one request from a connection and send what is answered."""
-        connection.settimeout(PATIENCE)
         who = _peer(connection)
         try:
             ask = Ask(parse(_line(connection)), who)
@@ -83,6 +83,7 @@ class Control:
             ask.error(error)
         else:
             self._deliver(ask)
+        connection.settimeout(PATIENCE)
         while True:
             answer = ask.answers.get()
             connection.sendall(json.dumps(answer).encode() + b"\n")
@@ -137,8 +138,10 @@ def _as_raised(answer: Answer) -> MergdError:
 
 def _line(connection: socket.socket) -> bytes:
     data = b""
+    until = time.monotonic() + PATIENCE
     while not data.endswith(b"\n"):
         try:
+            connection.settimeout(max(0.001, until - time.monotonic()))
             more = connection.recv(65536)
         except TimeoutError:
             raise Usage(f"nothing was asked within {PATIENCE:g} s") from None

@@ -26,7 +26,7 @@ class Desk:
         self, history: History, store: Store, intake: Intake, sight: Callable[[Path], Sighting | None], hooks: list[str]
     ) -> None:
         self.again: set[int] = set()  # checkpoints that a person wants back
-        self._history, self._store, self._intake, self._sight, self._hooks = history, store, intake, sight, hooks
+        self._history, self._store, self._intake, self._sight, self.hooks = history, store, intake, sight, hooks
         self.waiting: list[_Waiting] = []  # asked folds without an answer yet
 
     def carry_out(self, ask: Ask) -> None:
@@ -45,7 +45,7 @@ class Desk:
     def _act(self, ask: Ask) -> Answer | None:
         match ask.request:
             case requests.Rollback() as request:
-                return requests.rollback(request, self._history, self._store, self._hooks, ask.who)
+                return requests.rollback(request, self._history, self._store, self.hooks, ask.who)
             case requests.Pause() as request:
                 return requests.pause(request, self._history, ask.who)
             case requests.Resume():

@@ -54,7 +54,7 @@ class Drafting:
 
     def __init__(self, settings: Settings, merge: Merge, store: Store) -> None:
         self.settings = settings
-        self._merge, self._store = merge, store
+        self.merge, self._store = merge, store
 
     def draft(self, job: Job, progress: Progress) -> Outcome:
         """Make and seal the draft of one job; a verdict if it is not admitted. Raises what its steps raise.
@@ -78,7 +78,7 @@ class Drafting:
 
     def _make(self, job: Job, draft: Draft, progress: Progress) -> Made | Verdict:
         """The way of a draft, in order."""
-        settings, merge, parent = self.settings, self._merge, job.parent
+        settings, merge, parent = self.settings, self.merge, job.parent
         head = Head(parent.totals, self._store.slot_layouts(parent.number)) if parent else Head()
         result = fold(merge.base, job.candidate, head, merge.rule, draft, settings.memory, progress)
         drafted = Drafted(
@@ -100,7 +100,7 @@ class Drafting:
     def _ask_gates(self, drafted: Drafted, progress: Progress) -> Verdict:
         """Return the first verdict of a user's gate that does not admit the draft."""
         progress.begin("gates", 0, 0)
-        verdicts = (gate.judge(drafted) for gate in self._merge.gates.values())
+        verdicts = (gate.judge(drafted) for gate in self.merge.gates.values())
         verdict = next((verdict for verdict in verdicts if verdict != ADMITTED), ADMITTED)
         progress.end()
         return verdict
@@ -139,9 +139,9 @@ class Drafting:
                 "source": job.checkpoint.source,
                 "place": job.checkpoint.place,
             },
-            "base_digest": self._merge.base.digest,
+            "base_digest": self.merge.base.digest,
             "rule": version.rule,
-            "parameters": asdict(self._merge.rule),
+            "parameters": asdict(self.merge.rule),
             "totals": asdict(version.totals),
             "scale": version.scale,
             "digest": version.digest,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal, Self
 
-from ..state.errors import Abandoned, MergdError, Unavailable
+from ..state.errors import Abandoned, MergdError, Misconfigured, Unavailable
 from ..state.history import History
 from ..state.lock import Lock
 from ..state.records import Checkpoint
@@ -22,7 +22,7 @@ from .desk import STOPPING, Desk
 from .drafting import Drafting, Job
 from .hands import Hands
 from .intake import Intake
-from .opening import make_source, open_merge
+from .opening import make_source, open_merge, reopen_merge
 from .progress import Progress
 from .recovery import check_head, recover
 from .requests import PREEMPTING, AnyRequest
@@ -33,7 +33,7 @@ from .worker import Worker
 log = logging.getLogger(__name__)
 
 TICK = 0.25  # seconds between looks at a running fold
-TELL_EVERY = 2.0  # seconds between writings of status.json while one runs
+TELL_EVERY = 0.5  # seconds between writings of status.json while one runs
 NAP = 30.0  # seconds that the loop waits for a message at most
 Message = Literal["rescan", "upkeep", "reload", "look"] | Ask
 
@@ -46,7 +46,8 @@ class Loop:
     ) -> None:
         self.settings = settings
         self.refused: list[Checkpoint] = []  # in this life
-        self.reload: Callable[[], Settings] | None = None
+        self.reread: Callable[[], Settings] = lambda: settings  # at a reload
+        self.taken: Callable[[Settings], None] = lambda settings: None  # after one
         self._doing, self._show = doing, show
         self._store = Store(settings.state)
         self._lock = Lock(self._store.lock)
@@ -59,6 +60,8 @@ class Loop:
     # ----------------------------------------------------------------------------------------------------- its life
 
     def __enter__(self) -> Self:
+        if not self._store.database.exists():
+            raise Misconfigured(f"{self.settings.state} holds no merge", "make one: mergd init --help")
         self._lock.take(self._doing)
         try:
             self._history = History(self._store.database, write=True)
@@ -76,7 +79,7 @@ class Loop:
     def _open(self) -> None:
         """Open the merge, and make good whatever a crash left."""
         settings, history, store = self.settings, self._history, self._store
-        merge = open_merge(settings, history, Progress())
+        self._merge = merge = open_merge(settings, history, Progress())
         self._source = make_source(settings)
         self._intake = Intake(merge.base, history, settings.quiet)
         self._worker = Worker(settings, merge, store, history, self._source.sight)
@@ -123,9 +126,12 @@ class Loop:
         """Raise Damaged if what is published is not as it was written."""
         check_head(self._store, self._history)
 
-    def watch(self) -> None:
-        """Let the watched folder's events wake the scan."""
-        self._source.watch(lambda: self.post("rescan"))
+    def watch(self, events: bool) -> None:
+        """Let the watched folder's events wake the scan, or no more."""
+        if events:
+            self._source.watch(lambda: self.post("rescan"))
+        else:
+            self._source.close()
 
     def listen_at(self, socket: str) -> None:
         """Write where the control socket is, for those who find the lock taken."""
@@ -200,12 +206,22 @@ class Loop:
             self._worker.after_move()
             self._history.tidy()
             self.tell(log_too=True)
-        elif message == "reload" and self.reload is not None:
-            self._take_settings(self.reload())
+        elif message == "reload":
+            self._reload()
 
-    def _take_settings(self, settings: Settings) -> None:
+    def _reload(self) -> None:
+        """Read the configuration again; a bad one is told of, and the old one stays."""
+        try:
+            settings = self.reread()
+            merge = reopen_merge(self._merge, self.settings, settings, self._history.pins())
+        except MergdError as error:
+            log.error("the new configuration is not taken: %s (%s)", error, error.hint)
+            return
+        self._merge = self._worker.merge = self._drafting.merge = merge
         self.settings = self._worker.settings = self._drafting.settings = settings
-        self._intake.quiet = settings.quiet
+        self._desk.hooks, self._intake.quiet = list(merge.hooks), settings.quiet
+        self.taken(settings)
+        log.info("the configuration was read again")
         self._rescan()
 
     def _rescan(self) -> None:

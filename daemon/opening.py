@@ -1,7 +1,7 @@
 """Opening a merge: its settings against what init pinned, its base model, its rule and its plugins."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -62,9 +62,26 @@ def open_merge(settings: Settings, history: History, progress: Progress) -> Merg
         base=_open_pinned_base(settings, history, pins, progress),
         rule=rule,
         sane=load("gates", "sane")(),
-        gates={name: load("gates", name)() for name in settings.gates},
-        hooks={name: load("hooks", name)() for name in settings.hooks},
+        **_judges_and_listeners(settings),
     )
+
+
+def reopen_merge(merge: Merge, old: Settings, new: Settings, pins: Mapping[str, Any]) -> Merge:
+    """Return the merge under new settings. Raises Misconfigured for what init pinned, or what only a restart changes."""
+    check_pins(new, make_rule(new.rule, new.parameters), pins)
+    for key in ("watch", "source", "state"):
+        if getattr(new, key) != getattr(old, key):
+            raise Misconfigured(
+                f"{key} was {getattr(old, key)} when the daemon started", "restart the daemon to change it"
+            )
+    return replace(merge, **_judges_and_listeners(new))
+
+
+def _judges_and_listeners(settings: Settings) -> dict[str, Any]:
+    return {
+        "gates": {name: load("gates", name)() for name in settings.gates},
+        "hooks": {name: load("hooks", name)() for name in settings.hooks},
+    }
 
 
 def check_pins(settings: Settings, rule: Any, pins: Mapping[str, Any]) -> None:

@@ -47,7 +47,7 @@ class Progress:
 
     def __str__(self) -> str:
         if not self.all_weights:
-            return self.doing or "done"
+            return self.doing or "starting"
         left = self.seconds_left()
         ending = f", {left:.0f} s left" if left is not None else ""
         return f"{self.doing} {self.weights}/{self.all_weights} weights{ending}"

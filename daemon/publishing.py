@@ -174,14 +174,20 @@ def _copy_side_files(base: Base, target: Path, out_dtype: str | None, copy_code:
 
 
 def _without_code(data: bytes, copy_code: bool) -> bytes:
-    """Return a JSON file without its `auto_map`, which makes a loader run code; untouched where there is none."""
+    """Return a JSON file without any `auto_map`, which makes a loader run code; untouched where there is none."""
+    if copy_code or b"auto_map" not in data:
+        return data
     try:
         value = json.loads(data)
     except ValueError:
         return data
-    if copy_code or not isinstance(value, dict) or "auto_map" not in value:
-        return data
-    return _json({key: part for key, part in value.items() if key != "auto_map"})
+    return _json(_stripped(value))
+
+
+def _stripped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _stripped(part) for key, part in value.items() if key != "auto_map"}
+    return [_stripped(part) for part in value] if isinstance(value, list) else value
 
 
 def _true_config(data: bytes, out_dtype: str | None) -> bytes:

@@ -15,7 +15,8 @@ NO_FAULT = ("abandoned", "changed")  # ends of an attempt that say nothing about
 
 def recover(store: Store, history: History) -> None:
     """Sweep what has no row, set the link from the head, and let checkpoints wait again whose fold a crash ended."""
-    for path in store.sweep(version.number for version in history.versions()):
+    versions = history.versions()
+    for path in store.sweep((v.number for v in versions), (v.number for v in versions if v.kept)):
         log.info("swept %s", path)
     head = history.head()
     if head is not None:

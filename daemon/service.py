@@ -10,7 +10,6 @@ from types import FrameType
 
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from ..state.errors import MergdError
 from .control import Control
 from .loop import Loop
 from .notify import notify, reloading
@@ -46,7 +45,7 @@ class Service:
                 self._stop(control)
 
     def _start(self) -> Control:
-        self._loop.reload = self._take_new_settings
+        self._loop.reread, self._loop.taken = self._read_again, self._take
         for number, act in (
             (signal.SIGTERM, self._on_stop),
             (signal.SIGINT, self._on_stop),
@@ -57,8 +56,7 @@ class Service:
         self._listener = threading.Thread(target=control.serve, name="mergd-control")
         self._listener.start()
         self._loop.listen_at(str(control.path))
-        if self._settings.events:
-            self._loop.watch()
+        self._loop.watch(self._settings.events)
         self._clock.add_job(self._loop.post, "interval", ["rescan"], seconds=self._settings.rescan, id="rescan", **JOB)
         self._clock.add_job(self._loop.post, "interval", ["upkeep"], seconds=UPKEEP_EVERY, id="upkeep", **JOB)
         self._clock.start()
@@ -73,6 +71,18 @@ class Service:
         control.close()
         self._listener.join()
 
+    def _read_again(self) -> Settings:
+        reloading()
+        try:
+            return self._reread()
+        finally:
+            notify("READY=1")
+
+    def _take(self, settings: Settings) -> None:
+        self._settings = settings
+        self._clock.reschedule_job("rescan", trigger="interval", seconds=settings.rescan)
+        self._loop.watch(settings.events)
+
     def _gated(self) -> str:
         return " after its gates" if self._settings.gates else ": no gate is set"
 
@@ -81,19 +91,6 @@ class Service:
 
     def _on_reload(self, number: int, frame: FrameType | None) -> None:
         self._loop.post("reload")
-
-    def _take_new_settings(self) -> Settings:
-        """Read the configuration again; a bad one is told of, and the old one stays."""
-        reloading()
-        try:
-            settings = self._reread()
-            self._clock.reschedule_job("rescan", trigger="interval", seconds=settings.rescan)
-            self._settings = settings
-            log.info("the configuration was read again")
-        except MergdError as error:
-            log.error("the new configuration is not taken: %s (%s)", error, error.hint)
-        notify("READY=1")
-        return self._settings
 
 
 def runtime_folder(settings: Settings) -> Path:

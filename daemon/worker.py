@@ -38,7 +38,7 @@ class Worker:
     ) -> None:
         self.settings = settings
         self.trouble = ""  # what keeps folding from going on by itself, such as a full disk
-        self._merge, self._store, self._history, self._sight = merge, store, history, sight
+        self.merge, self._store, self._history, self._sight = merge, store, history, sight
         self._later: dict[int, float] = {}  # checkpoint -> when it may be tried again (monotonic seconds)
 
     # -------------------------------------------------------------------------------------------------------- begin
@@ -71,14 +71,14 @@ class Worker:
         if sighting is None or sighting.fingerprint != row.fingerprint:
             return None
         try:
-            candidate, verdict = examine(sighting, self._merge.base)
+            candidate, verdict = examine(sighting, self.merge.base)
         except (Busy, NotPermitted):
             return None
         return candidate if verdict == ADMITTED else None
 
     def _disk_suffices(self) -> bool:
         """Compare what a version needs with what is free, before its first byte is written."""
-        need = version_bytes(self._merge.base, self._merge.rule, self.settings.out_dtype) + RESERVE
+        need = version_bytes(self.merge.base, self.merge.rule, self.settings.out_dtype) + RESERVE
         free = shutil.disk_usage(self._store.root).free
         self.trouble = f"disk full: a version needs {need:,} bytes, {free:,} are free" if free < need else ""
         if self.trouble:
@@ -136,7 +136,7 @@ class Worker:
         """Rename the draft in, make it true in one transaction, and let the link follow."""
         version, reports = made.version, list(made.result.reports.values())
         self._store.install(made.draft, version.number)
-        self._history.commit_fold(version, made.result.digest, reports, job.attempt, who, list(self._merge.hooks))
+        self._history.commit_fold(version, made.result.digest, reports, job.attempt, who, list(self.merge.hooks))
         self._store.point(version.number)
         folded, scale = version.totals.folded, version.scale
         log.info("%s is folded: %s, %d checkpoints, scale %.4g", job.checkpoint.name, version, folded, scale)
@@ -173,7 +173,7 @@ class Worker:
     def after_move(self) -> None:
         """Do what follows a move of the head: tell the hooks, and let go of files that nothing needs."""
         owed = [(hook, self._news(move)) for hook, move in self._history.owed()]
-        tell_hooks(self._merge.hooks, owed, self._history.told)
+        tell_hooks(self.merge.hooks, owed, self._history.told)
         self.retain()
 
     def _news(self, move: Move) -> News:

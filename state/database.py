@@ -1,5 +1,6 @@
 """The connection to the history's database: one that writes, on one thread; any number that only read."""
 
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ def open_writer(path: Path) -> Database:
 
     Raises Damaged if SQLite finds it broken, Misconfigured if a newer mergd made it.
     """
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite's other files get the same mode
     try:
         db = Database(sqlite3.connect(path, timeout=5))
         db.conn.executescript(_COMMON + _WRITER)
@@ -36,7 +38,6 @@ def open_writer(path: Path) -> Database:
         raise Damaged(
             f"{path}: {error}", "restore it from a backup; versions/*/manifest.json list all versions"
         ) from error
-    path.chmod(0o600)
     return db
 
 

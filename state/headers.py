@@ -37,7 +37,7 @@ def open_regular(path: str | Path) -> int:
     except FileNotFoundError:
         raise Busy(f"{path} is gone") from None
     except PermissionError:
-        raise NotPermitted(f"cannot read {path} ({_owner(path)})", "let the daemon's user read it: chmod") from None
+        raise NotPermitted(f"cannot read {path} ({owner_of(path)})", "let the daemon's user read it: chmod") from None
     except OSError as error:
         if error.errno in (errno.ENXIO, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG):  # a socket, or a bad link
             raise Refused(_no_file(path)) from None
@@ -143,7 +143,8 @@ def _bad(path: str | Path, found: str, expected: str) -> Refused:
     return Refused(Reason("unreadable", f"{found} in {Path(path).name}", expected, "save the checkpoint again"))
 
 
-def _owner(path: str | Path) -> str:
+def owner_of(path: str | Path) -> str:
+    """Return mode and owner of a file, for a message."""
     try:
         status = os.stat(path)
     except OSError:

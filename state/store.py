@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .errors import Damaged
+from .errors import Busy, Damaged, Refused
 from .headers import layout_of
 from .records import FileDigest, Layout
 
@@ -86,7 +86,10 @@ class Store:
             path = folder / entry["name"]
             if not path.is_file() or path.stat().st_size != entry["size"]:
                 raise Damaged(f"{path} is not as it was written", "roll back to a version whose files are whole")
-            layouts[entry["statistic"], entry["slot"]] = layout_of([path])
+            try:
+                layouts[entry["statistic"], entry["slot"]] = layout_of([path])
+            except (Refused, Busy) as error:  # words for a checkpoint; this file is ours
+                raise Damaged(f"{path}: {error}", "roll back to a version whose files are whole") from None
         return layouts
 
     def manifest(self, number: int) -> dict[str, Any]:
@@ -94,7 +97,7 @@ class Store:
         path = self.versions / folder_name(number) / "manifest.json"
         try:
             return dict(json.loads(path.read_text()))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise Damaged(f"{path} cannot be read: {error}", "roll back to a version whose files are whole") from None
 
     def whole(self, number: int) -> bool:
@@ -123,10 +126,12 @@ class Store:
             self.model(number).rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
 
-    def sweep(self, known: Iterable[int]) -> list[str]:
-        """Remove drafts, and folders that the history has no version for; returns what was removed."""
-        keep = {folder_name(number) for number in known}
-        gone = [path for path in (*self.versions.iterdir(), *self.models.iterdir()) if _is_stray(path, keep)]
+    def sweep(self, known: Iterable[int], kept: Iterable[int]) -> list[str]:
+        """Remove drafts, folders that the history has no version for, and files it promises no more; returns their names."""
+        names, whole = {folder_name(n) for n in known} | {"current"}, {folder_name(n) for n in kept} | {"current"}
+        gone = [path for path in self.versions.iterdir() if path.name not in names]
+        gone += [path for path in self.models.iterdir() if path.name not in whole]
+        gone += [path for name in names - whole for path in (self.versions / name).glob("slots-*")]
         gone += self.drafts.iterdir()
         for path in gone:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -135,10 +140,6 @@ class Store:
     def used(self) -> int:
         """Return the bytes that this state takes on disk."""
         return sum(os.lstat(Path(at) / name).st_blocks * 512 for at, _, names in os.walk(self.root) for name in names)
-
-
-def _is_stray(path: Path, keep: set[str]) -> bool:
-    return path.name not in keep and path.name != "current"
 
 
 class Draft:

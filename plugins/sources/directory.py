@@ -63,7 +63,7 @@ class Directory:
             names = sorted(os.listdir(self.root))
         except OSError as error:
             raise Unavailable(f"cannot list {self.root}: {error.strerror}", "bring the watched folder back") from None
-        places = (self.root / name for name in names if not _matches(name, IGNORED))
+        places = (self.root / name for name in names if not _matches(name, IGNORED) and _is_text(name))
         return Scan(tuple(sighting for place in places if (sighting := self.sight(place)) is not None))
 
     def sight(self, place: Path) -> Sighting | None:
@@ -100,14 +100,13 @@ class Directory:
         self._watched = self._identity()
         if self._watched is None:
             return
-        observer = Observer()
         try:
+            self._observer = observer = Observer()
             observer.schedule(_Wake(self._wake), str(self.root), recursive=True, event_filter=EVENTS)
             observer.start()
         except OSError as error:
             log.warning("no events from %s (%s); it is scanned at each interval", self.root, error)
-            return
-        self._observer = observer
+            self._stop_observer()
 
     def _alive(self) -> bool:
         observer = self._observer
@@ -121,10 +120,14 @@ class Directory:
         return status.st_dev, status.st_ino
 
     def _stop_observer(self) -> None:
-        if self._observer is not None:
-            self._observer.stop()
-            self._observer.join(timeout=5)
-            self._observer = None
+        observer, self._observer = self._observer, None
+        if observer is None:
+            return
+        threads = [*observer.emitters, observer]
+        observer.stop()
+        for thread in threads:  # one that could not be started has nothing to join
+            if thread.is_alive():
+                thread.join(timeout=5)
 
 
 class _Wake(FileSystemEventHandler):
@@ -162,6 +165,16 @@ def _in_progress(folder: Path) -> str:
     if (folder / HUB_DOWNLOADS).is_dir():
         names += [name for name in os.listdir(folder / HUB_DOWNLOADS) if name.endswith(".incomplete")]
     return next((name for name in sorted(names) if _matches(name, IN_PROGRESS)), "")
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written down; one whose bytes are no UTF-8 can be in no log, database or message."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        log.warning("%r is passed over: its name is no UTF-8", name)
+        return False
+    return True
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
