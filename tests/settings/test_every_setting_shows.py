@@ -1,0 +1,277 @@
+"""For each setting, something that one can observe and that changes with it."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.commands import eventually
+from support.merges import Sandbox, make_merge, set_in
+from support.models import CONFIG, Model, fine_tuned, load_model, save_model, tiny_base
+
+from mergd.daemon.settings import Settings
+from mergd.state.tensors import Reader
+
+SHORT = 1.0  # seconds in which something must not happen that otherwise happens at once
+
+
+class Bench:
+    """Makes merges side by side, each in a folder of its own."""
+
+    def __init__(self, root: Path, news: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root, self.news, self.monkeypatch = root, news, monkeypatch
+        self._made = 0
+
+    def place(self) -> Path:
+        """Return a new folder."""
+        self._made += 1
+        place = self.root / str(self._made)
+        place.mkdir()
+        return place
+
+    def merge(self, drops: Sequence[int] = (), **settings: Any) -> Sandbox:
+        """Return a merge of the tiny base with these settings, after fine-tunes with these seeds were folded."""
+        merge = make_merge(self.place(), **settings)
+        for seed in drops:
+            merge.drop(f"seed-{seed}", seed)
+        merge.fold_all()
+        return merge
+
+
+@pytest.fixture
+def bench(tmp_path: Path, their_news: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(tmp_path, their_news, monkeypatch)
+
+
+def matrix(merge: Sandbox) -> torch.Tensor:
+    """Return one published weight."""
+    return merge.published()["layer.matrix.weight"]
+
+
+# ------------------------------------------------------------------------------------------------------ what is pinned
+
+
+def base_model(bench: Bench) -> None:
+    one, other = (make_merge(bench.place(), tiny_base(seed), rule="task_arithmetic") for seed in (0, 1))
+    for merge in (one, other):
+        merge.drop("a", fine_tuned(tiny_base(0), 5))
+        merge.fold_all()
+    assert not torch.equal(matrix(one), matrix(other))  # the same checkpoint, added to another base model
+
+
+def source(bench: Bench) -> None:
+    found = []
+    for name in ("directory", "their_source"):
+        merge = make_merge(bench.place(), source=name)
+        (merge.watch / "team").mkdir()
+        merge.drop("team/a", 1)
+        merge.fold_all()
+        found.append([Path(row.place).relative_to(merge.watch) for row in merge.checkpoints() if row.state == "folded"])
+    assert found == [[], [Path("team/a")]]
+
+
+def rule(bench: Bench) -> None:
+    merges = [bench.merge([1, 2], rule=name) for name in ("opcm", "average", "task_arithmetic")]
+    assert [merge.versions()[-1].rule for merge in merges] == ["opcm", "average", "task_arithmetic"]
+    assert len({matrix(merge).numpy().tobytes() for merge in merges}) == 3
+
+
+def parameters(bench: Bench) -> None:
+    narrow, wide = (bench.merge([1, 2], parameters={"alpha": alpha}) for alpha in (0.1, 0.9))
+    assert not torch.equal(matrix(narrow), matrix(wide))
+
+
+def out_dtype(bench: Bench) -> None:
+    for name, dtype in (("base", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)):
+        assert matrix(bench.merge([1], out_dtype=name)).dtype == dtype
+
+
+def threads(bench: Bench) -> None:
+    notes = bench.root / "notes"
+    bench.monkeypatch.setenv("THEIR_GATE_NOTES", str(notes))
+    for number in (1, 3):
+        bench.merge([1], threads=number, gates=("their_gate",))  # a gate runs on the folding thread
+        assert notes.read_text() == str(number)
+
+
+# ------------------------------------------------------------------------------------------------ where, and what then
+
+
+def watch(bench: Bench) -> None:
+    merge = bench.merge()
+    elsewhere = save_model(bench.place() / "a", merge.fine_tuned(1)).parent
+    merge.drop("b", 2)
+    merge.fold_all()
+    assert merge.states() == {"b": "folded"}
+    set_in(merge.config, watch=json.dumps(str(elsewhere)))
+    merge.fold_all()
+    assert merge.states() == {"a": "folded", "b": "folded"}
+
+
+def state(bench: Bench) -> None:
+    elsewhere = bench.place() / "here"
+    merge = make_merge(bench.place(), state=elsewhere)
+    assert (elsewhere / "mergd.db").is_file()
+    assert not merge.state.exists()
+
+
+def existing(bench: Bench) -> None:
+    for how, expected in (("hold", "held"), ("fold", "ready"), ("ignore", "refused")):
+        root = bench.place()
+        save_model(root / "watch" / "a", fine_tuned(tiny_base(), 1))
+        assert make_merge(root, existing=how).states() == {"a": expected}
+
+
+def quiet(bench: Bench) -> None:
+    assert bench.merge([1], quiet=0).states() == {"seed-1": "folded"}
+    merge = make_merge(bench.place(), quiet=3600)
+    merge.drop("a", 1)
+    with merge.loop() as loop:
+        loop.post("rescan")
+        loop.turn()
+        said = json.loads((merge.state / "status.json").read_text())
+    assert said["waits"] == {"1": "its files to stay unchanged for 3600 s"}
+    assert merge.states() == {"a": "settling"}
+
+
+def rescan(bench: Bench) -> None:
+    assert not finds_a_drop(bench, SHORT, events=False, rescan=3600)
+    assert finds_a_drop(bench, events=False, rescan=0.2)
+
+
+def events(bench: Bench) -> None:
+    assert not finds_a_drop(bench, SHORT, events=False, rescan=3600)
+    assert finds_a_drop(bench, events=True, rescan=3600)
+
+
+def finds_a_drop(bench: Bench, patience: float = 30.0, **settings: Any) -> bool:
+    """Whether a daemon that has looked at its folder once takes what is dropped then."""
+    merge = make_merge(bench.place())
+    set_in(merge.config, **{key: json.dumps(value) for key, value in settings.items()})
+    merge.drop("a", 1)
+    with merge.running("run"):
+        eventually(lambda: merge.states().get("a") == "folded")
+        merge.drop("b", 2)
+        try:
+            return bool(eventually(lambda: "b" in merge.states(), patience))
+        except AssertionError:
+            return False
+
+
+# -------------------------------------------------------------------------------------------------- memory and files
+
+
+def memory(bench: Bench) -> None:
+    base = {"table.weight": torch.randn(3000, 40), "embed.weight": torch.randn(3000, 40)}  # half a megabyte each
+    assert largest_read(bench, base, memory=1_000_000) < 1_000_000 / 4
+    assert largest_read(bench, base, memory=256_000_000) == 3000 * 40 * 4
+
+
+def largest_read(bench: Bench, base: Model, **settings: Any) -> int:
+    """Return the bytes of the largest block that a fold reads."""
+    merge = make_merge(bench.place(), base, rule="average", **settings)
+    merge.drop("a", 1)
+    sizes: list[int] = []
+    read = Reader.read
+
+    def noting(reader: Reader, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
+        block = read(reader, name, rows)
+        sizes.append(block.numel() * block.element_size())
+        return block
+
+    with bench.monkeypatch.context() as patch:
+        patch.setattr(Reader, "read", noting)
+        merge.fold_all()
+    assert merge.states() == {"a": "folded"}
+    return max(sizes)
+
+
+def shard_size(bench: Bench) -> None:
+    whole, cut = bench.merge([1]), bench.merge([1], shard_size=300)
+    assert [path.name for path in whole.store.current.glob("*.safetensors")] == ["model.safetensors"]
+    assert len(list(cut.store.current.glob("model-*-of-*.safetensors"))) > 2
+    assert (cut.store.current / "model.safetensors.index.json").is_file()
+    assert torch.equal(matrix(whole), matrix(cut))
+
+
+def copy_code(bench: Bench) -> None:
+    for copied in (False, True):
+        root = bench.place()
+        save_model(root / "base", tiny_base(), CONFIG | {"auto_map": {"AutoModel": "modeling_made_up.MadeUp"}})
+        (root / "base" / "modeling_made_up.py").write_text("raise SystemExit('nobody runs this')\n")
+        merge = make_merge(root, copy_code=copied)
+        merge.drop("a", 1)
+        merge.fold_all()
+        config = json.loads((merge.store.current / "config.json").read_text())
+        assert ("auto_map" in config) == copied
+        assert (merge.store.current / "modeling_made_up.py").exists() == copied
+
+
+# ---------------------------------------------------------------------------------------------------------- retention
+
+
+def keep_last(bench: Bench) -> None:
+    for number in (2, 4):
+        merge = bench.merge([1, 2, 3, 4, 5], keep_last=number, keep_within=0)
+        assert [version.number for version in merge.versions() if version.kept] == [1, 2, 3, 4, 5][-number:]
+        assert len(list(merge.store.models.glob("0*"))) == number
+
+
+def keep_within(bench: Bench) -> None:
+    for seconds, kept in ((0, [3, 4]), (3600, [1, 2, 3, 4])):
+        merge = bench.merge([1, 2, 3, 4], keep_last=1, keep_within=seconds)
+        assert [version.number for version in merge.versions() if version.kept] == kept
+
+
+# ------------------------------------------------------------------------------------------------ plugins of others
+
+
+def gates(bench: Bench) -> None:
+    for names, state in (((), "folded"), (("their_gate",), "refused")):
+        merge = bench.merge(gates=names)
+        merge.drop("unwanted", 1)
+        merge.fold_all()
+        assert merge.states() == {"unwanted": state}
+
+
+def hooks(bench: Bench) -> None:
+    bench.merge([1, 2])
+    assert bench.news.read_text() == ""
+    merge = bench.merge([1, 2], hooks=("their_hook",))
+    news = [json.loads(line) for line in bench.news.read_text().splitlines()]
+    assert [(item["before"], item["version"]) for item in news] == [(None, 1), (1, 2)]
+    assert load_model(Path(news[-1]["model"])).keys() == merge.model.keys()
+
+
+CASES: dict[str, Callable[[Bench], None]] = {
+    case.__name__: case
+    for case in (
+        *(
+            base_model,
+            source,
+            rule,
+            parameters,
+            out_dtype,
+            threads,
+            watch,
+            state,
+            existing,
+            quiet,
+            rescan,
+            events,
+            memory,
+        ),
+        *(shard_size, copy_code, keep_last, keep_within, gates, hooks),
+    )
+}
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_something_changes_with_every_setting(bench: Bench, name: str) -> None:
+    CASES[name](bench)
+
+
+def test_every_case_is_of_a_setting() -> None:
+    assert CASES.keys() == Settings.model_fields.keys()

@@ -1,0 +1,424 @@
+"""The history: a fold becomes true all at once or not at all, and nothing that was written is lost or invented."""
+
+import itertools
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mergd.state.errors import Busy, Damaged, Misconfigured
+from mergd.state.history import History
+from mergd.state.records import Checkpoint, FileStamp, Move, Reason, Sighting, Totals, Version, WeightReport
+
+DIGEST = "{:064x}".format
+REASON = Reason("code", "found", "expected", "next")
+REPORTS = [WeightReport(0.1, 2.5, 3.0, 0.75), WeightReport(1e-300, 1e300, 0.0, 1 / 3)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "mergd.db"
+
+
+@pytest.fixture
+def history(path: Path) -> Iterator[History]:
+    with History(path, write=True) as history:
+        yield history
+
+
+def sighting(name: str, inode: int = 1) -> Sighting:
+    return Sighting("directory", f"/watch/{name}", name, (FileStamp("model.safetensors", 1, inode, 10, 1, 1),))
+
+
+def ready(history: History, name: str) -> Checkpoint:
+    """Return a checkpoint that waits for its fold."""
+    return history.checkpoints.make_ready(history.checkpoints.add(sighting(name)).id)
+
+
+def version(number: int, parent: int | None, checkpoint: int) -> Version:
+    return Version(
+        number, parent, "fold", checkpoint, "opcm", Totals(number, float(number), 0.1 + number, 1 / 3), 0.7,
+        DIGEST(number), "2026-01-01T00:00:00.000Z", {"folding": 1.25}, 10, 20,
+    )  # fmt: skip
+
+
+def commit(history: History, number: int, parent: int | None, name: str, *hooks: str) -> Move:
+    """Fold a checkpoint, whose digest is made from its version's number."""
+    row = ready(history, name)
+    attempt = history.checkpoints.begin_attempt(row.id)
+    return history.commit_fold(version(number, parent, row.id), DIGEST(number), REPORTS, attempt, "a test", hooks)
+
+
+def everything(path: Path) -> dict[str, list[Any]]:
+    """Return every row of every table, as another process reads it."""
+    with sqlite3.connect(path) as db:
+        tables = [name for (name,) in db.execute("select name from sqlite_master where type = 'table'")]
+        found = {name: db.execute(f'select * from "{name}"').fetchall() for name in tables}
+    db.close()
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ the commit point
+
+
+def test_a_new_history_is_empty(history: History) -> None:
+    assert history.head() is None
+    assert (history.versions(), history.moves(), history.checkpoints.all(), history.owed()) == ([], [], [], [])
+    assert (history.next_number(), history.paused(), history.pins()) == (1, None, {})
+
+
+def test_a_fold_becomes_true_all_at_once(history: History) -> None:
+    move = commit(history, 1, None, "a", "first", "second")
+    (row,) = history.checkpoints.all()
+    assert history.head() == history.version(1) == version(1, None, row.id)
+    assert (row.state, row.digest, row.reasons) == ("folded", DIGEST(1), ())
+    assert [attempt.outcome for attempt in history.checkpoints.attempts(row.id)] == ["folded"]
+    assert history.moves() == [move]
+    assert (move.from_version, move.to_version, move.who, move.why) == (None, 1, "a test", "fold")
+    assert history.owed() == [("first", move), ("second", move)]
+    assert history.next_number() == 2
+
+
+def test_if_the_head_moved_meanwhile_nothing_is_written(history: History, path: Path) -> None:
+    commit(history, 1, None, "a")
+    commit(history, 2, 1, "b")
+    row = ready(history, "c")
+    attempt = history.checkpoints.begin_attempt(row.id)
+    history.move_head(1, "somebody", "rollback", [])
+    before = everything(path)
+    with pytest.raises(Busy, match="the head moved to v1"):
+        history.commit_fold(version(3, 2, row.id), DIGEST(3), REPORTS, attempt, "a test", ["hook"])
+    assert everything(path) == before
+    assert history.checkpoints.get(row.id).state == "folding"
+    history.commit_fold(version(3, 1, row.id), DIGEST(3), REPORTS, attempt, "a test", ["hook"])  # and it can go on
+    assert [v.number for v in history.lineage(3)] == [3, 1]
+
+
+def test_a_first_fold_does_not_follow_another_first_fold(history: History, path: Path) -> None:
+    commit(history, 1, None, "a")
+    before = everything(path)
+    row = ready(history, "b")
+    attempt = history.checkpoints.begin_attempt(row.id)
+    with pytest.raises(Busy):
+        history.commit_fold(version(2, None, row.id), DIGEST(2), [], attempt, "", [])
+    assert everything(path)["versions"] == before["versions"]
+
+
+Spoil = Callable[[Version], tuple[Version, list[str]]]
+SPOILED: dict[str, Spoil] = {
+    "a number that is taken": lambda v: (replace(v, number=1), []),
+    "a parent that is none": lambda v: (replace(v, parent=77), []),
+    "a hook that is told twice": lambda v: (v, ["hook", "other", "hook"]),
+    "a version without a digest": lambda v: (replace(v, digest=None), []),  # type: ignore[arg-type]
+    "words for a number": lambda v: (replace(v, scale="much"), []),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_whatever_fails_in_the_middle_nothing_is_written(history: History, path: Path, case: str) -> None:
+    commit(history, 1, None, "a")
+    row = ready(history, "b")
+    attempt = history.checkpoints.begin_attempt(row.id)
+    spoiled, hooks = SPOILED[case](version(2, 1, row.id))
+    before = everything(path)
+    with pytest.raises((sqlite3.Error, Busy)):
+        history.commit_fold(spoiled, DIGEST(2), REPORTS, attempt, "a test", hooks)
+    assert everything(path) == before
+    history.commit_fold(version(2, 1, row.id), DIGEST(2), REPORTS, attempt, "a test", ["hook"])
+    assert everything(path) != before
+
+
+def test_what_was_committed_is_there_for_the_next_process(path: Path) -> None:
+    with History(path, write=True) as history:
+        commit(history, 1, None, "a", "hook")
+        before = everything(path)
+    for write in (True, False):
+        with History(path, write=write) as history:
+            head = history.head()
+            assert head is not None
+            assert head.totals == Totals(1, 1.0, 1.1, 1 / 3)
+            assert everything(path) == before
+
+
+# ---------------------------------------------------------------------------------------------- versions and branches
+
+
+@pytest.fixture
+def branched(history: History) -> History:
+    """1 - 2 - 3, and 4 - 5 that branch off 1; the head is 5."""
+    for number, parent, name in ((1, None, "a"), (2, 1, "b"), (3, 2, "c")):
+        commit(history, number, parent, name)
+    history.move_head(1, "a test", "rollback", [])
+    commit(history, 4, 1, "d")
+    commit(history, 5, 4, "e")
+    return history
+
+
+@pytest.mark.parametrize(
+    ("number", "line"), [(5, [5, 4, 1]), (4, [4, 1]), (3, [3, 2, 1]), (1, [1]), (9, []), (None, [])]
+)
+def test_a_line_is_a_version_and_its_ancestors(branched: History, number: int | None, line: list[int]) -> None:
+    assert [version.number for version in branched.lineage(number)] == line
+
+
+def test_a_checkpoint_is_in_the_lines_that_folded_it(branched: History) -> None:
+    held = {
+        (content, head): branched.checkpoint_in_line(DIGEST(content), head)
+        for content, head in itertools.product(range(1, 6), range(1, 6))
+    }
+    lines = {1: {1}, 2: {1, 2}, 3: {1, 2, 3}, 4: {1, 4}, 5: {1, 4, 5}}
+    assert {key: row is not None for key, row in held.items()} == {
+        (content, head): content in lines[head] for content, head in held
+    }
+    assert held[2, 3] == next(row for row in branched.checkpoints.all() if row.name == "b")
+    assert branched.checkpoint_in_line(DIGEST(1), None) is None
+    assert branched.checkpoint_in_line(DIGEST(9), 5) is None
+
+
+def test_the_moves_of_the_head_are_kept_newest_first(branched: History) -> None:
+    moves = [(move.from_version, move.to_version, move.why) for move in branched.moves()]
+    assert moves == [
+        (4, 5, "fold"),
+        (1, 4, "fold"),
+        (3, 1, "rollback"),
+        (2, 3, "fold"),
+        (1, 2, "fold"),
+        (None, 1, "fold"),
+    ]
+    assert branched.moves(1) == branched.moves()[:1]
+
+
+def test_numbers_are_never_used_twice(branched: History) -> None:
+    assert branched.next_number() == 6
+    branched.move_head(2, "a test", "rollback", [])
+    branched.drop_files(5)
+    assert branched.next_number() == 6
+
+
+def test_dropped_files_change_nothing_else(branched: History) -> None:
+    before = branched.version(2)
+    branched.drop_files(2)
+    after = branched.version(2)
+    assert before is not None
+    assert after == replace(before, slots_kept=False, model_kept=False)
+    assert not after.kept
+    assert [version.number for version in branched.versions() if version.kept] == [1, 3, 4, 5]
+
+
+def test_weight_reports_come_back_to_the_last_bit(history: History) -> None:
+    history.pin({"weights": ["w", "v"]})
+    commit(history, 1, None, "a")
+    assert history.weight_reports(1) == {"w": REPORTS[0], "v": REPORTS[1]}
+
+
+# ----------------------------------------------------------------------------------------------- hooks, pauses, pins
+
+
+def test_what_hooks_are_owed_comes_in_order_until_they_were_told(path: Path) -> None:
+    with History(path, write=True) as history:
+        first, second = commit(history, 1, None, "a", "x", "y"), commit(history, 2, 1, "b", "y", "x")
+        assert history.owed() == [("x", first), ("y", first), ("x", second), ("y", second)]
+        history.told("x", first.id)
+        history.told("y", second.id)
+    with History(path, write=True) as history:
+        assert history.owed() == [("y", first), ("x", second)]
+        history.move_head(1, "a test", "rollback", ["z"])
+        assert [(hook, move.to_version) for hook, move in history.owed()] == [("y", 1), ("x", 2), ("z", 1)]
+
+
+def test_a_pause_holds_until_it_is_resumed(path: Path) -> None:
+    with History(path, write=True) as history:
+        history.pause("uid 1", "why not")
+    with History(path, write=True) as history:
+        paused = history.paused()
+        assert paused is not None
+        assert (paused["who"], paused["why"]) == ("uid 1", "why not")
+        history.pause("uid 2", "still")
+        assert (history.paused() or {})["why"] == "still"
+        assert history.resume()
+        assert history.paused() is None
+        assert not history.resume()
+    with History(path) as history:
+        assert history.paused() is None
+
+
+def test_pins_are_values_and_keep_their_types(history: History) -> None:
+    pins = {"rule": "opcm", "parameters": {"alpha": 0.1 + 0.2}, "tied": {}, "commit": None, "weights": ["a", "b"]}
+    history.pin(pins)
+    history.pin({"rule": "average"})
+    assert history.pins() == pins | {"rule": "average"}
+
+
+def test_a_request_is_kept_with_who_asked_and_how_it_ended(history: History, path: Path) -> None:
+    number = history.record_request("rollback", {"version": "v1"}, "uid 7")
+    history.record_answer(number, "done")
+    (row,) = everything(path)["requests"]
+    assert row[1:4] == ("rollback", '{"version": "v1"}', "uid 7")
+    assert row[-1] == "done"
+
+
+# ---------------------------------------------------------------------------------------------------- checkpoints
+
+
+def test_the_order_is_written_once_and_then_stands(history: History) -> None:
+    rows = [history.checkpoints.add(sighting(name)) for name in "abc"]
+    for row in (rows[2], rows[0], rows[1]):
+        history.checkpoints.make_ready(row.id)
+    history.checkpoints.set_state(rows[2].id, "folding")
+    history.checkpoints.make_ready(rows[2].id)
+    assert [row.name for row in history.checkpoints.ready()] == ["c", "a", "b"]
+
+
+def test_those_that_a_person_asked_for_go_first_in_the_order_of_asking(history: History) -> None:
+    rows = {name: ready(history, name) for name in "abcd"}
+    for name in "db":
+        history.checkpoints.hurry(rows[name].id)
+    assert [row.name for row in history.checkpoints.ready()] == ["d", "b", "a", "c"]
+
+
+def test_what_changed_before_its_fold_loses_its_place(history: History) -> None:
+    first, second = ready(history, "a"), ready(history, "b")
+    history.checkpoints.hurry(first.id)
+    again = history.checkpoints.resight(first.id, sighting("a", inode=2))
+    assert (again.id, again.state, again.order, again.urgent) == (first.id, "settling", None, None)
+    assert again.fingerprint == sighting("a", inode=2).fingerprint
+    history.checkpoints.make_ready(first.id)
+    assert [row.name for row in history.checkpoints.ready()] == ["b", "a"]
+    assert second.order is not None
+
+
+def test_the_newest_row_of_a_place_counts(history: History) -> None:
+    commit(history, 1, None, "a")
+    newer = history.checkpoints.add(sighting("a", inode=2))
+    assert history.checkpoints.at("directory", "/watch/a") == newer
+    assert history.checkpoints.at("elsewhere", "/watch/a") is None
+    assert history.checkpoints.digests_from("/watch/a") == {DIGEST(1)}
+
+
+def test_a_state_keeps_its_reasons_and_since_when(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = history.checkpoints.add(sighting("a"), "held", REASON, replace(REASON, found='a "quoted" ü\n'))
+    monkeypatch.setattr("mergd.state.checkpoints.utc_now", lambda: "later")
+    assert history.checkpoints.get(row.id) == row
+    assert row.reasons[1].found == 'a "quoted" ü\n'
+    assert history.checkpoints.set_state(row.id, "held", REASON).since == row.since
+    assert history.checkpoints.set_state(row.id, "ready").since == "later"
+    assert history.checkpoints.get(row.id).reasons == ()
+
+
+def test_a_duplicate_is_counted_by_nobody(history: History) -> None:
+    commit(history, 1, None, "a")
+    first = history.checkpoints.all()[0]
+    copy = ready(history, "copy")
+    history.checkpoints.set_state(copy.id, "folded", REASON, digest=DIGEST(1), duplicate_of=first.id)
+    ready(history, "b")
+    assert history.checkpoints.count() == {"folded": 1, "ready": 1}
+    assert history.checkpoints.holding(DIGEST(1)) == first
+    assert history.checkpoints.in_state("folded", "ready") == history.checkpoints.all()
+
+
+def test_an_attempt_that_a_crash_ended_has_no_outcome(path: Path) -> None:
+    with History(path, write=True) as history:
+        row = ready(history, "a")
+        history.checkpoints.end_attempt(history.checkpoints.begin_attempt(row.id), "abandoned")
+        history.checkpoints.begin_attempt(row.id)
+    with History(path, write=True) as history:
+        assert history.checkpoints.get(row.id).state == "folding"
+        assert [attempt.outcome for attempt in history.checkpoints.attempts(row.id)] == ["abandoned", None]
+
+
+# ----------------------------------------------------------------------------------------------------- the database
+
+
+def test_a_database_of_a_newer_mergd_is_left_alone(path: Path) -> None:
+    with History(path, write=True) as history:
+        commit(history, 1, None, "a")
+    with sqlite3.connect(path) as db:
+        columns = [row[1] for row in db.execute("pragma table_info(_sqlite_migrations)")]
+        values = {"migration_set": "mergd", "name": "m999_from_the_future", "applied_at": "2099-01-01T00:00:00"}
+        used = [column for column in columns if column in values]
+        db.execute(
+            f"insert into _sqlite_migrations ({','.join(used)}) values ({','.join('?' * len(used))})",
+            [values[column] for column in used],
+        )
+    db.close()
+    before = everything(path)
+    with pytest.raises(Misconfigured, match="m999_from_the_future") as raised:
+        History(path, write=True)
+    assert "upgrade" in raised.value.hint
+    assert everything(path) == before
+
+
+@pytest.mark.parametrize("data", [b"no database" * 1000, b"SQLite format 3\0" + b"\xff" * 5000])
+def test_a_file_that_is_no_database_is_damaged_and_left_alone(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    with pytest.raises(Damaged, match=str(path)) as raised:
+        History(path, write=True)
+    assert "backup" in raised.value.hint
+    assert path.read_bytes() == data
+
+
+def test_a_database_with_a_broken_page_is_damaged(path: Path) -> None:
+    with History(path, write=True) as history:
+        for k in range(200):
+            history.checkpoints.add(sighting(f"checkpoint-{k}"))
+        history.tidy()
+    data = bytearray(path.read_bytes())
+    page = 4096
+    for start in range(2 * page, len(data), page):
+        data[start : start + 200] = b"\xee" * 200
+    path.write_bytes(data)
+    with pytest.raises(Damaged):
+        History(path, write=True)
+
+
+def test_a_reader_reads_while_another_writes_and_sees_no_half(history: History, path: Path) -> None:
+    commit(history, 1, None, "a")
+    seen: list[tuple[int, int]] = []
+    done = threading.Event()
+
+    def read() -> None:
+        with History(path) as reader:
+            while not done.is_set():
+                head = reader.head()
+                folded = [row for row in reader.checkpoints.all() if row.state == "folded"]
+                seen.append((head.number if head else 0, len(folded)))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    for number in range(2, 40):
+        commit(history, number, number - 1, f"c{number}")
+    done.set()
+    thread.join()
+    assert seen
+    assert all(head <= folded for head, folded in seen)
+    assert [head for head, _ in seen] == sorted(head for head, _ in seen)
+
+
+def test_a_reader_cannot_write(history: History, path: Path) -> None:
+    with History(path) as reader, pytest.raises(sqlite3.OperationalError):
+        reader.pin({"rule": "other"})
+
+
+def test_a_reader_makes_no_database(path: Path) -> None:
+    with pytest.raises(sqlite3.OperationalError):
+        History(path)
+    assert not path.exists()
+
+
+def test_only_the_owner_may_read_the_history(history: History, path: Path) -> None:
+    commit(history, 1, None, "a")
+    modes = {name: (path.parent / name).stat().st_mode & 0o777 for name in os.listdir(path.parent)}
+    assert modes.keys() >= {"mergd.db", "mergd.db-wal"}
+    assert set(modes.values()) == {0o600}, modes
+
+
+def test_tidying_empties_the_write_ahead_log(history: History, path: Path) -> None:
+    commit(history, 1, None, "a")
+    history.tidy()
+    assert (path.parent / "mergd.db-wal").stat().st_size == 0
+    assert history.head() is not None
