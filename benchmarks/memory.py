@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from mergd.state.tensors import Planned, Writer
+from mergd.state.writing import Planned, Writer
 
 WIDTH = 1024
 EMBEDDING_ROWS = 250_000  # x 1024 float32: 1.02 GB

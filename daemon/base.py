@@ -14,8 +14,8 @@ from ..plugins.formats.interface import Format
 from ..plugins.registry import load, names
 from ..state.errors import Misconfigured, NotPermitted, Unavailable
 from ..state.headers import FLOATING, owner_of
+from ..state.reading import ContentDigest, Reader
 from ..state.records import Layout, TensorInfo, Weight, WeightKind
-from ..state.tensors import ContentDigest, Reader
 from .progress import Progress
 
 # A lookup table is read row by row: its rows are no directions of a linear map. Known by name, as mergd knows no classes.

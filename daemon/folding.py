@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ..plugins.rules.interface import NOTHING, Rule, Slots, Statistic, Update
 from ..state.errors import Busy, Refused
+from ..state.reading import TORCH_DTYPE, ContentDigest, Reader
 from ..state.records import Candidate, Counts, FileDigest, Layout, Readout, Reason, Totals, Weight, WeightReport
 from ..state.store import Draft
-from ..state.tensors import TORCH_DTYPE, ContentDigest, Planned, Reader, Writer
+from ..state.writing import Planned, Writer
 from .base import Base, float32_bytes, read_layout, row_blocks
 from .progress import Progress
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..plugins.rules.interface import Rule
 from ..state.errors import Refused
+from ..state.reading import Reader
 from ..state.records import FileDigest, Readout, Reason
 from ..state.store import Draft, write_file
-from ..state.tensors import Planned, Reader, Writer
+from ..state.writing import Planned, Writer
 from .base import Base, float32_bytes, row_blocks
 from .progress import Progress
 from .settings import Settings

@@ -11,8 +11,8 @@ from support.models import Model, tiny_base
 from mergd.plugins.formats.interface import Format
 from mergd.plugins.registry import load, names
 from mergd.state.errors import Busy, NotPermitted, Refused
+from mergd.state.reading import Reader
 from mergd.state.records import Layout
-from mergd.state.tensors import Reader
 
 
 class FormatContract:

@@ -25,9 +25,9 @@ from mergd.plugins.rules.opcm import Opcm
 from mergd.plugins.sources.directory import Directory
 from mergd.state.errors import Abandoned, Busy, Refused
 from mergd.state.headers import layout_of
+from mergd.state.reading import Reader
 from mergd.state.records import Candidate, Counts, Layout, SlotSpec, Totals, Weight
 from mergd.state.store import Draft
-from mergd.state.tensors import Reader
 
 MUCH = 256_000_000  # bytes of working buffers
 LITTLE = 1_500

@@ -12,7 +12,7 @@ from support.merges import Sandbox, make_merge, set_in
 from support.models import CONFIG, Model, fine_tuned, load_model, save_model, tiny_base
 
 from mergd.daemon.settings import Settings
-from mergd.state.tensors import Reader
+from mergd.state.reading import Reader
 
 SHORT = 1.0  # seconds in which something must not happen that otherwise happens at once
 

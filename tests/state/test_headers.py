@@ -16,7 +16,7 @@ from safetensors.torch import save, save_file
 
 from mergd.state.errors import Busy, MergdError, NotPermitted, Refused
 from mergd.state.headers import ITEMSIZE, MAX_HEADER, MAX_NAME, layout_of, read_header
-from mergd.state.tensors import TORCH_DTYPE
+from mergd.state.reading import TORCH_DTYPE
 
 NOBODY = 65534
 

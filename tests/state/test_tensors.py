@@ -16,7 +16,8 @@ from torch import Tensor
 
 from mergd.state.errors import Busy, Damaged
 from mergd.state.headers import ITEMSIZE, layout_of
-from mergd.state.tensors import TORCH_DTYPE, ContentDigest, Planned, Reader, Writer, plan_shards, shard_names
+from mergd.state.reading import TORCH_DTYPE, ContentDigest, Reader
+from mergd.state.writing import Planned, Writer, plan_shards, shard_names
 
 FORMAT_OF = {dtype: name for name, dtype in TORCH_DTYPE.items()}
 METADATA = {"format": "pt"}

@@ -16,9 +16,9 @@ from mergd.daemon.loop import Loop
 from mergd.daemon.progress import Progress
 from mergd.daemon.settings import Settings, read_settings, validate
 from mergd.state.history import History
+from mergd.state.reading import Reader
 from mergd.state.records import Checkpoint, Version
 from mergd.state.store import Store
-from mergd.state.tensors import Reader
 
 
 @dataclass(frozen=True)

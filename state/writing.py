@@ -1,10 +1,5 @@
-"""Tensor files as carriers: pread into memory that we own, and a safetensors writer that streams.
+"""Writing tensors as carriers: a safetensors writer that streams, block by block, and syncs what it wrote."""
 
-Nothing is mapped: a mapped file that somebody truncates kills the process. torch allocates the memory, so that it is
-aligned alike at each run, which a matrix product needs to give the same bytes again.
-"""
-
-import ctypes
 import hashlib
 import json
 import math
@@ -19,89 +14,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .errors import Busy, Damaged
-from .headers import ITEMSIZE, open_regular
+from .errors import Damaged
+from .headers import ITEMSIZE
+from .reading import TORCH_DTYPE, memory_of
 from .records import FileDigest, Layout, TensorInfo
-
-TORCH_DTYPE = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,
-    "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32, "U32": torch.uint32, "F32": torch.float32,
-    "F64": torch.float64, "I64": torch.int64, "U64": torch.uint64,
-    "F8_E5M2": torch.float8_e5m2, "F8_E4M3": torch.float8_e4m3fn,
-}  # fmt: skip
-
-
-def memory_of(tensor: Tensor) -> memoryview:
-    """Return a contiguous tensor's own memory as writable bytes; valid only while the tensor lives."""
-    nbytes = tensor.numel() * tensor.element_size()
-    return memoryview((ctypes.c_char * nbytes).from_address(tensor.data_ptr())).cast("B")
-
-
-class Reader:
-    """The tensors of one model on disk, read whole or by blocks of rows (of the first dimension)."""
-
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        self.nbytes = 0  # read so far
-        self._files: dict[str, int] = {}
-        self._before: dict[str, os.stat_result] = {}
-
-    def __enter__(self) -> Self:
-        try:
-            for path in self.layout.files:
-                self._files[path] = open_regular(path)
-                self._before[path] = os.fstat(self._files[path])
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the files; the tensors already read stay valid."""
-        for fd in self._files.values():
-            os.close(fd)
-        self._files.clear()
-
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        """Return tensor `name`, or its rows `rows[0]` to `rows[1]` (exclusive), in the dtype it is stored in.
-
-        Raises Busy if the file ends before the tensor does: somebody truncated it.
-        """
-        info = self.layout.tensors[name]
-        first, last = rows if rows is not None else (0, info.shape[0] if info.shape else 1)
-        row_bytes = info.nbytes // info.shape[0] if info.shape and info.shape[0] else info.nbytes
-        tensor = torch.empty(_shape(info, last - first), dtype=TORCH_DTYPE[info.dtype])
-        self._fill(tensor, info, info.start + first * row_bytes)
-        return tensor
-
-    def _fill(self, tensor: Tensor, info: TensorInfo, offset: int) -> None:
-        view = memory_of(tensor)
-        done = 0
-        while done < len(view):
-            got = os.preadv(self._files[info.file], [view[done : done + 2**30]], offset + done)
-            if got == 0:
-                raise Busy(f"{info.file} became shorter while it was read")
-            done += got
-        self.nbytes += done
-
-    def same_as_before(self) -> bool:
-        """Whether no file was changed or replaced since it was opened."""
-        try:
-            now = {path: os.stat(path) for path in self._files}
-        except OSError:
-            return False
-        return all(_identity(now[path]) == _identity(self._before[path]) for path in self._files)
-
-
-def _shape(info: TensorInfo, rows: int) -> tuple[int, ...]:
-    return (rows, *info.shape[1:]) if info.shape else ()
-
-
-def _identity(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @dataclass(frozen=True)
@@ -267,30 +183,3 @@ def _header(tensors: Sequence[Planned], metadata: Mapping[str, str]) -> tuple[by
     raw = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)
     return len(raw).to_bytes(8, "little") + raw, [8 + len(raw) + start for start in starts]
-
-
-class ContentDigest:
-    """The digest of a checkpoint's content, gathered while it is read: over sorted (name, dtype, shape, sha256).
-
-    Another sharding of the same weights, another order or other metadata have the same digest.
-    """
-
-    def __init__(self) -> None:
-        self._weights: dict[str, tuple[TensorInfo, hashlib._Hash]] = {}
-
-    def add(self, info: TensorInfo, block: Tensor) -> None:
-        """Add the next block of rows of one tensor, in the dtype it is stored in."""
-        _, running = self._weights.setdefault(info.name, (info, hashlib.sha256()))
-        if block.numel():
-            running.update(memory_of(block))
-
-    def of(self, name: str) -> str:
-        """Return the sha256 of one tensor's bytes."""
-        return self._weights[name][1].hexdigest()
-
-    def hexdigest(self) -> str:
-        """Return the digest of all that was added."""
-        whole = hashlib.sha256()
-        for name, (info, _) in sorted(self._weights.items()):
-            whole.update(json.dumps([name, info.dtype, list(info.shape), self.of(name)]).encode() + b"\n")
-        return whole.hexdigest()
