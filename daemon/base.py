@@ -12,10 +12,10 @@ from typing import Any
 
 from ..plugins.formats.interface import Format
 from ..plugins.registry import load, names
-from ..state.errors import Misconfigured, NotPermitted, Unavailable
+from ..state.errors import Busy, Misconfigured, NotPermitted, Refused, Unavailable
 from ..state.headers import FLOATING, owner_of
 from ..state.reading import ContentDigest, Reader
-from ..state.records import Layout, TensorInfo, Weight, WeightKind
+from ..state.records import Layout, Reason, TensorInfo, Weight, WeightKind
 from .progress import Progress
 
 # A lookup table is read row by row: its rows are no directions of a linear map. Known by name, as mergd knows no classes.
@@ -70,7 +70,8 @@ def locate(base_model: str, commit: str | None = None) -> tuple[Path, str | None
 def read_layout(place: Path) -> Layout:
     """Return the tensors that lie at a place, by the first format that recognises it.
 
-    Raises what the format raises: Busy while it is not complete, Refused, NotPermitted; Unavailable on a disk's error.
+    Raises what the format raises: Busy while it is not complete or gone, Refused, NotPermitted; Unavailable on a disk's
+    error.
     """
     try:
         for name in names("formats"):
@@ -83,7 +84,20 @@ def read_layout(place: Path) -> Layout:
         ) from None
     except OSError as error:
         raise Unavailable(f"cannot read {place}: {error.strerror}", "it is tried again") from None
-    raise Misconfigured(f"no format recognises {place}", f"known are: {', '.join(names('formats'))}")
+    if not place.exists():
+        raise Busy(f"{place} is gone")
+    known = f"one of: {', '.join(names('formats'))}"
+    raise Refused(
+        Reason("unknown-format", f"{place.name}, which no format recognises", known, "save it as safetensors")
+    )
+
+
+def base_layout(place: Path) -> Layout:
+    """Return the tensors of the base model. Raises Misconfigured: it is the operator who named it."""
+    try:
+        return read_layout(place)
+    except (Busy, Refused) as error:
+        raise Misconfigured(f"the base model cannot be read: {error}", "set base_model to a whole model") from None
 
 
 def read_config(folder: Path | None) -> dict[str, Any]:
@@ -98,13 +112,13 @@ def read_config(folder: Path | None) -> dict[str, Any]:
 
 def open_base(place: Path, digest: str, tied: Mapping[str, str]) -> Base:
     """Return the base model at a place, with the digest and the ties that init found. Reads headers only."""
-    layout = read_layout(place)
+    layout = base_layout(place)
     return Base(place if place.is_dir() else None, layout, fold_weights(layout, tied), tied, digest)
 
 
 def examine(place: Path, progress: Progress) -> Base:
     """Return the base model at a place after reading all of it: its digest, and which weights are tied."""
-    layout = read_layout(place)
+    layout = base_layout(place)
     content = ContentDigest()
     progress.begin("reading the base model", len(layout.tensors), layout.nbytes)
     with Reader(layout) as reader:

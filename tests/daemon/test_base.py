@@ -12,7 +12,7 @@ from support.models import CONFIG, Model, save_lone, save_model, save_sharded, t
 
 from mergd.daemon.base import COPIES, Base, examine, kind_of, locate, open_base, row_blocks, tie_setting
 from mergd.daemon.progress import Progress
-from mergd.state.errors import Busy, Misconfigured
+from mergd.state.errors import Misconfigured
 from mergd.state.records import TensorInfo
 
 # (name as the families' files spell it, shape) -> how it is treated
@@ -186,7 +186,7 @@ def test_a_base_that_cannot_be_one_is_told_of(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match="no floating-point weight"):
         examine(save_model(tmp_path / "integers", {"ids": torch.arange(4)}), Progress())
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Busy, match=r"waits for model\.safetensors"):
+    with pytest.raises(Misconfigured, match=r"waits for model\.safetensors"):
         examine(tmp_path / "empty", Progress())
     (save_model(tmp_path / "bad", tiny_base()) / "config.json").write_text("{")
     with pytest.raises(Misconfigured, match=r"config\.json is no JSON"):

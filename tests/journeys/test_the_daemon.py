@@ -1,5 +1,6 @@
 """A running daemon: it watches, folds, is asked over its socket, re-reads its configuration, stops, is killed, and goes on."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -296,6 +297,16 @@ def test_it_stops_when_it_is_told_to(merge: Sandbox, daemon: Command, systemd: L
     assert not ended.complaint
     assert status(merge)["daemon"] is None
     assert not (merge.state / "control.sock").exists()
+
+
+def test_a_signal_wakes_it_whichever_thread_the_kernel_chooses(merge: Sandbox, daemon: Command) -> None:
+    time.sleep(0.5)  # until it has seen that nothing is to be done
+    # As when a signal comes between the main thread's last look for one and its sleep: nothing interrupts that sleep.
+    others = [int(thread) for thread in os.listdir(f"/proc/{daemon.pid}/task") if int(thread) != daemon.pid]
+    sent = time.monotonic()
+    assert ctypes.CDLL(None).tgkill(daemon.pid, others[0], int(signal.SIGTERM)) == 0
+    assert daemon.ended().code == 0
+    assert time.monotonic() - sent < SOON
 
 
 def test_under_journald_each_line_has_its_level(merge: Sandbox, systemd: Listener) -> None:
