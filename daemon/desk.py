@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..state.errors import Busy, MergdError
+from ..state.errors import MergdError
 from ..state.history import History
 from ..state.records import Sighting
 from ..state.store import Store
@@ -74,11 +74,8 @@ class Desk:
             ]
             waiting.ask.result({"head": head.number if head else None, "checkpoints": folded})
 
-    def close(self) -> None:
-        """Tell everybody who still waits that there will be no answer."""
+    def close(self, error: MergdError) -> None:
+        """Tell everybody who still waits why there will be no answer."""
         for waiting in self.waiting:
-            waiting.ask.error(STOPPING)
+            waiting.ask.error(error)
         self.waiting.clear()
-
-
-STOPPING = Busy("mergd is stopping", "ask again once it runs")

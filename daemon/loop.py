@@ -7,10 +7,9 @@ same loop until it has its answer.
 import getpass
 import logging
 import os
-import queue
 import time
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from ..state.errors import Abandoned, MergdError, Misconfigured, Unavailable
 from ..state.history import History
@@ -18,9 +17,10 @@ from ..state.lock import Lock
 from ..state.records import Checkpoint
 from ..state.store import Store
 from .control import Answer, Ask
-from .desk import STOPPING, Desk
+from .desk import Desk
 from .drafting import Drafting, Job
 from .hands import Hands
+from .inbox import STOPPING, Inbox, Message
 from .intake import Intake
 from .opening import make_source, open_merge, reopen_merge
 from .progress import Progress
@@ -34,8 +34,7 @@ log = logging.getLogger(__name__)
 
 TICK = 0.25  # seconds between looks at a running fold
 TELL_EVERY = 0.5  # seconds between writings of status.json while one runs
-NAP = 30.0  # seconds that the loop waits for a message at most
-Message = Literal["rescan", "upkeep", "reload", "look"] | Ask
+NAP = 1.0  # seconds that the loop waits at most: a signal that another thread gets does not wake it
 
 
 class Loop:
@@ -51,7 +50,7 @@ class Loop:
         self._doing, self._show = doing, show
         self._store = Store(settings.state)
         self._lock = Lock(self._store.lock)
-        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._inbox = Inbox()
         self._rescan_at: float | None = None  # monotonic seconds
         self._told_at = 0.0  # monotonic seconds
         self._source_trouble = ""
@@ -104,23 +103,18 @@ class Loop:
 
     def post(self, message: Message) -> None:
         """Leave a message, from any thread or signal handler."""
-        if self._stopping and isinstance(message, Ask):
-            message.error(STOPPING)
-        else:
-            self._inbox.put(message)
+        self._inbox.post(message)
 
     def stop(self) -> None:
         """End `run` soon, abandoning a fold; from any thread or signal handler."""
         self._stopping = True
         self._hands.progress.abandon.set()
-        self._inbox.put("look")
+        self._inbox.post("look")
 
     def answer_stopping(self) -> None:
         """Tell everybody who still waits for an answer that there will be none."""
-        self._desk.close()
-        while not self._inbox.empty():
-            if isinstance(message := self._inbox.get(), Ask):
-                message.error(STOPPING)
+        self._desk.close(STOPPING)
+        self._inbox.close()
 
     def check_head(self) -> None:
         """Raise Damaged if what is published is not as it was written."""
@@ -146,7 +140,7 @@ class Loop:
 
     def turn(self, *, only_asked: bool = False) -> None:
         """Take the messages there are, see what is due, and keep one fold running (`only_asked`: if somebody waits)."""
-        for message in self._messages():
+        for message in self._inbox.take(self._patience()):
             self._act_on(message)
         if self._rescan_at is not None and time.monotonic() >= self._rescan_at:
             self._rescan()
@@ -173,18 +167,6 @@ class Loop:
         return ask.outcome
 
     # ----------------------------------------------------------------------------------------------------- messages
-
-    def _messages(self) -> list[Message]:
-        """Wait for a message as long as nothing else is due; return all there are, the same wake-up once."""
-        try:
-            messages: list[Message] = [self._inbox.get(timeout=self._patience())]
-        except queue.Empty:
-            return []
-        while not self._inbox.empty():
-            message = self._inbox.get()
-            if message not in messages:
-                messages.append(message)
-        return messages
 
     def _patience(self) -> float:
         if self._hands.job is not None:

@@ -24,20 +24,25 @@ def open_writer(path: Path) -> Database:
     Raises Damaged if SQLite finds it broken, Misconfigured if a newer mergd made it.
     """
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite's other files get the same mode
+    connection = sqlite3.connect(path, timeout=5)
     try:
-        db = Database(sqlite3.connect(path, timeout=5))
-        db.conn.executescript(_COMMON + _WRITER)
-        _check(db)
-        unknown = {done.name for done in migrations.applied(db)} - {known.name for known in migrations._migrations}
-        if unknown:
-            raise Misconfigured(
-                f"{path} was made by a newer mergd (it has {', '.join(sorted(unknown))})", "upgrade mergd"
-            )
-        migrations.apply(db)
+        return _prepared(Database(connection), path)
     except sqlite3.DatabaseError as error:
-        raise Damaged(
-            f"{path}: {error}", "restore it from a backup; versions/*/manifest.json list all versions"
-        ) from error
+        connection.close()
+        hint = "restore it from a backup; versions/*/manifest.json list all versions"
+        raise Damaged(f"{path}: {error}", hint) from error
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _prepared(db: Database, path: Path) -> Database:
+    db.conn.executescript(_COMMON + _WRITER)
+    _check(db)
+    unknown = {done.name for done in migrations.applied(db)} - {known.name for known in migrations._migrations}
+    if unknown:
+        raise Misconfigured(f"{path} was made by a newer mergd (it has {', '.join(sorted(unknown))})", "upgrade mergd")
+    migrations.apply(db)
     return db
 
 
