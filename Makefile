@@ -32,8 +32,9 @@ test: $(READY)  ## the tests, warnings as errors
 demo: $(READY)  ## train, fold, compare with plain averaging, roll back; about a minute
 	$(BIN)/python benchmarks/demo
 
-bench: $(READY)  ## measure memory and time of folds against stated references; GB=3 sets the size
-	$(BIN)/python benchmarks/memory.py --gb $(or $(GB),3)
+bench: $(READY)  ## measure memory and the cost of late folds; GB=2 and FOLDS=100 set the sizes
+	$(BIN)/python benchmarks/memory.py --gb $(or $(GB),2)
+	$(BIN)/python benchmarks/steady.py --folds $(or $(FOLDS),100)
 
 clean:  ## remove everything that was made here
 	rm -rf $(VENV) build dist .demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -69,10 +69,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gb", type=float, default=2.0, help="gigabytes of small matrices")
     parser.add_argument("--no-embedding", action="store_true", help="leave the 1 GB embedding out")
+    parser.add_argument(
+        "--matrix", type=int, nargs=2, metavar=("ROWS", "COLUMNS"), help="one matrix is the whole model"
+    )
     parser.add_argument("--folds", type=int, default=2)
     parser.add_argument("--limit-mb", type=float, default=700.0, help="exit 1 if the peak is above")
     arguments = parser.parse_args()
     planned = list(shapes(arguments.gb, not arguments.no_embedding))
+    if arguments.matrix:
+        planned = [Planned("layer.proj.weight", "F32", tuple(arguments.matrix))]
     with tempfile.TemporaryDirectory(dir=".") as name:
         work = Path(name)
         for seed in range(arguments.folds + 1):
