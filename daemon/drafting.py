@@ -11,7 +11,7 @@ from ..state.errors import Refused
 from ..state.records import ADMITTED, Candidate, Checkpoint, Drafted, Reason, Verdict, Version
 from ..state.store import Draft, Store, version_digest
 from .folding import FoldResult, Head, content_digest, fold
-from .opening import Merge
+from .opening import Merge, parameters_of
 from .progress import Progress
 from .publishing import Published, publish
 from .settings import Settings
@@ -141,7 +141,7 @@ class Drafting:
             },
             "base_digest": self.merge.base.digest,
             "rule": version.rule,
-            "parameters": asdict(self.merge.rule),
+            "parameters": parameters_of(self.merge.rule),
             "totals": asdict(version.totals),
             "scale": version.scale,
             "digest": version.digest,

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..state.records import Checkpoint, CheckpointState, Reason
 from ..state.store import Store
 from .base import Base, examine, locate
 from .intake import Intake
-from .opening import make_rule, make_source, pins_of
+from .opening import make_rule, make_source, parameters_of, pins_of
 from .progress import Progress
 from .publishing import version_bytes
 from .settings import Settings, check_apart
@@ -53,7 +53,7 @@ def initialise(settings: Settings, config: Path, progress: Progress) -> Initiali
             seen = _take_existing(settings, base, history)
     finally:
         lock.release()
-    write_config(settings.model_copy(update={"parameters": asdict(rule)}), config)
+    write_config(settings.model_copy(update={"parameters": parameters_of(rule)}), config)
     return Initialised(base, version_bytes(base, rule, settings.out_dtype), seen)
 
 

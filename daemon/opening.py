@@ -32,17 +32,22 @@ class Merge:
 def make_rule(name: str, parameters: Mapping[str, Any]) -> Any:
     """Return a fold rule with checked parameters. Raises Misconfigured naming the wrong one and what there is."""
     kind = load("rules", name)
-    known = [field.name for field in fields(kind)]
+    known = {field.name.rstrip("_"): field.name for field in fields(kind)}
     hint = f"parameters of {name}: {', '.join(known) or 'none'}"
     for parameter in parameters:
         if parameter not in known:
             raise Misconfigured(f"{name} has no parameter {parameter!r}", hint)
     try:
-        return TypeAdapter(kind).validate_python(dict(parameters))
+        return TypeAdapter(kind).validate_python({known[name]: value for name, value in parameters.items()})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or name
         raise Misconfigured(f"parameters: {key}: {first['msg']}", hint) from None
+
+
+def parameters_of(rule: Rule) -> dict[str, Any]:
+    """Return a rule's parameters as a configuration names them: `lambda_`, which Python reserves, is `lambda`."""
+    return {name.rstrip("_"): value for name, value in asdict(rule).items()}
 
 
 def make_source(settings: Settings) -> Source:
@@ -86,7 +91,7 @@ def _judges_and_listeners(settings: Settings) -> dict[str, Any]:
 
 def check_pins(settings: Settings, rule: Any, pins: Mapping[str, Any]) -> None:
     """Compare what init pinned with the settings of now."""
-    now = settings.pinned | {"parameters": asdict(rule)}
+    now = settings.pinned | {"parameters": parameters_of(rule)}
     for key in PINNED:
         if now[key] != pins[key]:
             raise Misconfigured(
@@ -98,7 +103,7 @@ def check_pins(settings: Settings, rule: Any, pins: Mapping[str, Any]) -> None:
 def pins_of(settings: Settings, rule: Any, base: Base, commit: str | None) -> dict[str, Any]:
     """Return what init fixes for the life of a state."""
     return settings.pinned | {
-        "parameters": asdict(rule),
+        "parameters": parameters_of(rule),
         "base_commit": commit,
         "base_digest": base.digest,
         "base_stamps": file_stamps(base.layout),

@@ -3,30 +3,15 @@
 Source: model soups, arXiv 2203.05482 (uniform soup); stochastic weight averaging, arXiv 1803.05407.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from ...state.records import Counts, Totals, Weight
-from .interface import Slots, Statistic, TaskSum
+from ...state.records import Totals
+from .interface import ReadsTaskSum
 
 
 @dataclass(frozen=True)
-class Average:
+class Average(ReadsTaskSum):
     """Reads the mean of the task vectors; it has no parameters."""
-
-    def keeps(self, w: Weight) -> tuple[Statistic, ...]:
-        """Return the sum of the task vectors, for every weight."""
-        return (TaskSum(),)
-
-    def rowwise(self, w: Weight) -> bool:
-        """Always: the read-out is the slot."""
-        return True
-
-    def merged(self, kept: Mapping[Statistic, Slots], w: Weight, counts: Counts) -> Tensor:
-        """Return the sum; the division is the scale."""
-        return kept[TaskSum()]["sum"]
 
     def scale(self, totals: Totals) -> float:
         """Return 1 / (sum of shares)."""

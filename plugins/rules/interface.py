@@ -94,7 +94,10 @@ class TaskSum(Sum):
 
 
 class Rule(Protocol):
-    """How the merged task vector is read out; a frozen dataclass whose fields are the rule's parameters."""
+    """How the merged task vector is read out; a frozen dataclass whose fields are the rule's parameters.
+
+    A field whose name Python reserves ends in an underscore here, and not in a configuration.
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -116,3 +119,19 @@ class Rule(Protocol):
     def scale(self, totals: Totals) -> float:
         """Return the factor of the published task vector: published = base + scale x read-out."""
         ...
+
+
+class ReadsTaskSum:
+    """A rule that reads the sum of the task vectors as it is; a subclass writes `scale` alone."""
+
+    def keeps(self, w: Weight) -> tuple[Statistic, ...]:
+        """Return the sum of the task vectors, for every weight."""
+        return (TaskSum(),)
+
+    def rowwise(self, w: Weight) -> bool:
+        """Always: the read-out is the slot."""
+        return True
+
+    def merged(self, kept: Mapping[Statistic, Slots], w: Weight, counts: Counts) -> Tensor:
+        """Return the sum, in the weight's shape."""
+        return kept[TaskSum()]["sum"]
