@@ -41,7 +41,7 @@ def make_rule(name: str, parameters: Mapping[str, Any]) -> Any:
         return TypeAdapter(kind).validate_python({known[name]: value for name, value in parameters.items()})
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or name
+        key = ".".join(str(part) for part in first["loc"]).rstrip("_") or name
         raise Misconfigured(f"parameters: {key}: {first['msg']}", hint) from None
 
 
