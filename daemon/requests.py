@@ -94,7 +94,7 @@ def _before(history: History, head: Version) -> Version:
 
 
 def _kept(history: History) -> str:
-    return ", ".join(str(version) for version in history.versions() if version.kept)
+    return ", ".join(str(version) for version in history.with_files())
 
 
 def _taken_out(history: History, head: Version, target: Version) -> list[dict[str, Any]]:

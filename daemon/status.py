@@ -34,7 +34,7 @@ def status(history: History, store: Store, live: Mapping[str, Any] | None = None
         "parameters": pins.get("parameters"),
         "totals": asdict(head.totals) if head else None,
         "scale": head.scale if head else None,
-        "versions": {"all": len(history.versions()), "kept": sum(v.kept for v in history.versions())},
+        "versions": {"all": history.count_versions(), "kept": len(history.with_files())},
         "base_model": pins.get("base_model"),
         "base_digest": pins.get("base_digest"),
         "state": str(store.root),
@@ -66,11 +66,11 @@ def describe_version(version: Version, history: History, head: int | None) -> di
     }
 
 
-def describe_log(history: History) -> list[dict[str, Any]]:
-    """Return the versions, newest first."""
+def describe_log(history: History, last: int = -1) -> list[dict[str, Any]]:
+    """Return the versions, or the `last` newest ones, newest first."""
     head = history.head()
     number = head.number if head else None
-    return [describe_version(version, history, number) for version in reversed(history.versions())]
+    return [describe_version(version, history, number) for version in reversed(history.versions(last))]
 
 
 def describe_checkpoint(row: Checkpoint, history: History) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def write_status(history: History, store: Store, live: Mapping[str, Any]) -> Non
 
 def write_log(history: History, store: Store) -> None:
     """Replace log.jsonl: the newest versions, newest first."""
-    lines = [json.dumps(line) + "\n" for line in describe_log(history)[:LOG_LINES]]
+    lines = [json.dumps(line) + "\n" for line in describe_log(history, LOG_LINES)]
     _replace(store.root / "log.jsonl", "".join(lines))
 
 

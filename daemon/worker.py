@@ -185,7 +185,7 @@ class Worker:
     def retain(self) -> None:
         """Drop the files of versions that retention lets go; first the promise, then the bytes."""
         settings = self.settings
-        versions, moves = self._history.versions(), self._history.moves(1)
+        versions, moves = self._history.with_files(), self._history.moves(1)
         for number in to_drop(versions, moves, datetime.now(UTC), settings.keep_last, settings.keep_within):
             self._history.drop_files(number)
             self._store.drop(number)

@@ -52,9 +52,20 @@ class History:
 
     # ------------------------------------------------------------------------------------------------------- versions
 
-    def versions(self) -> list[Version]:
-        """Return every version, oldest first."""
-        return [_version(row) for row in self._db.query(f"select {_COLUMNS} from versions order by number")]  # noqa: S608
+    def versions(self, last: int = -1) -> list[Version]:
+        """Return every version, or the `last` newest ones; oldest first."""
+        query = f"select {_COLUMNS} from versions order by number desc limit ?"  # noqa: S608
+        return [_version(row) for row in self._db.query(query, [last])][::-1]
+
+    def with_files(self) -> list[Version]:
+        """Return the versions whose files are there, oldest first; retention bounds how many."""
+        query = f"select {_COLUMNS} from versions where slots_kept or model_kept order by number"  # noqa: S608
+        return [_version(row) for row in self._db.query(query)]
+
+    def count_versions(self) -> int:
+        """Return how many versions there ever were."""
+        (count,) = self._db.conn.execute("select count(*) from versions").fetchone()
+        return int(count)
 
     def version(self, number: int) -> Version | None:
         """Return one version."""

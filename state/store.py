@@ -138,8 +138,15 @@ class Store:
         return [str(path.relative_to(self.root)) for path in gone]
 
     def used(self) -> int:
-        """Return the bytes that this state takes on disk."""
-        return sum(os.lstat(Path(at) / name).st_blocks * 512 for at, _, names in os.walk(self.root) for name in names)
+        """Return the bytes that this state takes on disk; files may come and go meanwhile."""
+        return sum(_blocks(Path(at) / name) for at, _, names in os.walk(self.root) for name in names)
+
+
+def _blocks(path: Path) -> int:
+    try:
+        return os.lstat(path).st_blocks * 512
+    except FileNotFoundError:
+        return 0
 
 
 class Draft:

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -83,7 +84,7 @@ class Writer:
                 )
         return places
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """Where each tensor will lie."""
         return Layout(
