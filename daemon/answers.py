@@ -5,8 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from ..state.records import WeightReport
 from .display import facts, lines, out, safe, size
 from .settings import Settings
@@ -30,6 +28,8 @@ def initialised(settings: Settings, config: Path, found: "Initialised") -> None:
 
 def checkpoints(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print a line for each checkpoint, and its reasons beneath."""
+    if not rows:
+        out.print("no checkpoint was seen yet")
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
         state = row["state"] + ("" if row["state"] != "folded" or row["in_model"] else ", rolled away")
@@ -49,7 +49,7 @@ def reasons(values: Sequence[Mapping[str, str]]) -> None:
 
 def log(entries: Sequence[Mapping[str, Any]]) -> None:
     """Print the versions, newest first."""
-    lines(graph(entries))
+    lines(graph(entries) if entries else ["there is no version yet"])
 
 
 def graph(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -126,16 +126,15 @@ def shown(answer: Mapping[str, Any]) -> None:
     facts({key: value for key, value in answer.items() if key not in ("weights", "reasons")})
     reasons(answer.get("reasons", []))
     if answer.get("weights"):
-        out.print(_weights({name: WeightReport(**report) for name, report in answer["weights"].items()}))
+        lines(_weights({name: WeightReport(**report) for name, report in answer["weights"].items()}))
 
 
-def _weights(reports: Mapping[str, WeightReport]) -> Table:
-    table = Table("weight", "norm of the newcomer", "relative to the base", "split rank", "survived", box=None)
+def _weights(reports: Mapping[str, WeightReport]) -> Iterator[str]:
+    yield "[bold]norm     of base   split rank  survived  weight[/]"
     for name, report in reports.items():
         relative = f"{report.task_norm / report.base_norm:.3g}" if report.base_norm else "-"
-        row = (name, f"{report.task_norm:.4g}", relative, f"{report.split_rank:g}", f"{report.survived:.1%}")
-        table.add_row(*map(safe, row))
-    return table
+        numbers = f"{report.task_norm:<8.4g} {relative:<9} {report.split_rank:<11g} {report.survived:<9.1%}"
+        yield f"{numbers} {safe(name)}"
 
 
 def rolled_back(answer: Mapping[str, Any]) -> None:

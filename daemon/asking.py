@@ -3,24 +3,26 @@
 import json
 import os
 import pwd
+import re
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..state.errors import Busy, Misconfigured, NotPermitted, Unavailable, Usage
+from ..state.errors import Busy, Damaged, MergdError, Misconfigured, NotPermitted, Usage
 from ..state.history import History
-from ..state.lock import holder_of
+from ..state.lock import Lock, holder_of
 from ..state.store import Store
 from . import display
 from .naming import absolute, find_checkpoint, find_version
 from .settings import Settings
-from .status import describe_checkpoint, describe_log, describe_version
+from .status import describe_checkpoint, describe_log, describe_version, in_model
 from .status import status as describe_status
 
 if TYPE_CHECKING:
     from .requests import AnyRequest
 
+LIKE_A_VERSION = re.compile(r"v?\d{1,5}|head(~\d+)?")
 LIVE = ("doing", "trouble", "daemon", "gates", "waits")  # keys of status.json that only a daemon knows
 
 
@@ -32,10 +34,34 @@ def ask(settings: Settings, request: "AnyRequest") -> dict[str, Any]:
     holder = holder_of(store.lock)
     if holder and holder.get("socket"):
         return control.ask(Path(holder["socket"]), request, lambda text: display.err.print(display.safe(text)))
+    if request.verb != "fold":
+        return _ask_here(settings, store, request)
     from .loop import Loop
 
     with display.shown_progress() as show, Loop(settings, f"mergd {request.verb}", show) as loop:
         return loop.ask(request)
+
+
+def _ask_here(settings: Settings, store: Store, request: "AnyRequest") -> dict[str, Any]:
+    """Carry out what needs the history alone: rolling back must work when the base model or the folder is gone."""
+    from .control import Ask
+    from .desk import Desk
+    from .status import write_log, write_status
+
+    lock = Lock(store.lock)
+    lock.take(f"mergd {request.verb}")
+    try:
+        with History(store.database, write=True) as history:
+            asked = Ask(request, f"uid {os.getuid()}")
+            Desk(history, store, None, lambda place: None, list(settings.hooks)).carry_out(asked)
+            write_status(history, store, {"gates": list(settings.gates)})
+            write_log(history, store)
+    finally:
+        lock.release()
+    if isinstance(asked.outcome, MergdError):
+        raise asked.outcome
+    assert asked.outcome is not None
+    return asked.outcome
 
 
 def run_once(settings: Settings) -> bool:
@@ -46,9 +72,9 @@ def run_once(settings: Settings) -> bool:
     with display.shown_progress() as show, Loop(settings, "mergd run --once", show) as loop:
         loop.post("rescan")
         loop.run(until=loop.idle)
-        if loop.trouble:
-            raise Unavailable(loop.trouble, "nothing is lost: run it again when that is mended")
-        return bool(loop.refused)
+        if (why := loop.left_over()) is not None:
+            raise why
+        return loop.refused
 
 
 def become_owner(settings: Settings) -> None:
@@ -77,7 +103,9 @@ def _history(settings: Settings) -> History:
     store = _store(settings)
     try:
         return History(store.database)
-    except sqlite3.OperationalError as error:
+    except sqlite3.DatabaseError as error:
+        if not isinstance(error, sqlite3.OperationalError):
+            raise Damaged(f"{store.database}: {error}", "bring a sound copy of it back") from None
         raise NotPermitted(
             f"this user may not read {store.database}", f"{store.root}/status.json says how it is"
         ) from error
@@ -121,9 +149,9 @@ def checkpoints(settings: Settings) -> list[dict[str, Any]]:
     store = _store(settings)
     waits = _said(store).get("waits", {})
     with _history(settings) as history:
-        rows = history.checkpoints.all()
+        rows, held = history.checkpoints.all(), in_model(history)
         return [
-            describe_checkpoint(row, history)
+            describe_checkpoint(row, history, held)
             | {
                 "waits_for": waits.get(str(row.id), "its turn" if row.state == "ready" else "")
                 if row.state in ("settling", "ready")
@@ -139,6 +167,8 @@ def show(settings: Settings, what: str) -> dict[str, Any]:
         try:
             version = find_version(history, what)
         except Usage:
+            if LIKE_A_VERSION.fullmatch(what):
+                raise
             row = find_checkpoint(history, what)
             mine = [
                 entry
@@ -146,7 +176,10 @@ def show(settings: Settings, what: str) -> dict[str, Any]:
                 if entry["checkpoint"] and entry["checkpoint"]["place"] == row.place
             ]
             attempts = [vars(attempt) for attempt in history.checkpoints.attempts(row.id)]
-            return describe_checkpoint(row, history) | {"versions": [e["version"] for e in mine], "attempts": attempts}
+            return describe_checkpoint(row, history, in_model(history)) | {
+                "versions": [e["version"] for e in mine],
+                "attempts": attempts,
+            }
         head = history.head()
         reports = history.weight_reports(version.number)
         return describe_version(version, history, head.number if head else None) | {
@@ -166,6 +199,13 @@ def check(settings: Settings, path: Path) -> dict[str, Any]:
     sighting = Directory(place.parent).sight(place)
     if sighting is None:
         raise Usage(f"there is no checkpoint at {path}", "give a model folder or a .safetensors file")
+    if sighting.unfinished:
+        return {
+            "decision": "incomplete",
+            "waits_for": f"{sighting.unfinished} to be finished",
+            "hint": "",
+            "reasons": [],
+        }
     base_place, _ = locate(settings.base_model, pins["base_commit"])
     try:
         _, verdict = examine(sighting, open_base(base_place, pins["base_digest"], pins["tied"]))

@@ -14,7 +14,7 @@ from ..state.errors import Abandoned, MergdError, NotPermitted, Usage
 from . import answers, asking, display
 from .logs import log_to_stderr
 from .machine import settle_memory
-from .settings import Settings, find_config, new_config, read_settings, validate
+from .settings import Settings, find_config, new_config, read_settings, validate, values_of
 
 app = typer.Typer(
     name="mergd",
@@ -73,6 +73,12 @@ def init(
     existing: Annotated[
         Literal["hold", "fold", "ignore"], typer.Option(help="What to do with what lies in the directory already.")
     ] = "hold",
+    values: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Another setting, or a parameter of the rule: --set alpha=0.4."
+        ),
+    ] = None,
     config: ConfigOption = None,
     name: NameOption = None,
 ) -> None:
@@ -83,7 +89,8 @@ def init(
     path = new_config(config or context.obj["config"], name or context.obj["name"])
     base_model = str(Path(base).expanduser().resolve()) if Path(base).expanduser().exists() else base
     chosen = {"base_model": base_model, "watch": watch, "state": state, "rule": rule, "existing": existing}
-    settings = validate(chosen | {"threads": len(os.sched_getaffinity(0))}, "the command line")
+    more = values_of(values or [])
+    settings = validate({"threads": len(os.sched_getaffinity(0))} | more | chosen, "the command line")
     found = initialise(settings, path, Progress())
     answers.initialised(settings, path, found)
 
@@ -266,7 +273,7 @@ def _print(value: Any, as_json: bool, show: Callable[[], None]) -> None:
 
 
 def _absolute_if_path(text: str) -> str:
-    return os.path.abspath(text) if Path(text).exists() else text
+    return os.path.abspath(text) if os.path.lexists(text) else text
 
 
 def main() -> None:
@@ -282,12 +289,19 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception as error:
-        if hasattr(error, "format_message"):  # typer's own: a wrong option or argument
-            _end(Usage(error.format_message(), "mergd --help, or mergd COMMAND --help, says what there is"))
-        if logging.getLogger("mergd").level == logging.DEBUG:
-            raise
-        _end(MergdError(f"unforeseen: {type(error).__name__}: {error}", "please report it, with what mergd -v says"))
+    except Exception as error:  # noqa: BLE001 - nobody is shown a traceback unasked
+        _end_otherwise(error)
+
+
+def _end_otherwise(error: Exception) -> NoReturn:
+    """End with typer's own error (a wrong option or argument), or with one that nobody foresaw."""
+    if hasattr(error, "format_message"):
+        if not error.format_message():  # the help was shown
+            sys.exit(Usage.exit_code)
+        _end(Usage(error.format_message(), "mergd --help, or mergd COMMAND --help, says what there is"))
+    if logging.getLogger("mergd").level == logging.DEBUG:
+        raise error
+    _end(MergdError(f"unforeseen: {type(error).__name__}: {error}", "please report it, with what mergd -v says"))
 
 
 def _end(error: MergdError) -> NoReturn:

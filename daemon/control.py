@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..state.errors import Busy, MergdError, NotPermitted, Usage
-from .requests import AnyRequest, Resume, parse
+from .requests import AnyRequest, parse
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,16 @@ class Ask:
     def error(self, error: MergdError) -> None:
         """Give an error, which ends the answers."""
         self.outcome = error
-        self.answers.put({"error": str(error), "hint": error.hint, "exit_code": error.exit_code})
+        self.answers.put(as_sent(error))
+
+
+def as_sent(error: MergdError) -> Answer:
+    """Return an error as it goes over the socket."""
+    return {"error": str(error), "hint": error.hint, "exit_code": error.exit_code}
+
+
+def _send(connection: socket.socket, answer: Answer) -> None:
+    connection.sendall(json.dumps(answer).encode() + b"\n")
 
 
 class Control:
@@ -79,14 +88,13 @@ class Control:
             ask = Ask(parse(_line(connection)), who)
         except MergdError as error:
             log.warning("refused a request of %s: %s", who, error)
-            ask = Ask(Resume(), who)
-            ask.error(error)
-        else:
-            self._deliver(ask)
+            _send(connection, as_sent(error))
+            return
+        self._deliver(ask)
         connection.settimeout(PATIENCE)
         while True:
             answer = ask.answers.get()
-            connection.sendall(json.dumps(answer).encode() + b"\n")
+            _send(connection, answer)
             if "progress" not in answer:
                 return
 

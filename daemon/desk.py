@@ -1,5 +1,7 @@
 """The desk: what people ask is recorded, done and answered here, by the thread that writes the history."""
 
+import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,11 @@ from . import requests
 from .control import Answer, Ask
 from .intake import Intake
 
+log = logging.getLogger(__name__)
+
+
+SAY_EVERY = 1.0  # seconds
+
 
 @dataclass
 class _Waiting:
@@ -23,10 +30,16 @@ class Desk:
     """Takes the requests of one merge. A fold is answered when its checkpoints have their verdicts."""
 
     def __init__(
-        self, history: History, store: Store, intake: Intake, sight: Callable[[Path], Sighting | None], hooks: list[str]
+        self,
+        history: History,
+        store: Store,
+        intake: Intake | None,
+        sight: Callable[[Path], Sighting | None],
+        hooks: list[str],
     ) -> None:
         self.again: set[int] = set()  # checkpoints that a person wants back
         self._history, self._store, self._intake, self._sight, self.hooks = history, store, intake, sight, hooks
+        self._said_at = 0.0  # monotonic seconds
         self.waiting: list[_Waiting] = []  # asked folds without an answer yet
 
     def carry_out(self, ask: Ask) -> None:
@@ -34,9 +47,9 @@ class Desk:
         number = self._history.record_request(ask.request.verb, ask.request.model_dump(exclude={"verb"}), ask.who)
         try:
             result = self._act(ask)
-        except MergdError as error:
+        except Exception as error:  # noqa: BLE001 - whatever a request ends with is its answer; the daemon goes on
             self._history.record_answer(number, f"error: {error}")
-            ask.error(error)
+            ask.error(as_answer(error))
             return
         self._history.record_answer(number, "queued" if result is None else "done")
         if result is not None:
@@ -51,21 +64,28 @@ class Desk:
             case requests.Resume():
                 return requests.resume(self._history)
             case requests.Fold() as request:
-                rows = requests.queue(request, self._history, self._intake, self._sight)
+                assert self._intake is not None, "folding needs the whole loop"
+                rows = requests.queue(request, self._history, self._store, self._intake, self._sight)
                 self.again.update(rows if request.again else ())
                 self.waiting.append(_Waiting(ask, rows))
                 return None
 
     def say(self, progress: str) -> None:
-        """Tell those who wait how far it is."""
+        """Tell those who wait how far it is, now and then."""
+        if time.monotonic() - self._said_at < SAY_EVERY:
+            return
+        self._said_at = time.monotonic()
         for waiting in self.waiting:
             waiting.ask.progress(progress)
 
-    def answer_folds(self) -> None:
-        """Answer those whose checkpoints all have a verdict."""
+    def answer_folds(self, stuck: MergdError | None) -> None:
+        """Answer those whose checkpoints all have a verdict; and the others with `stuck`, which keeps them queued."""
         for waiting in list(self.waiting):
             rows = [self._history.checkpoints.get(row) for row in waiting.rows]
             if any(row.state in ("ready", "folding", "settling") for row in rows):
+                if stuck is not None:
+                    self.waiting.remove(waiting)
+                    waiting.ask.error(stuck)
                 continue
             self.waiting.remove(waiting)
             head = self._history.head()
@@ -79,3 +99,11 @@ class Desk:
         for waiting in self.waiting:
             waiting.ask.error(error)
         self.waiting.clear()
+
+
+def as_answer(error: Exception) -> MergdError:
+    """Return an error as one that can be sent; one that nobody foresaw is logged whole."""
+    if isinstance(error, MergdError):
+        return error
+    log.error("a request failed", exc_info=error)
+    return MergdError(f"unforeseen: {type(error).__name__}: {error}", "the daemon's log says more")

@@ -27,6 +27,7 @@ class Job:
     number: int
     parent: Version | None
     folded_here: frozenset[str]  # digests folded from this place before; empty if a person asked for this one too
+    known: frozenset[str]  # digests that would be folded for nothing
     again: bool = False  # a person wants it back, though an earlier version on another branch holds it
 
 
@@ -40,13 +41,13 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Touched:
-    """No draft: the place was touched, but holds what was folded from it before."""
+class Known:
+    """No draft: this content counts already."""
 
     digest: str
 
 
-Outcome = Made | Touched | Verdict
+Outcome = Made | Known | Verdict
 
 
 class Drafting:
@@ -64,9 +65,9 @@ class Drafting:
         progress.seconds.clear()
         if job.folded_here:
             digest = content_digest(job.candidate, self.settings.memory, progress)
-            return Touched(digest) if digest in job.folded_here else _changed(job)
+            return Known(digest) if digest in job.folded_here else _changed(job)
         draft = self._store.draft(job.number)
-        made: Made | Verdict | None = None
+        made: Outcome | None = None
         try:
             made = self._make(job, draft, progress)
         except Refused as refusal:
@@ -76,11 +77,13 @@ class Drafting:
                 draft.drop()
         return made
 
-    def _make(self, job: Job, draft: Draft, progress: Progress) -> Made | Verdict:
+    def _make(self, job: Job, draft: Draft, progress: Progress) -> Outcome:
         """The way of a draft, in order."""
         settings, merge, parent = self.settings, self.merge, job.parent
         head = Head(parent.totals, self._store.slot_layouts(parent.number)) if parent else Head()
         result = fold(merge.base, job.candidate, head, merge.rule, draft, settings.memory, progress)
+        if result.digest in job.known:
+            return Known(result.digest)
         drafted = Drafted(
             version=job.number,
             parent=parent.number if parent else None,

@@ -132,6 +132,8 @@ class _Trip:
             delta = self._task_vector(w, rows, statistics, gathered)
             after = {statistic: self._fold_block(w, statistic, rows, delta, gathered) for statistic in statistics}
             self._read_out(w, rows, after)
+        if self._spilled and w.name in self._spilled[-1].order:
+            self._spilled[-1].finish()  # one file at a time is open
         self._task_square += gathered.task
         self._reports[w.name] = gathered.report()
 
@@ -215,8 +217,6 @@ class _Trip:
             for file in writer.files:
                 files.append(file)
                 slots.append({**vars(file), "statistic": key[0], "slot": key[1]})
-        for spill in self._spilled:
-            spill.finish()
         totals = self._head.totals.with_checkpoint(sqrt(self._task_square), 1.0, sqrt(self._readout_square))
         return FoldResult(
             digest=self._content.hexdigest(),
@@ -267,8 +267,3 @@ def key_of(statistic: Statistic, slot: str) -> SlotKey:
 def square(tensor: Tensor) -> float:
     """Return the squared Frobenius norm, summed in float64."""
     return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
-
-
-def slot_bytes(base: Base, rule: Rule) -> int:
-    """Return the bytes of all slots of one version."""
-    return sum(tensor.nbytes for tensors in plan_slots(base, rule).values() for tensor in tensors)

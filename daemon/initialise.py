@@ -16,7 +16,7 @@ from .intake import Intake
 from .opening import make_rule, make_source, parameters_of, pins_of
 from .progress import Progress
 from .publishing import version_bytes
-from .settings import Settings, check_apart
+from .settings import Settings, check_apart, check_owner
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ def initialise(settings: Settings, config: Path, progress: Progress) -> Initiali
     check_apart(settings)
     if config.exists():
         raise Misconfigured(f"{config} is there already", "name another with --config, or use that one: mergd run")
+    try:
+        config.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Misconfigured(f"cannot make {config.parent}: {error.strerror}", "name another with --config") from None
+    check_owner(config.parent)
     if not settings.watch.is_dir():
         raise Misconfigured(f"there is no directory {settings.watch} to watch", f"run: mkdir -p {settings.watch}")
     store = Store(settings.state)
@@ -83,7 +88,6 @@ def _existing(how: str) -> Reason:
 
 def write_config(settings: Settings, path: Path) -> None:
     """Write a new configuration file: what was chosen, and every other setting as a comment with its default."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     with os.fdopen(fd, "w") as file:
         os.fchmod(fd, 0o644)

@@ -24,6 +24,7 @@ class Intake:
 
     def __init__(self, base: Base, history: History, quiet: float) -> None:
         self.quiet = quiet  # seconds
+        self.refused = 0  # so far
         self.waits: dict[int, str] = {}  # checkpoint -> what is waited for
         self._base, self._checkpoints = base, history.checkpoints
         self._seen: dict[str, tuple[str, float]] = {}  # place -> fingerprint, and since when (monotonic seconds)
@@ -92,6 +93,7 @@ class Intake:
             log.info("%s is ready", row.name)
         else:
             self._checkpoints.set_state(row.id, verdict.decision, *verdict.reasons)
+            self.refused += verdict.decision == "refused"
             log.warning("%s is %s: %s", row.name, verdict.decision, "; ".join(map(str, verdict.reasons)))
 
     def _settle(self, row: Checkpoint, waits_for: str) -> None:

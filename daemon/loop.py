@@ -4,14 +4,13 @@ A message only says that there is something to do; what it is, is looked up. A c
 same loop until it has its answer.
 """
 
-import getpass
 import logging
 import os
 import time
 from collections.abc import Callable
 from typing import Any, Self
 
-from ..state.errors import Abandoned, MergdError, Misconfigured, Unavailable
+from ..state.errors import Abandoned, Busy, MergdError, Misconfigured, Unavailable
 from ..state.history import History
 from ..state.lock import Lock
 from ..state.records import Checkpoint
@@ -44,7 +43,7 @@ class Loop:
         self, settings: Settings, doing: str, show: Callable[[Progress], None] = lambda progress: None
     ) -> None:
         self.settings = settings
-        self.refused: list[Checkpoint] = []  # in this life
+        self._refused = False  # a checkpoint, in this life
         self.reread: Callable[[], Settings] = lambda: settings  # at a reload
         self.taken: Callable[[Settings], None] = lambda settings: None  # after one
         self._doing, self._show = doing, show
@@ -108,7 +107,6 @@ class Loop:
     def stop(self) -> None:
         """End `run` soon, abandoning a fold; from any thread or signal handler."""
         self._stopping = True
-        self._hands.progress.abandon.set()
         self._inbox.post("look")
 
     def answer_stopping(self) -> None:
@@ -146,9 +144,28 @@ class Loop:
             self._rescan()
         if self._hands.job is not None:
             self._look_at_fold()
-        self._desk.answer_folds()
         if self._hands.job is None and not self._stopping and (self._desk.waiting or not only_asked):
             self._start_fold()
+        self._desk.answer_folds(self._stuck())
+
+    def _stuck(self) -> MergdError | None:
+        """Return what keeps an asked fold from being done now."""
+        if self._hands.job is not None:
+            return None
+        if self._worker.trouble:
+            return Unavailable(self._worker.trouble, "it stays queued, and is folded when that is mended")
+        return Busy("folding is paused", "it stays queued; to go on: mergd resume") if self._history.paused() else None
+
+    def left_over(self) -> MergdError | None:
+        """Return what kept ready checkpoints from being folded; that it is paused is as somebody wanted it."""
+        ready = len(self._history.checkpoints.ready())
+        if self.trouble:
+            return Unavailable(self.trouble, "nothing is lost: run it again when that is mended")
+        if ready and self._history.paused():
+            log.warning("folding is paused, and %d checkpoints wait; to go on: mergd resume", ready)
+        elif ready:
+            return Unavailable(f"{ready} checkpoints wait for another attempt", "the log says why; run it again")
+        return None
 
     def idle(self) -> bool:
         """Whether nothing is folding, about to be folded or about to be quiet."""
@@ -156,7 +173,7 @@ class Loop:
 
     def ask(self, request: AnyRequest) -> Answer:
         """Carry out a request here and now, as a daemon would; returns its result or raises its error."""
-        ask = Ask(request, getpass.getuser())
+        ask = Ask(request, f"uid {os.getuid()}")
         self.post(ask)
         while ask.outcome is None and not self._stopping:
             self.turn(only_asked=True)
@@ -177,9 +194,11 @@ class Loop:
 
     def _act_on(self, message: Message) -> None:
         if isinstance(message, Ask):
-            if isinstance(message.request, PREEMPTING):
-                self._abandon()
-            self._desk.carry_out(message)
+            try:
+                if isinstance(message.request, PREEMPTING):
+                    self._abandon()
+            finally:
+                self._desk.carry_out(message)
             self._worker.after_move()
             self.tell(log_too=True)
         elif message == "rescan":
@@ -262,8 +281,7 @@ class Loop:
         self.tell(log_too=True)
 
     def _note(self, row: Checkpoint) -> None:
-        if row.state == "refused":
-            self.refused.append(row)
+        self._refused |= row.state == "refused"
 
     def _give_up(self, job: Job, error: Exception) -> None:
         self._worker.give_up(job, error)
@@ -285,9 +303,17 @@ class Loop:
     def tell(self, *, log_too: bool = False, live: dict[str, Any] | None = None) -> None:
         """Write the files that readers without the database look at."""
         self._told_at = time.monotonic()
-        write_status(self._history, self._store, self._live() if live is None else live)
-        if log_too:
-            write_log(self._history, self._store)
+        try:
+            write_status(self._history, self._store, self._live() if live is None else live)
+            if log_too:
+                write_log(self._history, self._store)
+        except OSError as error:
+            log.error("status.json and log.jsonl are out of date: %s", error)
+
+    @property
+    def refused(self) -> bool:
+        """Whether a checkpoint was refused in this life."""
+        return self._refused or self._intake.refused > 0
 
     @property
     def trouble(self) -> str:

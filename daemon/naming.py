@@ -1,7 +1,6 @@
 """What people call things: VERSION is 7, v7, `head` or `head~2`; CHECKPOINT a name, a path or six digits of its digest."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from ..state.errors import Usage
@@ -51,10 +50,8 @@ def _newest(rows: object) -> list[Checkpoint]:
 
 def absolute(text: str | Path) -> Path:
     """Return a place as the history records it: absolute, a link in its last part not followed."""
-    path = Path(text).expanduser()
-    return path.parent.resolve() / path.name
-
-
-def names_of(rows: Sequence[Checkpoint]) -> str:
-    """Return names for a command line."""
-    return " ".join(row.name for row in rows)
+    try:
+        path = Path(text).expanduser()
+        return path.parent.resolve() / path.name
+    except (OSError, RuntimeError, ValueError) as error:
+        raise Usage(f"{str(text)[:80]!r} is no path: {error}") from None

@@ -50,4 +50,5 @@ class Progress:
             return self.doing or "starting"
         left = self.seconds_left()
         ending = f", {left:.0f} s left" if left is not None else ""
-        return f"{self.doing} {self.weights}/{self.all_weights} weights{ending}"
+        done = f"{self.weights}/{self.all_weights} weights, {self.nbytes / 1e6:.0f} of {self.all_bytes / 1e6:.0f} MB"
+        return f"{self.doing} {done}{ending}"

@@ -112,6 +112,9 @@ class _Readouts:
 
     def read(self, name: str, rows: tuple[int, int] | None) -> Tensor:
         readout = self._readouts[name]
+        if len(readout.layout.tensors) == 1:  # spilled: a file of its own
+            with Reader(readout.layout) as reader:
+                return reader.read(readout.name, rows)
         files = readout.layout.files
         if files not in self._readers:
             self._readers[files] = self._stack.enter_context(Reader(readout.layout))

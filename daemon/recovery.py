@@ -15,6 +15,12 @@ NO_FAULT = ("abandoned", "changed")  # ends of an attempt that say nothing about
 
 def recover(store: Store, history: History) -> None:
     """Sweep what has no row, set the link from the head, and let checkpoints wait again whose fold a crash ended."""
+    ahead = [number for number in store.numbers() if number > history.next_number()]
+    if ahead:
+        raise Damaged(
+            f"versions up to {max(ahead)} lie in {store.versions}, which the history does not know",
+            "it is older than its files: bring the newer mergd.db back; nothing was removed",
+        )
     versions = history.versions()
     for path in store.sweep((v.number for v in versions), (v.number for v in versions if v.kept)):
         log.info("swept %s", path)

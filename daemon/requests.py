@@ -1,5 +1,6 @@
 """What a person may ask of a merge: typed requests, each carried out by one function, with or without a daemon."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -116,12 +117,13 @@ def resume(history: History) -> dict[str, Any]:
     return {"was_paused": history.resume()}
 
 
-def queue(request: Fold, history: History, intake: "Intake", sight: Callable[[Path], Any]) -> list[int]:
+def queue(request: Fold, history: History, store: Store, intake: "Intake", sight: Callable[[Path], Any]) -> list[int]:
     """Put checkpoints before all others, in this order; returns their rows. Nothing is queued unless all can be."""
     paused = history.paused()
     if paused:
         raise Busy(f"folding is paused since {paused['since']} ({paused['why'] or 'no reason given'})", "mergd resume")
-    rows = [_row_to_fold(text, request.again, history, intake, sight) for text in request.checkpoints]
+    places = [_place_of(text, history, store) for text in request.checkpoints]
+    rows = [_row_to_fold(place, request.again, history, intake, sight) for place in places]
     for row in rows:
         history.checkpoints.hurry(row.id)
         if row.state != "ready":
@@ -129,17 +131,25 @@ def queue(request: Fold, history: History, intake: "Intake", sight: Callable[[Pa
     return [row.id for row in rows]
 
 
+def _place_of(text: str, history: History, store: Store) -> Path:
+    place = absolute(text)
+    if not os.path.lexists(place):
+        place = Path(find_checkpoint(history, text).place)
+    if place.resolve().is_relative_to(store.root.resolve()):
+        raise Usage(f"{place} is mergd's own", "a merged model is not folded into itself")
+    return place
+
+
 def _row_to_fold(
-    text: str, again: bool, history: History, intake: "Intake", sight: Callable[[Path], Any]
+    place: Path, again: bool, history: History, intake: "Intake", sight: Callable[[Path], Any]
 ) -> Checkpoint:
-    place = absolute(text) if absolute(text).exists() else Path(find_checkpoint(history, text).place)
     sighting = sight(place)
     if sighting is None:
         raise Usage(f"{place} is gone, or no checkpoint", "mergd check PATH says more")
     row = intake.row_of(sighting)
     if row.state == "folded":
         _check_again(row, again, history)
-        return row
+        row = history.checkpoints.add(sighting)  # a version holds on to the row that it was folded from
     if row.state in ("held", "refused"):
         history.checkpoints.set_state(row.id, "settling")
     intake.take(sighting, now=True)

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -13,11 +14,13 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from .control import Control
 from .loop import Loop
 from .notify import notify, reloading
+from .progress import Progress
 from .settings import Settings
 
 log = logging.getLogger(__name__)
 
 UPKEEP_EVERY = 3600  # seconds
+LOG_EVERY = 10.0  # seconds between lines about a running fold
 JOB = {"misfire_grace_time": None, "coalesce": True, "max_instances": 1}  # late is better than never, once is enough
 
 
@@ -26,8 +29,9 @@ class Service:
 
     def __init__(self, settings: Settings, reread: Callable[[], Settings]) -> None:
         self._settings, self._reread = settings, reread
-        self._loop = Loop(settings, "mergd run")
+        self._loop = Loop(settings, "mergd run", show=self._show)
         self._clock = BackgroundScheduler(timezone="UTC")
+        self._logged_at = 0.0  # monotonic seconds
 
     def run(self) -> None:
         """Start, loop until a signal says to stop, and stop. Raises what only the operator can mend."""
@@ -82,6 +86,13 @@ class Service:
         self._settings = settings
         self._clock.reschedule_job("rescan", trigger="interval", seconds=settings.rescan)
         self._loop.watch(settings.events)
+
+    def _show(self, progress: Progress) -> None:
+        """Log how far a long fold is."""
+        if progress.doing and time.monotonic() - self._logged_at > LOG_EVERY:
+            self._logged_at = time.monotonic()
+            log.info("%s", progress)
+            notify(f"STATUS={progress}")
 
     def _gated(self) -> str:
         return " after its gates" if self._settings.gates else ": no gate is set"

@@ -6,12 +6,13 @@ import pwd
 import re
 import stat
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 
-from ..state.errors import Misconfigured, NotPermitted
+from ..state.errors import Misconfigured, NotPermitted, Usage
 
 SYSTEM_FOLDER = Path("/etc/mergd")
 LOCAL = Path("mergd.toml")
@@ -87,14 +88,19 @@ PINNED = ("base_model", "rule", "parameters", "out_dtype", "threads")
 
 def read_settings(path: Path) -> Settings:
     """Return the settings of a file. Raises Misconfigured naming the first wrong key, and what is right."""
-    check_owner(path)
     try:
+        check_owner(path)
         with path.open("rb") as file:
             values = tomllib.load(file)
     except PermissionError:
         raise NotPermitted(f"this user may not read {path}", "run as its owner, or with sudo") from None
+    except OSError as error:
+        raise Misconfigured(f"cannot read {path}: {error.strerror}", "bring it back") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Misconfigured(f"{path} is no TOML: {error}", "mend that line") from None
+    for key in ("watch", "state"):  # a relative path means the same from wherever a command is run
+        if isinstance(values.get(key), str):
+            values[key] = str(Path(_absolute(path)).parent / Path(values[key]).expanduser())
     return validate(values, str(path))
 
 
@@ -113,6 +119,21 @@ def validate(values: dict[str, Any], origin: str) -> Settings:
         raise Misconfigured(f"{origin}: {key}: {first['msg']}", hint) from None
     check_apart(settings)
     return settings
+
+
+def values_of(pairs: Sequence[str]) -> dict[str, Any]:
+    """Return settings from texts KEY=VALUE, VALUE as TOML or as it stands; a key that is no setting is a parameter."""
+    values: dict[str, Any] = {"parameters": {}}
+    for pair in pairs:
+        key, mark, text = pair.partition("=")
+        if not mark:
+            raise Usage(f"{pair!r} is not KEY=VALUE", "such as: --set alpha=0.4")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        (values if key in Settings.model_fields else values["parameters"])[key] = value
+    return values
 
 
 def check_apart(settings: Settings) -> None:

@@ -73,22 +73,26 @@ def describe_log(history: History, last: int = -1) -> list[dict[str, Any]]:
     return [describe_version(version, history, number) for version in reversed(history.versions(last))]
 
 
-def describe_checkpoint(row: Checkpoint, history: History) -> dict[str, Any]:
-    """Return a checkpoint as scripts see it; `in_model` is whether the head holds it."""
-    head = history.head()
-    held = bool(row.digest and history.checkpoint_in_line(row.digest, head.number if head else None))
+def describe_checkpoint(row: Checkpoint, history: History, in_model: frozenset[str]) -> dict[str, Any]:
+    """Return a checkpoint as scripts see it; `in_model` has the digests of what the head holds."""
     return {
         "name": row.name,
         "state": row.state,
         "since": row.since,
         "reasons": [asdict(reason) for reason in row.reasons],
-        "in_model": held,
+        "in_model": row.digest in in_model,
         "digest": row.digest,
         "source": row.source,
         "place": row.place,
         "order": row.order,
         "duplicate_of": history.checkpoints.get(row.duplicate_of).name if row.duplicate_of else None,
     }
+
+
+def in_model(history: History) -> frozenset[str]:
+    """Return the digests of what the head holds."""
+    head = history.head()
+    return history.digests_in_line(head.number if head else None)
 
 
 def write_status(history: History, store: Store, live: Mapping[str, Any]) -> None:

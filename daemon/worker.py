@@ -11,12 +11,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ..state.errors import Abandoned, Busy, Damaged, Misconfigured, NotPermitted
+from ..state.errors import Abandoned, Busy, Damaged, Misconfigured, NotPermitted, Unavailable
 from ..state.history import History
 from ..state.records import ADMITTED, Candidate, Checkpoint, Move, News, Reason, Sighting, Verdict
 from ..state.store import Store
 from .admission import examine
-from .drafting import Job, Made, Outcome, Touched
+from .drafting import Job, Known, Made, Outcome
 from .opening import Merge
 from .publishing import version_bytes
 from .recovery import STRIKES, check_head, wait_again
@@ -62,9 +62,12 @@ class Worker:
         if candidate is None:
             checkpoints.set_state(row.id, "settling", urgent=None)
             return None
+        head = self._history.head()
         here = frozenset[str]() if row.urgent else checkpoints.digests_from(row.place)
+        in_line = self._history.digests_in_line(head.number if head else None)
+        known = in_line if again else in_line | checkpoints.folded_digests()
         attempt = checkpoints.begin_attempt(row.id)
-        return Job(attempt, row, candidate, self._history.next_number(), self._history.head(), here, again)
+        return Job(attempt, row, candidate, self._history.next_number(), head, here, known, again)
 
     def _candidate(self, row: Checkpoint) -> Candidate | None:
         sighting = self._sight(Path(row.place))
@@ -72,7 +75,7 @@ class Worker:
             return None
         try:
             candidate, verdict = examine(sighting, self.merge.base)
-        except (Busy, NotPermitted):
+        except (NotPermitted, Unavailable):
             return None
         return candidate if verdict == ADMITTED else None
 
@@ -95,7 +98,7 @@ class Worker:
         self._later.pop(job.checkpoint.id, None)
         if isinstance(outcome, Verdict):
             return self._record_verdict(job, outcome)
-        digest = outcome.digest if isinstance(outcome, Touched) else outcome.result.digest
+        digest = outcome.digest if isinstance(outcome, Known) else outcome.result.digest
         known = self._known(job, digest)
         if known is None and isinstance(outcome, Made):
             return self._commit(job, outcome, who)
@@ -137,7 +140,7 @@ class Worker:
         version, reports = made.version, list(made.result.reports.values())
         self._store.install(made.draft, version.number)
         self._history.commit_fold(version, made.result.digest, reports, job.attempt, who, list(self.merge.hooks))
-        self._store.point(version.number)
+        self._link()
         folded, scale = version.totals.folded, version.scale
         log.info("%s is folded: %s, %d checkpoints, scale %.4g", job.checkpoint.name, version, folded, scale)
         return self._history.checkpoints.get(job.checkpoint.id)
@@ -156,6 +159,11 @@ class Worker:
                 log.info("%s", error)
                 checkpoints.end_attempt(job.attempt, "changed")
                 checkpoints.set_state(row.id, "settling", urgent=None)
+            case Unavailable():
+                log.warning("%s", error)
+                checkpoints.end_attempt(job.attempt, "abandoned")
+                checkpoints.make_ready(row.id)
+                self._later[row.id] = time.monotonic() + RETRY_AFTER
             case OSError(errno=errno.ENOSPC):
                 self.trouble = f"disk full: {error}"
                 checkpoints.end_attempt(job.attempt, "abandoned")
@@ -171,10 +179,21 @@ class Worker:
     # -------------------------------------------------------------------------------------------------- afterwards
 
     def after_move(self) -> None:
-        """Do what follows a move of the head: tell the hooks, and let go of files that nothing needs."""
+        """Do what follows a move of the head: link, tell the hooks, and let go of files that nothing needs."""
+        self._link()
         owed = [(hook, self._news(move)) for hook, move in self._history.owed()]
         tell_hooks(self.merge.hooks, owed, self._history.told)
         self.retain()
+
+    def _link(self) -> None:
+        """Let the link follow the head. The head has moved by then: what fails here is tried again, never undone."""
+        head = self._history.head()
+        if head is None or self._store.pointed() == head.number:
+            return
+        try:
+            self._store.point(head.number)
+        except OSError as error:
+            log.error("models/current does not lead to %s yet: %s", head, error)
 
     def _news(self, move: Move) -> News:
         version = self._history.version(move.to_version)

@@ -18,7 +18,12 @@ def load(group: Group, name: str) -> Any:
     """Return a plugin's class. Raises Misconfigured, with the names there are, if none is installed under this one."""
     for point in _points(group):
         if point.name == name:
-            return point.load()
+            try:
+                return point.load()
+            except (ImportError, AttributeError) as error:
+                raise Misconfigured(
+                    f"the {group[:-1]} {name!r} cannot be loaded: {error}", "mend its package"
+                ) from None
     raise Misconfigured(f"no {group[:-1]} is called {name!r}", f"installed are: {', '.join(names(group)) or 'none'}")
 
 

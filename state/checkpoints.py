@@ -46,6 +46,11 @@ class Checkpoints:
         """Return what waits for its fold: those that a person asked for, then by the order of being ready."""
         return self._where("state = 'ready' order by urgent is null, urgent, \"order\"")
 
+    def folded_digests(self) -> frozenset[str]:
+        """Return the digests of all that was ever folded."""
+        query = "select distinct digest from checkpoints where state = 'folded' and digest is not null"
+        return frozenset(row["digest"] for row in self._db.query(query))
+
     def digests_from(self, place: str) -> frozenset[str]:
         """Return the digests of what was folded from a place."""
         return frozenset(row.digest for row in self._where("place = ? and state = 'folded'", place) if row.digest)

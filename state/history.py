@@ -89,6 +89,12 @@ class History:
         rows = list(self._db.query(query, [number, digest]))
         return self.checkpoints.get(rows[0]["checkpoint"]) if rows else None
 
+    def digests_in_line(self, number: int | None) -> frozenset[str]:
+        """Return the digests of what a version and its ancestors folded."""
+        query = f"""{_LINE} select checkpoints.digest as content from line join versions on number = n
+            join checkpoints on checkpoints.id = versions.checkpoint where content is not null"""  # noqa: S608
+        return frozenset(row["content"] for row in self._db.query(query, [number]))
+
     def next_number(self) -> int:
         """Return the number that the next version gets."""
         (last,) = self._db.conn.execute("select max(number) from versions").fetchone()
@@ -119,7 +125,9 @@ class History:
         assert version.checkpoint is not None
         with transaction(self._db):
             self._insert(version, weights)
-            self.checkpoints.set_state(version.checkpoint, "folded", digest=digest, urgent=None)
+            first = self.checkpoints.holding(digest)  # the same content may come back after a rollback
+            more = {"digest": digest, "urgent": None, "duplicate_of": first.id if first else None}
+            self.checkpoints.set_state(version.checkpoint, "folded", **more)
             self.checkpoints.end_attempt(attempt, "folded")
             return self._move(version.parent, version.number, who, "fold", hooks)
 

@@ -21,7 +21,7 @@ class Lock:
     def take(self, doing: str, socket: str | None = None) -> None:
         """Take the lock and write who holds it, and where its control socket is. Raises Busy naming the holder."""
         try:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except PermissionError:
             raise NotPermitted(f"this user may not write {self._path.parent}", "run as the state's owner") from None
         if not _locked(fd):
@@ -32,6 +32,7 @@ class Lock:
                 "ask that one, or stop it first",
             ) from None
         self._fd = fd
+        os.fchmod(fd, 0o644)  # it tells the socket's group where the socket is
         self.describe(doing, socket)
 
     def describe(self, doing: str, socket: str | None) -> None:
@@ -63,7 +64,7 @@ def _locked(fd: int) -> bool:
 def holder_of(path: Path) -> dict[str, Any] | None:
     """Return what the holder wrote ({pid, doing, since, socket}), or None if nobody holds the lock."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:

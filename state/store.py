@@ -66,17 +66,26 @@ class Store:
             sync_folder(place)
         draft.drop()
 
-    def point(self, number: int | None) -> None:
+    def point(self, number: int) -> None:
         """Let `models/current` lead to a version; whoever reads the link sees the old target or the new one."""
-        if number is None:
-            return
         aside = self.models / ".current"
         aside.unlink(missing_ok=True)
         aside.symlink_to(folder_name(number))
         aside.rename(self.current)
         sync_folder(self.models)
 
+    def pointed(self) -> int | None:
+        """Return the version that `models/current` leads to."""
+        try:
+            return int(os.readlink(self.current))
+        except (FileNotFoundError, ValueError):
+            return None
+
     # ----------------------------------------------------------------------------------------------- kept and dropped
+
+    def numbers(self) -> list[int]:
+        """Return the versions that lie here, whatever the history says."""
+        return sorted(int(path.name) for path in self.versions.iterdir() if path.name.isdecimal())
 
     def slot_layouts(self, number: int) -> dict[tuple[str, str], Layout]:
         """Return where a version's slots lie, by (statistic, slot)."""

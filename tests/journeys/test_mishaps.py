@@ -1,0 +1,163 @@
+"""What goes wrong around the way: bad words, a lost base model, a full disk, an old database, a link that cannot move."""
+
+import errno
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from support.commands import eventually, mergd
+from support.merges import Sandbox, make_merge
+from support.models import fine_tuned, save_model, tiny_base
+
+from mergd.daemon.requests import Fold
+from mergd.plugins import registry
+from mergd.state.errors import Damaged, Misconfigured, Unavailable
+from mergd.state.history import History
+from mergd.state.store import Store
+
+
+def status_head(merge: Sandbox) -> int | None:
+    head: int | None = json.loads((merge.state / "status.json").read_text())["head"]
+    return head
+
+
+@pytest.mark.parametrize("word", ["~no-such-user-here/x", "x" * 300], ids=["user", "long"])
+def test_a_word_that_is_no_path_is_answered_and_the_daemon_goes_on(merge: Sandbox, word: str) -> None:
+    with merge.running("run") as daemon:
+        eventually(lambda: (merge.state / "control.sock").exists())
+        asked = merge.mergd("fold", word)
+        assert asked.code == 2, asked.err
+        assert len(asked.complaint) <= 2
+        merge.drop("b", 1)
+        eventually(lambda: status_head(merge) == 1)
+        daemon.send(signal.SIGTERM)
+        assert daemon.ended().code == 0
+
+
+def test_a_configuration_that_is_gone_at_sighup_is_not_taken(merge: Sandbox) -> None:
+    with merge.running("run") as daemon:
+        eventually(lambda: (merge.state / "control.sock").exists())
+        merge.config.rename(merge.root / "aside.toml")
+        daemon.send(signal.SIGHUP)
+        eventually(lambda: "is not taken" in daemon.err)
+        daemon.send(signal.SIGTERM)
+        assert daemon.ended().code == 0
+
+
+def test_a_rollback_needs_neither_base_model_nor_watched_folder(merge: Sandbox) -> None:
+    for seed in (1, 2):
+        merge.drop(f"c{seed}", seed)
+        merge.fold_all()
+    shutil.rmtree(merge.base)
+    shutil.rmtree(merge.watch)
+    assert merge.mergd("rollback", "v1").code == 0
+    assert merge.store.pointed() == 1
+    assert status_head(merge) == 1
+    assert merge.mergd("pause").code == 0
+
+
+def test_an_older_database_removes_no_newer_version(merge: Sandbox) -> None:
+    database = merge.store.database
+    old = database.read_bytes()
+    for seed in (1, 2, 3):
+        merge.drop(f"c{seed}", seed)
+    merge.fold_all()
+    database.write_bytes(old)
+    with pytest.raises(Damaged, match="versions up to 3"):
+        merge.fold_all()
+    assert sorted(path.name for path in merge.store.versions.iterdir()) == ["000001", "000002", "000003"]
+
+
+def test_what_comes_back_after_a_rollback_leaves_its_first_version_as_it_was(merge: Sandbox) -> None:
+    for seed in (1, 2):
+        merge.drop(f"c{seed}", seed)
+        merge.fold_all()
+    before = merge.log()[0]
+    merge.mergd("rollback", "v1")
+    assert merge.mergd("fold", "--again", "c2").code == 0
+    save_model(merge.watch / "c2", fine_tuned(tiny_base(), 9))  # other content at the same place
+    merge.fold_all()
+    (after,) = [entry for entry in merge.log() if entry["version"] == 2]
+    assert after["checkpoint"] == before["checkpoint"]
+    assert [entry["parent"] for entry in merge.log()] == [1, 1, None]
+
+
+def test_a_link_that_cannot_move_is_moved_later_and_nothing_is_folded_twice(
+    merge: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge.drop("a", 1)
+
+    def full(store: Store, number: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "point", full)
+        rows = merge.fold_all()
+    assert [(row.name, row.state, row.duplicate_of) for row in rows] == [("a", "folded", None)]
+    assert merge.store.pointed() is None
+    merge.fold_all()
+    assert merge.store.pointed() == 1
+    assert len(merge.versions()) == 1
+
+
+def test_a_fold_that_is_asked_for_on_a_full_disk_is_answered_and_stays_queued(
+    merge: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = merge.drop("a", 1)
+    monkeypatch.setattr("mergd.daemon.worker.RESERVE", 2**60)
+    with merge.loop() as loop, pytest.raises(Unavailable, match="disk full"):
+        loop.ask(Fold(checkpoints=(str(place),)))
+    assert merge.states() == {"a": "ready"}
+    monkeypatch.undo()
+    merge.fold_all()
+    assert merge.states() == {"a": "folded"}
+
+
+def test_strict_counts_what_the_headers_refuse_too(merge: Sandbox) -> None:
+    save_model(merge.watch / "bad", {"layer.matrix.weight": tiny_base()["layer.matrix.weight"]})
+    assert merge.mergd("run", "--once", "--strict").code == 65
+
+
+def test_settings_and_parameters_can_be_set_at_init(tmp_path: Path) -> None:
+    model = make_merge(tmp_path / "first")
+    other = ["--watch", model.watch, "--state", tmp_path / "s", "--config", tmp_path / "c.toml"]
+    chosen = ["--set", "alpha=0.4", "--set", "variant=paper", "--set", "out_dtype=bfloat16", "--set", "quiet=0s"]
+    made = mergd("init", "--base", model.base, *other, *chosen, at=tmp_path)
+    assert made.code == 0, made.err
+    with History(tmp_path / "s" / "mergd.db") as history:
+        pins = history.pins()
+    assert pins["parameters"] == {"alpha": 0.4, "variant": "paper"}
+    assert pins["out_dtype"] == "bfloat16"
+    assert mergd("run", "--once", "-c", tmp_path / "c.toml", at=tmp_path).code == 0
+    wrong = mergd("init", "--base", model.base, *other[:2], "--state", tmp_path / "t", "--set", "alpha", at=tmp_path)
+    assert wrong.code == 2
+
+
+def test_a_gate_is_not_asked_about_content_that_counts_already(merge: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    merge.drop("a", 1)
+    merge.fold_all()
+    merge.drop("b", 1)
+
+    def published(*arguments: object) -> None:
+        raise AssertionError("it was published")
+
+    monkeypatch.setattr("mergd.daemon.drafting.publish", published)
+    merge.fold_all()
+    assert [row.state for row in merge.checkpoints()] == ["folded", "folded"]
+
+
+def test_mergd_does_not_fold_its_own_models(merge: Sandbox) -> None:
+    merge.drop("a", 1)
+    merge.fold_all()
+    assert merge.mergd("fold", merge.store.current).code == 2
+
+
+def test_a_plugin_that_cannot_be_imported_is_the_operators_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(point: object) -> None:
+        raise ImportError("no module named x")
+
+    monkeypatch.setattr("importlib.metadata.EntryPoint.load", broken)
+    with pytest.raises(Misconfigured, match="cannot be loaded"):
+        registry.load("rules", "opcm")
