@@ -1,4 +1,4 @@
-"""Telling the hooks that the head has moved: in order, at least once, and never holding up a fold that is to come."""
+"""Telling the hooks that the head has moved: in order, and at least once."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping

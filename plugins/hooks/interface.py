@@ -6,7 +6,7 @@ from ...state.records import News
 
 
 class Hook(Protocol):
-    """Told after the fact; what it does cannot hold up folding for long, nor undo the move."""
+    """Told after the fact, on the thread that takes requests: it must hand over what takes long."""
 
     def tell(self, news: News) -> None:
         """Take one piece of news. An exception means "tell me again"; what follows waits until then."""
