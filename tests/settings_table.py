@@ -22,7 +22,8 @@ Durations are written `500ms`, `5s`, `10m`, `12h` or `7d`; a bare number is seco
 bare number is bytes.
 
 What is pinned at init cannot be changed for the life of a state: a configuration that differs from it ends with exit
-code 78, and both values are named. All else is read at each start.
+code 78, and both values are named. All else is read at each start and, but
+for `watch`, `source` and `state`, at each SIGHUP.
 """
 
 
