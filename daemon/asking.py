@@ -1,6 +1,7 @@
 """How commands get their answers: from a running daemon, by doing the work here, or by reading the history."""
 
 import json
+import logging
 import os
 import pwd
 import re
@@ -46,7 +47,8 @@ def _ask_here(settings: Settings, store: Store, request: "AnyRequest") -> dict[s
     """Carry out what needs the history alone: rolling back must work when the base model or the folder is gone."""
     from .control import Ask
     from .desk import Desk
-    from .status import write_log, write_status
+    from .status import owed_news, write_log, write_status
+    from .telling import make_hooks, tell_hooks
 
     lock = Lock(store.lock)
     lock.take(f"mergd {request.verb}")
@@ -56,6 +58,10 @@ def _ask_here(settings: Settings, store: Store, request: "AnyRequest") -> dict[s
             Desk(history, store, None, lambda place: None, list(settings.hooks)).carry_out(asked)
             write_status(history, store, {"gates": list(settings.gates)})
             write_log(history, store)
+            try:
+                tell_hooks(make_hooks(settings.hooks), owed_news(history, store), history.told)
+            except MergdError as error:  # what was asked for is done all the same
+                logging.getLogger(__name__).warning("the hooks will be told later: %s", error)
     finally:
         lock.release()
     if isinstance(asked.outcome, MergdError):

@@ -76,7 +76,8 @@ def facts(values: Mapping[str, Any]) -> None:
     """Print names and values, one a line; what is empty is left out."""
     for name, value in values.items():
         if value not in ("", None, [], {}):
-            out.print(f"[bold]{safe(name)}[/]: {safe(value)}")
+            text = ", ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, Mapping) else value
+            out.print(f"[bold]{safe(name)}[/]: {safe(text)}")
 
 
 def failed(error: MergdError) -> None:

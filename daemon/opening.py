@@ -16,6 +16,7 @@ from ..state.history import History
 from .base import Base, examine, file_stamps, locate, open_base
 from .progress import Progress
 from .settings import PINNED, Settings
+from .telling import make_hooks
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def reopen_merge(merge: Merge, old: Settings, new: Settings, pins: Mapping[str, 
 def _judges_and_listeners(settings: Settings) -> dict[str, Any]:
     return {
         "gates": {name: load("gates", name)() for name in settings.gates},
-        "hooks": {name: load("hooks", name)() for name in settings.hooks},
+        "hooks": make_hooks(settings.hooks),
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..state.history import History
-from ..state.records import Checkpoint, Version
+from ..state.records import Checkpoint, Move, News, Version
 from ..state.store import Store, replace_file
 
 LOG_LINES = 1000  # newest versions in log.jsonl
@@ -87,6 +87,18 @@ def describe_checkpoint(row: Checkpoint, history: History, in_model: frozenset[s
         "order": row.order,
         "duplicate_of": history.checkpoints.get(row.duplicate_of).name if row.duplicate_of else None,
     }
+
+
+def owed_news(history: History, store: Store) -> list[tuple[str, News]]:
+    """Return what each hook is still to be told, oldest first."""
+    return [(hook, _news(move, history, store)) for hook, move in history.owed()]
+
+
+def _news(move: Move, history: History, store: Store) -> News:
+    version = history.version(move.to_version)
+    assert version is not None, "a move leads to a version: a foreign key"
+    model = str(store.model(version.number))
+    return News(move.id, version.number, move.from_version, move.who, move.why, model, version.digest, move.at)
 
 
 def in_model(history: History) -> frozenset[str]:

@@ -4,9 +4,15 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 
 from ..plugins.hooks.interface import Hook
+from ..plugins.registry import load
 from ..state.records import News
 
 log = logging.getLogger(__name__)
+
+
+def make_hooks(names: Iterable[str]) -> dict[str, Hook]:
+    """Return the hooks of these names. Raises Misconfigured for one that is not installed."""
+    return {name: load("hooks", name)() for name in names}
 
 
 def tell_hooks(hooks: Mapping[str, Hook], owed: Iterable[tuple[str, News]], told: Callable[[str, int], None]) -> None:

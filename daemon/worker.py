@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..state.errors import Abandoned, Busy, Damaged, Misconfigured, NotPermitted, Unavailable
 from ..state.history import History
-from ..state.records import ADMITTED, Candidate, Checkpoint, Move, News, Reason, Sighting, Verdict
+from ..state.records import ADMITTED, Candidate, Checkpoint, Reason, Sighting, Verdict
 from ..state.store import Store
 from .admission import examine
 from .drafting import Job, Known, Made, Outcome
@@ -22,6 +22,7 @@ from .publishing import version_bytes
 from .recovery import STRIKES, check_head, wait_again
 from .retention import to_drop
 from .settings import Settings
+from .status import owed_news
 from .telling import tell_hooks
 
 log = logging.getLogger(__name__)
@@ -181,8 +182,7 @@ class Worker:
     def after_move(self) -> None:
         """Do what follows a move of the head: link, tell the hooks, and let go of files that nothing needs."""
         self._link()
-        owed = [(hook, self._news(move)) for hook, move in self._history.owed()]
-        tell_hooks(self.merge.hooks, owed, self._history.told)
+        tell_hooks(self.merge.hooks, owed_news(self._history, self._store), self._history.told)
         self.retain()
 
     def _link(self) -> None:
@@ -194,12 +194,6 @@ class Worker:
             self._store.point(head.number)
         except OSError as error:
             log.error("models/current does not lead to %s yet: %s", head, error)
-
-    def _news(self, move: Move) -> News:
-        version = self._history.version(move.to_version)
-        assert version is not None, "a move leads to a version: a foreign key"
-        model = str(self._store.model(version.number))
-        return News(move.id, version.number, move.from_version, move.who, move.why, model, version.digest, move.at)
 
     def retain(self) -> None:
         """Drop the files of versions that retention lets go; first the promise, then the bytes."""
