@@ -24,10 +24,10 @@ WIDTH = 1024
 EMBEDDING_ROWS = 250_000  # x 1024 float32: 1.02 GB
 
 
-def shapes(gigabytes: float, embedding: bool) -> Iterator[Planned]:
-    """Yield the weights of a model: matrices of 4 MB with a bias each, and one large embedding."""
-    if embedding:
-        yield Planned("embed_tokens.weight", "F32", (EMBEDDING_ROWS, WIDTH))
+def shapes(gigabytes: float, rows: int) -> Iterator[Planned]:
+    """Yield the weights of a model: matrices of 4 MB with a bias each, and one embedding of so many rows."""
+    if rows:
+        yield Planned("embed_tokens.weight", "F32", (rows, WIDTH))
     for i in range(round(gigabytes * 1e9 / (4 * WIDTH * WIDTH))):
         yield Planned(f"layers.{i}.proj.weight", "F32", (WIDTH, WIDTH))
         yield Planned(f"layers.{i}.proj.bias", "F32", (WIDTH,))
@@ -68,14 +68,14 @@ def main() -> None:
     """Measure, and print one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gb", type=float, default=2.0, help="gigabytes of small matrices")
-    parser.add_argument("--no-embedding", action="store_true", help="leave the 1 GB embedding out")
+    parser.add_argument("--rows", type=int, default=EMBEDDING_ROWS, help="rows of the embedding, 4 kB each")
     parser.add_argument(
         "--matrix", type=int, nargs=2, metavar=("ROWS", "COLUMNS"), help="one matrix is the whole model"
     )
     parser.add_argument("--folds", type=int, default=2)
     parser.add_argument("--limit-mb", type=float, default=700.0, help="exit 1 if the peak is above")
     arguments = parser.parse_args()
-    planned = list(shapes(arguments.gb, not arguments.no_embedding))
+    planned = list(shapes(arguments.gb, arguments.rows))
     if arguments.matrix:
         planned = [Planned("layer.proj.weight", "F32", tuple(arguments.matrix))]
     with tempfile.TemporaryDirectory(dir=".") as name:

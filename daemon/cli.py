@@ -91,7 +91,8 @@ def init(
     chosen = {"base_model": base_model, "watch": watch, "state": state, "rule": rule, "existing": existing}
     more = values_of(values or [])
     settings = validate({"threads": len(os.sched_getaffinity(0))} | more | chosen, "the command line")
-    found = initialise(settings, path, Progress())
+    with display.shown_progress() as show:
+        found = initialise(settings, path, Progress(show))
     answers.initialised(settings, path, found)
 
 

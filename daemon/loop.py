@@ -77,7 +77,7 @@ class Loop:
     def _open(self) -> None:
         """Open the merge, and make good whatever a crash left."""
         settings, history, store = self.settings, self._history, self._store
-        self._merge = merge = open_merge(settings, history, Progress())
+        self._merge = merge = open_merge(settings, history, Progress(self._show))
         self._source = make_source(settings)
         self._intake = Intake(merge.base, history, settings.quiet)
         self._worker = Worker(settings, merge, store, history, self._source.sight)

@@ -2,7 +2,7 @@
 
 import ctypes
 
-RETURNED = 1 << 25
+RETURNED = 1 << 22  # bytes: a block of at least this size goes back to the system when it is freed
 M_MMAP_THRESHOLD = -3  # glibc, malloc.h
 
 

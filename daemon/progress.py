@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 
 from ..state.errors import Abandoned
 
@@ -9,7 +10,8 @@ from ..state.errors import Abandoned
 class Progress:
     """Weights and bytes done of one piece of work after another; `abandon` ends it at the next step."""
 
-    def __init__(self) -> None:
+    def __init__(self, show: "Callable[[Progress], None]" = lambda progress: None) -> None:
+        self._show = show  # called at each step, for work that nobody watches from another thread
         self.abandon = threading.Event()
         self.doing = ""
         self.weights = self.all_weights = 0
@@ -35,6 +37,7 @@ class Progress:
         if self.abandon.is_set():
             raise Abandoned
         self.nbytes += nbytes
+        self._show(self)
 
     def next_weight(self) -> None:
         """One weight more is done."""
