@@ -17,7 +17,7 @@ def settle_threads(threads: int) -> None:
 def settle_memory() -> None:
     """Have glibc give large blocks back: by default it learns to keep blocks of up to 32 MB, and they pile up.
 
-    benchmarks/memory.py, 2 GB of small matrices and a 1 GB embedding: 1,048 MB peak without this, 408 MB with it.
+    benchmarks/memory.py, 2 GB of small matrices and a 1 GB embedding: 1,048 MB peak without this, 436 MB with it.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # another C library may have none
     if mallopt is not None:
