@@ -158,11 +158,7 @@ def checkpoints(settings: Settings) -> list[dict[str, Any]]:
         rows, held = history.checkpoints.all(), in_model(history)
         return [
             describe_checkpoint(row, history, held)
-            | {
-                "waits_for": waits.get(str(row.id), "its turn" if row.state == "ready" else "")
-                if row.state in ("settling", "ready")
-                else ""
-            }
+            | {"waits_for": {"ready": "its turn", "settling": waits.get(str(row.id), "")}.get(row.state, "")}
             for row in rows
         ]
 

@@ -28,7 +28,6 @@ class Job:
     parent: Version | None
     folded_here: frozenset[str]  # digests folded from this place before; empty if a person asked for this one too
     known: frozenset[str]  # digests that would be folded for nothing
-    again: bool = False  # a person wants it back, though an earlier version on another branch holds it
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ..plugins.rules.interface import Rule
 from ..state.errors import Refused
 from ..state.reading import Reader
 from ..state.records import FileDigest, Readout, Reason
-from ..state.store import Draft, write_file
+from ..state.store import PUBLIC, Draft, write_file
 from ..state.writing import Planned, Writer
 from .base import Base, float32_bytes, row_blocks
 from .progress import Progress
@@ -101,11 +101,12 @@ def merge(theta0: Tensor, readout: Tensor, scale: float) -> Tensor:
 
 
 class _Readouts:
-    """The read-outs, each in the file where folding left it; files are opened once."""
+    """The read-outs, each in the file where folding left it; shared files are opened once."""
 
     def __init__(self, readouts: Mapping[str, Readout], stack: ExitStack) -> None:
         self._readouts, self._stack = readouts, stack
         self._readers: dict[tuple[str, ...], Reader] = {}
+        self._once = 0  # bytes read from files that are closed again
 
     def __contains__(self, name: str) -> bool:
         return name in self._readouts
@@ -114,7 +115,9 @@ class _Readouts:
         readout = self._readouts[name]
         if len(readout.layout.tensors) == 1:  # spilled: a file of its own
             with Reader(readout.layout) as reader:
-                return reader.read(readout.name, rows)
+                block = reader.read(readout.name, rows)
+            self._once += reader.nbytes
+            return block
         files = readout.layout.files
         if files not in self._readers:
             self._readers[files] = self._stack.enter_context(Reader(readout.layout))
@@ -122,7 +125,7 @@ class _Readouts:
 
     @property
     def nbytes(self) -> int:
-        return sum(reader.nbytes for reader in self._readers.values())
+        return self._once + sum(reader.nbytes for reader in self._readers.values())
 
 
 def plan(base: Base, out_dtype: str | None) -> list[Planned]:
@@ -166,7 +169,7 @@ def _copy_side_files(base: Base, target: Path, out_dtype: str | None, copy_code:
     digests = []
     for path in side_files(base, copy_code):
         source = Path(base.folder or "") / path
-        (target / path.parent).mkdir(mode=0o755, parents=True, exist_ok=True)
+        _public_folder(target, path.parent)
         data = source.read_bytes()
         if path.suffix == ".json":
             data = _without_code(data, copy_code)
@@ -175,6 +178,13 @@ def _copy_side_files(base: Base, target: Path, out_dtype: str | None, copy_code:
         written = write_file(target / path, data, PUBLIC_FILE)
         digests.append(FileDigest(str(path), written.size, written.sha256))
     return digests
+
+
+def _public_folder(target: Path, inside: Path) -> None:
+    """Make a folder within the model, and those above it, readable by others whatever the umask."""
+    for folder in (target / part for part in reversed([inside, *inside.parents])):
+        folder.mkdir(exist_ok=True)
+        folder.chmod(PUBLIC)
 
 
 def _without_code(data: bytes, copy_code: bool) -> bytes:

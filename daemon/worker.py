@@ -68,7 +68,7 @@ class Worker:
         in_line = self._history.digests_in_line(head.number if head else None)
         known = in_line if again else in_line | checkpoints.folded_digests()
         attempt = checkpoints.begin_attempt(row.id)
-        return Job(attempt, row, candidate, self._history.next_number(), head, here, known, again)
+        return Job(attempt, row, candidate, self._history.next_number(), head, here, known)
 
     def _candidate(self, row: Checkpoint) -> Candidate | None:
         sighting = self._sight(Path(row.place))
@@ -99,13 +99,9 @@ class Worker:
         self._later.pop(job.checkpoint.id, None)
         if isinstance(outcome, Verdict):
             return self._record_verdict(job, outcome)
-        digest = outcome.digest if isinstance(outcome, Known) else outcome.result.digest
-        known = self._known(job, digest)
-        if known is None and isinstance(outcome, Made):
-            return self._commit(job, outcome, who)
-        if isinstance(outcome, Made):
-            outcome.draft.drop()
-        return self._record_duplicate(job, known or job.checkpoint, digest)
+        if isinstance(outcome, Known):
+            return self._record_duplicate(job, outcome.digest)
+        return self._commit(job, outcome, who)
 
     def _record_verdict(self, job: Job, verdict: Verdict) -> Checkpoint:
         assert verdict.decision != "admitted"
@@ -113,16 +109,9 @@ class Worker:
         log.warning("%s is %s: %s", job.checkpoint.name, verdict.decision, "; ".join(map(str, verdict.reasons)))
         return self._history.checkpoints.set_state(job.checkpoint.id, verdict.decision, *verdict.reasons, urgent=None)
 
-    def _known(self, job: Job, digest: str) -> Checkpoint | None:
-        """Return the row that this content was folded from: always within the head's line, elsewhere unless again."""
-        head = self._history.head()
-        in_line = self._history.checkpoint_in_line(digest, head.number if head else None)
-        if in_line is not None or job.again:
-            return in_line
-        return self._history.checkpoints.holding(digest)
-
-    def _record_duplicate(self, job: Job, known: Checkpoint, digest: str) -> Checkpoint:
+    def _record_duplicate(self, job: Job, digest: str) -> Checkpoint:
         """Record that this content counts already, under its first name."""
+        known = self._history.checkpoints.holding(digest) or job.checkpoint
         reason = Reason(
             "known-content",
             f"the content of {known.name} under the name {job.checkpoint.name}",
@@ -137,11 +126,10 @@ class Worker:
         )
 
     def _commit(self, job: Job, made: Made, who: str) -> Checkpoint:
-        """Rename the draft in, make it true in one transaction, and let the link follow."""
+        """Rename the draft in, and make it true in one transaction; `after_move` lets the link follow."""
         version, reports = made.version, list(made.result.reports.values())
         self._store.install(made.draft, version.number)
         self._history.commit_fold(version, made.result.digest, reports, job.attempt, who, list(self.merge.hooks))
-        self._link()
         folded, scale = version.totals.folded, version.scale
         log.info("%s is folded: %s, %d checkpoints, scale %.4g", job.checkpoint.name, version, folded, scale)
         return self._history.checkpoints.get(job.checkpoint.id)

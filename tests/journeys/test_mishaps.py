@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -161,3 +162,17 @@ def test_a_plugin_that_cannot_be_imported_is_the_operators_to_mend(monkeypatch: 
     monkeypatch.setattr("importlib.metadata.EntryPoint.load", broken)
     with pytest.raises(Misconfigured, match="cannot be loaded"):
         registry.load("rules", "opcm")
+
+
+def test_others_may_read_all_of_a_published_model_whatever_the_umask(merge: Sandbox) -> None:
+    (merge.base / "1_Pooling" / "deeper").mkdir(parents=True)
+    (merge.base / "1_Pooling" / "deeper" / "config.json").write_text("{}")
+    merge.drop("a", 1)
+    umask = os.umask(0o077)
+    try:
+        merge.fold_all()
+    finally:
+        os.umask(umask)
+    places = [merge.store.model(1), *merge.store.model(1).rglob("*")]
+    assert {(path.is_dir(), path.stat().st_mode & 0o777) for path in places} == {(True, 0o755), (False, 0o644)}
+    assert (merge.store.current / "1_Pooling" / "deeper" / "config.json").exists()

@@ -5,16 +5,12 @@ from pathlib import Path
 
 import pytest
 import repository
-from support.commands import FORKING, PRELOADED
+from support.commands import start_forking
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _forking() -> None:
-    FORKING.set_forkserver_preload(PRELOADED)
-    process = FORKING.Process(target=int)
-    process.start()
-    process.join()
-    process.close()
+    start_forking()
 
 
 @pytest.fixture

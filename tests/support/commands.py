@@ -28,6 +28,15 @@ PRELOADED = [  # and what those import; the last are found by name, at the momen
 PATIENCE = 60.0  # seconds; a machine that has much else to do is no failure of mergd's
 
 
+def start_forking() -> None:
+    """Start the process that commands are forked from, before a test could take it for a leak."""
+    FORKING.set_forkserver_preload(PRELOADED)
+    process = FORKING.Process(target=int)
+    process.start()
+    process.join()
+    process.close()
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a command ended."""
