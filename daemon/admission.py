@@ -1,73 +1,168 @@
-"""Admission: from headers alone, does this belong to the base model? A pure comparison of two layouts."""
+"""Admission: from headers alone, does this belong to the base model? It admits, refuses with every reason, or holds."""
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from ..plugins.formats.interface import Candidate, Contents, Part
 from ..state.errors import Refused
 from ..state.headers import FLOATING
-from ..state.records import ADMITTED, Candidate, Layout, Reason, Sighting, Verdict
-from .base import Base, read_layout
+from ..state.records import ADMITTED, Reason, Sighting, Verdict
+from .base import Base, read_contents
+from .matching import Match, closest, match, rename_hint
+from .settings import Settings
 
 SHOWN = 10  # names in a reason
 
 
-def examine(sighting: Sighting, base: Base) -> tuple[Candidate | None, Verdict]:
-    """Return the candidate that lies at a sighting's place, and the verdict on its headers.
+@dataclass(frozen=True)
+class Admission:
+    """Who may be folded into one merge."""
 
-    Raises Busy while it is not complete, and NotPermitted where it cannot be read: neither is a verdict.
-    """
-    try:
-        layout = read_layout(Path(sighting.place))
-    except Refused as refusal:
-        return None, Verdict("refused", refusal.reasons)
-    candidate = Candidate(sighting.place, sighting.name, layout, sighting.stamps)
-    return candidate, compare(layout, base)
+    base: Base
+    settings: Settings
+
+    def examine(self, sighting: Sighting) -> tuple[Candidate | None, Verdict]:
+        """Return the candidate that lies at a sighting's place, and the verdict on its headers.
+
+        Raises Busy while it is not complete, and NotPermitted where it cannot be read: neither is a verdict.
+        """
+        place = Path(sighting.place)
+        try:
+            contents = read_contents(place)
+        except Refused as refusal:
+            return None, Verdict("refused", refusal.reasons)
+        if link := _link(place, contents):
+            return None, Verdict("refused", (link,))
+        found = match(contents, self.base, self.settings, place)
+        candidate = Candidate(
+            sighting.place, sighting.name, contents, found.parts, sighting.stamps, aliases=found.aliases
+        )
+        return candidate, self.judge(contents, found)
+
+    def judge(self, contents: Contents, found: Match) -> Verdict:
+        """Refuse with every reason there is; hold what fits but is not to be believed."""
+        if quantised := _quantised(contents):
+            return Verdict("refused", (quantised,))  # its names and shapes follow from that
+        checks: tuple[Callable[[Match], Reason | None], ...] = (_missing, _extra, _shapes, _vocabulary, _twice)
+        reasons = [reason for check in checks if (reason := check(self._allowed(found)))]
+        reasons += [reason for reason in (_dtypes(contents, found),) if reason]
+        if reasons:
+            return Verdict("refused", tuple(reasons))
+        doubts = tuple(self._doubts(found))
+        return Verdict("held", doubts) if doubts else ADMITTED
+
+    def _allowed(self, found: Match) -> Match:
+        """Return the match without what the settings let pass."""
+        missing = found.missing if self.settings.missing == "refuse" else []
+        extra = found.extra if self.settings.extra == "refuse" else []
+        return Match(found.parts, found.aliases, missing, extra, found.twice, found.shapes, found.vocabulary)
+
+    def _doubts(self, found: Match) -> Iterator[Reason]:
+        if not found.parts:
+            yield Reason(
+                "nothing-changed", "no weight of the base model in it", "weights that were trained", "mergd check PATH"
+            )
 
 
-def compare(layout: Layout, base: Base) -> Verdict:
-    """Admit weights with the names and shapes of the base's, in any floating dtype; refuse with every reason there is."""
-    reasons = [reason for reason in (_missing(layout, base), _extra(layout, base), _shapes(layout, base)) if reason]
-    reasons += [reason for reason in (_dtypes(layout, base),) if reason]
-    return Verdict("refused", tuple(reasons)) if reasons else ADMITTED
+def _link(place: Path, contents: Contents) -> Reason | None:
+    """Return why a link to elsewhere is refused; a snapshot in the Hub client's cache may lead to its own blobs."""
+    home = place.resolve()
+    inside = [home] + ([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])
+    for path in map(Path, contents.layout.files):
+        if path.is_symlink() and not any(path.resolve().is_relative_to(folder) for folder in inside):
+            found = f"{path.name}, a link to {path.resolve()}"
+            return Reason("link", found, "links that stay in the folder", "copy the files themselves: cp -rL")
+    return None
 
 
-def _missing(layout: Layout, base: Base) -> Reason | None:
-    names = [weight.name for weight in base.weights if weight.name not in layout.tensors]
-    if not names:
+def _missing(found: Match) -> Reason | None:
+    if not found.missing:
         return None
-    found = f"{len(names)} of {len(base.weights)} weights missing: {_some(names)}"
-    return Reason("missing-weights", found, "every weight of the base model", "save the whole model, not a part of it")
+    of = len(found.missing) + len(found.parts) + len(found.shapes) + len(found.vocabulary)
+    hint = rename_hint(found.missing, found.extra)
+    next_step = (
+        f"if its names differ only so, add to [rename]: {hint}" if hint else "save the whole model, not a part of it"
+    )
+    return Reason(
+        "missing-weights",
+        f"{len(found.missing)} of {of} weights missing: {_some(_with_closest(found.missing, found.extra))}",
+        "every weight of the base model",
+        f'{next_step}; or set missing = "zero-delta" to keep the base model\'s',
+    )
 
 
-def _extra(layout: Layout, base: Base) -> Reason | None:
-    names = [n for n, info in layout.tensors.items() if n not in base.layout.tensors and info.dtype in FLOATING]
-    if not names:
+def _extra(found: Match) -> Reason | None:
+    if not found.extra:
         return None
-    found = f"{len(names)} weights that the base model has not: {_some(names)}"
-    return Reason("extra-weights", found, "the base model's weights alone", "save without added heads or adapters")
+    return Reason(
+        "extra-weights",
+        f"{len(found.extra)} weights that the base model has not: {_some(_with_closest(found.extra, found.missing))}",
+        "the base model's weights alone",
+        'save without added heads; or set skip = ["classifier.*"] for such names, or extra = "ignore" for all',
+    )
 
 
-def _shapes(layout: Layout, base: Base) -> Reason | None:
-    known = base.layout.tensors
-    wrong = [
-        f"{name} {list(info.shape)} for {list(known[name].shape)}"
-        for name, info in layout.tensors.items()
-        if name in known and info.shape != known[name].shape
+def _with_closest(names: list[str], others: list[str]) -> list[str]:
+    """Return the names that will be shown, each with the one on the other side that is most like it."""
+    close = [closest(name, others) for name in names[:SHOWN]]
+    return [f"{name} (there is {like})" if like else name for name, like in zip(names, close, strict=False)] + names[
+        SHOWN:
     ]
-    if not wrong:
+
+
+def _shapes(found: Match) -> Reason | None:
+    if not found.shapes:
         return None
+    wrong = [f"{name} {_shape_of(part)} for {list(weight.shape)}" for name, part, weight in found.shapes]
     return Reason("shape", _some(wrong), "the base model's shapes", "fine-tune this base model, not one like it")
 
 
-def _dtypes(layout: Layout, base: Base) -> Reason | None:
-    folded = {weight.name for weight in base.weights} | set(base.tied)
-    wrong = [
-        f"{name} is {info.dtype}"
-        for name, info in layout.tensors.items()
-        if name in folded and info.dtype not in FLOATING
-    ]
+def _shape_of(part: Part) -> list[int]:
+    """Return the shape that a part would fit, as far as it says so."""
+    shape: tuple[int, ...] = getattr(part, "product", getattr(part, "shape", ()))
+    return list(shape)
+
+
+def _vocabulary(found: Match) -> Reason | None:
+    if not found.vocabulary:
+        return None
+    wrong = [f"{name} has {rows} rows for {ours}" for name, rows, ours in found.vocabulary]
+    next_step = 'set vocabulary = "base-rows" to fold the rows that both have'
+    return Reason("vocabulary", _some(wrong), "the base model's vocabulary", next_step)
+
+
+def _twice(found: Match) -> Reason | None:
+    if not found.twice:
+        return None
+    wrong = f"two changes of {_some(found.twice)}, which the base model ties"
+    return Reason("untied", wrong, "one weight under two names", "train it tied, or only under one of its names")
+
+
+def _dtypes(contents: Contents, found: Match) -> Reason | None:
+    tensors = contents.layout.tensors
+    parts = [*found.parts.values(), *(part for _, part, _ in found.shapes)]
+    used = [tensor for part in parts for tensor in part.tensors]
+    wrong = [f"{name} is {tensors[name].dtype}" for name in used if tensors[name].dtype not in FLOATING]
     if not wrong:
         return None
-    return Reason("dtype", _some(wrong), "float64, float32, float16 or bfloat16", "save it without quantising")
+    return Reason(
+        "dtype", _some(wrong), "float64, float32, float16 or bfloat16", "drop the model before it was quantised"
+    )
+
+
+def _quantised(contents: Contents) -> Reason | None:
+    """Return why weights that a configuration calls quantised are refused; an adapter of such a model is none."""
+    method = contents.config.get("quantization_config") or contents.config.get("compression_config")
+    if not method or contents.partial:
+        return None
+    kind = method.get("quant_method", "unnamed") if isinstance(method, dict) else "unnamed"
+    return Reason(
+        "quantised",
+        f"weights that were quantised ({kind}), as its config.json says",
+        "float64, float32, float16 or bfloat16",
+        "drop the model before it was quantised",
+    )
 
 
 def _some(names: list[str]) -> str:

@@ -192,7 +192,7 @@ def show(settings: Settings, what: str) -> dict[str, Any]:
 def check(settings: Settings, path: Path) -> dict[str, Any]:
     """Return what admission says of a checkpoint: decision, reasons, and what it waits for."""
     from ..plugins.sources.directory import Directory
-    from .admission import examine
+    from .admission import Admission
     from .base import locate, open_base
 
     with _history(settings) as history:
@@ -210,7 +210,7 @@ def check(settings: Settings, path: Path) -> dict[str, Any]:
         }
     base_place, _ = locate(settings.base_model, pins["base_commit"])
     try:
-        _, verdict = examine(sighting, open_base(base_place, pins["base_digest"], pins["tied"]))
+        _, verdict = Admission(open_base(base_place, pins), settings).examine(sighting)
     except Busy as error:
         return {"decision": "incomplete", "waits_for": str(error), "hint": error.hint, "reasons": []}
     return {"decision": verdict.decision, "waits_for": "", "reasons": [vars(reason) for reason in verdict.reasons]}

@@ -4,13 +4,16 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..plugins.formats.interface import Format
+import torch
+from torch import Tensor
+
+from ..plugins.formats.interface import Contents, Format
 from ..plugins.registry import load, names
 from ..state.errors import Busy, Misconfigured, NotPermitted, Refused, Unavailable
 from ..state.headers import FLOATING, owner_of
@@ -39,6 +42,22 @@ class Base:
     weights: tuple[Weight, ...]  # what is folded, in file order; a tied weight once
     tied: Mapping[str, str]  # second name -> the name of the weight that it shares
     digest: str  # of its content
+    norms: Mapping[str, float]  # Frobenius norm of each weight
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Weight]:
+        """The weights that are folded."""
+        return {weight.name: weight for weight in self.weights}
+
+    @cached_property
+    def untied(self) -> bool:
+        """Whether config.json calls embeddings tied that are stored as two weights, with bytes of their own."""
+        return tie_setting(self.config) is True and not self.tied and any(_pairs(self.layout))
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """How many rows the largest lookup table has; 0 where there is none."""
+        return max((w.shape[0] for w in self.weights if w.kind == "lookup"), default=0)
 
     @cached_property
     def fixed(self) -> list[str]:
@@ -46,7 +65,7 @@ class Base:
         folded = {weight.name for weight in self.weights} | set(self.tied)
         return [name for name in self.layout.tensors if name not in folded]
 
-    @property
+    @cached_property
     def config(self) -> dict[str, Any]:
         """The base's config.json; empty where it has none."""
         return read_config(self.folder)
@@ -67,8 +86,8 @@ def locate(base_model: str, commit: str | None = None) -> tuple[Path, str | None
     return snapshot.folder, snapshot.commit
 
 
-def read_layout(place: Path) -> Layout:
-    """Return the tensors that lie at a place, by the first format that recognises it.
+def read_contents(place: Path) -> Contents:
+    """Return what lies at a place, by the first format that recognises it.
 
     Raises what the format raises: Busy while it is not complete or gone, Refused, NotPermitted; Unavailable on a disk's
     error.
@@ -77,7 +96,7 @@ def read_layout(place: Path) -> Layout:
         for name in names("formats"):
             form: Format = load("formats", name)()
             if form.recognises(place):
-                return form.layout(place)
+                return form.contents(place)
     except PermissionError as error:
         raise NotPermitted(
             f"cannot read {error.filename} ({owner_of(place)})", "let the daemon's user read it"
@@ -95,9 +114,12 @@ def read_layout(place: Path) -> Layout:
 def base_layout(place: Path) -> Layout:
     """Return the tensors of the base model. Raises Misconfigured: it is the operator who named it."""
     try:
-        return read_layout(place)
+        contents = read_contents(place)
     except (Busy, Refused) as error:
         raise Misconfigured(f"the base model cannot be read: {error}", "set base_model to a whole model") from None
+    if contents.partial:
+        raise Misconfigured(f"{place} is an adapter", "set base_model to the model that it was trained on")
+    return contents.layout
 
 
 def read_config(folder: Path | None) -> dict[str, Any]:
@@ -110,28 +132,32 @@ def read_config(folder: Path | None) -> dict[str, Any]:
         raise Misconfigured(f"{folder}/config.json is no JSON: {error}", "mend the base model") from None
 
 
-def open_base(place: Path, digest: str, tied: Mapping[str, str]) -> Base:
-    """Return the base model at a place, with the digest and the ties that init found. Reads headers only."""
-    layout = base_layout(place)
-    return Base(place if place.is_dir() else None, layout, fold_weights(layout, tied), tied, digest)
+def open_base(place: Path, pins: Mapping[str, Any]) -> Base:
+    """Return the base model at a place, with what init found in it: digest, ties, norms. Reads headers only."""
+    layout, tied = base_layout(place), pins["tied"]
+    weights = fold_weights(layout, tied, pins["convolutions"])
+    return Base(place if place.is_dir() else None, layout, weights, tied, pins["base_digest"], pins["base_norms"])
 
 
-def examine(place: Path, progress: Progress) -> Base:
-    """Return the base model at a place after reading all of it: its digest, and which weights are tied."""
+def examine(place: Path, progress: Progress, convolutions: str = "sum") -> Base:
+    """Return the base model at a place after reading all of it: its digest, its norms, and which weights are tied."""
     layout = base_layout(place)
-    content = ContentDigest()
+    content, squares = ContentDigest(), dict[str, float]()
     progress.begin("reading the base model", len(layout.tensors), layout.nbytes)
     with Reader(layout) as reader:
         for name, info in layout.tensors.items():
             for rows in row_blocks(info.shape, info.nbytes, READING):
                 block = reader.read(name, rows)
                 content.add(info, block)
+                squares[name] = squares.get(name, 0.0) + (square(block) if info.dtype in FLOATING else 0.0)
                 progress.advance(block.numel() * block.element_size())
             progress.next_weight()
     tied = find_ties(layout, content, read_config(place if place.is_dir() else None))
-    if not fold_weights(layout, tied):
+    weights = fold_weights(layout, tied, convolutions)
+    if not weights:
         raise Misconfigured(f"{place} has no floating-point weight", "choose another base model")
-    return Base(place if place.is_dir() else None, layout, fold_weights(layout, tied), tied, content.hexdigest())
+    norms = {weight.name: math.sqrt(squares[weight.name]) for weight in weights}
+    return Base(place if place.is_dir() else None, layout, weights, tied, content.hexdigest(), norms)
 
 
 def find_ties(layout: Layout, content: ContentDigest, config: Mapping[str, Any]) -> dict[str, str]:
@@ -139,40 +165,52 @@ def find_ties(layout: Layout, content: ContentDigest, config: Mapping[str, Any])
 
     safetensors cannot store one tensor under two names, so that a tied pair stored twice has the same bytes.
     """
-    if not tie_setting(config):
+    if tie_setting(config) is not True:
         return {}
+    pairs = ((head.name, table.name) for head, table in _pairs(layout))
+    return {head: table for head, table in pairs if content.of(head) == content.of(table)}
+
+
+def _pairs(layout: Layout) -> Iterator[tuple[TensorInfo, TensorInfo]]:
+    """Yield each (head, lookup table) that could be one weight."""
     tables = [t for t in layout.tensors.values() if len(t.shape) == 2 and t.dtype in FLOATING]
     lookups = [t for t in tables if kind_of(t) == "lookup"]
     heads = [t for t in tables if kind_of(t) != "lookup" and HEAD_OF_TIED.search(t.name)]
-    pairs = ((h, e) for h in heads for e in lookups if (h.shape, h.dtype) == (e.shape, e.dtype))
-    return {head.name: table.name for head, table in pairs if content.of(head.name) == content.of(table.name)}
+    return ((h, e) for h in heads for e in lookups if (h.shape, h.dtype) == (e.shape, e.dtype))
 
 
-def tie_setting(config: Mapping[str, Any]) -> bool:
-    """Whether config.json says that input and output embeddings are one weight."""
+def tie_setting(config: Mapping[str, Any]) -> bool | None:
+    """Whether config.json says that input and output embeddings are one weight; None where it says nothing."""
     nested = config.get("text_config")
-    return bool(config.get("tie_word_embeddings") or (isinstance(nested, dict) and nested.get("tie_word_embeddings")))
+    said = [c.get("tie_word_embeddings") for c in (config, nested) if isinstance(c, dict)]
+    return True if any(said) else False if False in said else None
 
 
-def fold_weights(layout: Layout, tied: Mapping[str, str]) -> tuple[Weight, ...]:
+def fold_weights(layout: Layout, tied: Mapping[str, str], convolutions: str) -> tuple[Weight, ...]:
     """Return the weights that are folded, in file order."""
     return tuple(
-        Weight(info.name, info.shape, kind_of(info))
+        Weight(info.name, info.shape, kind_of(info, convolutions))
         for info in layout.tensors.values()
         if info.dtype in FLOATING and info.name not in tied and not RUNNING_STATISTICS.search(info.name)
     )
 
 
-def kind_of(info: TensorInfo) -> WeightKind:
-    """Decide by name and shape how a weight is treated: a matrix, a batch of matrices (3-D), a lookup, or other."""
+def kind_of(info: TensorInfo, convolutions: str = "sum") -> WeightKind:
+    """Decide by name and shape how a weight is treated: a matrix, a batch of matrices (3-D), a lookup, or other.
+
+    A convolution (four or more dimensions, or three and the name says so) is one of the others, unless
+    `convolutions` is "project": then it is folded as a matrix of (out, in x k x k).
+    """
     path = info.name.split(".")
     module = path[-2] if len(path) > 1 and path[-1] == "weight" else path[-1]
-    if not 2 <= len(info.shape) <= 3 or 0 in info.shape:
+    if len(info.shape) < 2 or 0 in info.shape:
         return "other"
-    if LOOKUP.fullmatch(module):
+    if len(info.shape) < 4 and LOOKUP.fullmatch(module):
         return "lookup"
-    if module.endswith("bias") or (len(info.shape) == 3 and CONVOLUTION.search(info.name)):
+    if module.endswith("bias"):
         return "other"
+    if len(info.shape) > 3 or (len(info.shape) == 3 and CONVOLUTION.search(info.name)):
+        return "convolution" if convolutions == "project" else "other"
     return "matrix"
 
 
@@ -191,6 +229,11 @@ def row_blocks(shape: tuple[int, ...], nbytes: int, memory: int) -> list[tuple[i
 def float32_bytes(shape: tuple[int, ...]) -> int:
     """Return the bytes of a tensor in float32."""
     return 4 * math.prod(shape)
+
+
+def square(tensor: Tensor) -> float:
+    """Return the squared Frobenius norm, summed in float64."""
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
 
 
 def file_stamps(layout: Layout) -> list[list[Any]]:

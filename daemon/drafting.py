@@ -6,9 +6,10 @@ It runs on the folding thread and touches only files: no row of the history.
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ..plugins.formats.interface import Candidate
 from ..state.clock import utc_now
 from ..state.errors import Refused
-from ..state.records import ADMITTED, Candidate, Checkpoint, Drafted, Reason, Verdict, Version
+from ..state.records import ADMITTED, Checkpoint, Drafted, Reason, Verdict, Version
 from ..state.store import Draft, Store, version_digest
 from .folding import FoldResult, Head, content_digest, fold
 from .opening import Merge, parameters_of

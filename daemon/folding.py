@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..plugins.rules.interface import NOTHING, Rule, Slots, Statistic, Update
+from ..plugins.formats.interface import Candidate, Whole
+from ..plugins.rules.interface import NOTHING, LowRank, Rule, Slots, Statistic, Update
 from ..state.errors import Busy, Refused
 from ..state.reading import TORCH_DTYPE, ContentDigest, Reader
-from ..state.records import Candidate, Counts, FileDigest, Layout, Readout, Reason, Totals, Weight, WeightReport
+from ..state.records import Counts, FileDigest, Layout, Readout, Reason, Totals, Weight, WeightReport
 from ..state.store import Draft
 from ..state.writing import Planned, Writer
-from .base import Base, float32_bytes, read_layout, row_blocks
+from .base import Base, float32_bytes, read_contents, row_blocks, square
 from .progress import Progress
 
 SlotKey = tuple[str, str]  # (statistic, slot), as the manifest names them
@@ -57,7 +58,7 @@ def fold(
     """
     with ExitStack() as stack:
         trip = _Trip(base, candidate, head, rule, draft, memory, progress, stack)
-        if read_layout(Path(candidate.place)) != candidate.layout:
+        if read_contents(Path(candidate.place)) != candidate.contents:
             raise Busy(f"{candidate.name} was changed before it was folded")
         progress.begin("folding", len(base.weights), base.layout.nbytes)
         for weight in base.weights:
@@ -74,11 +75,11 @@ def content_digest(candidate: Candidate, memory: int, progress: Progress) -> str
 
     Raises Busy if it changed or shrank meanwhile, Abandoned on request.
     """
-    tensors = candidate.layout.tensors
-    progress.begin("reading", len(tensors), candidate.layout.nbytes)
-    content = ContentDigest()
-    with Reader(candidate.layout) as reader:
-        for info in tensors.values():
+    layout = candidate.contents.layout
+    progress.begin("reading", len(layout.tensors), layout.nbytes)
+    content = ContentDigest(candidate.contents.formulas)
+    with Reader(layout) as reader:
+        for info in layout.tensors.values():
             for rows in row_blocks(info.shape, info.nbytes, memory):
                 content.add(info, reader.read(info.name, rows))
             progress.advance(info.nbytes)
@@ -104,14 +105,15 @@ class _Trip:
     ) -> None:
         self._model, self._head, self._rule, self._draft = base, head, rule, draft
         self._memory, self._progress, self._stack = memory, progress, stack
+        self._newcomer = candidate
         self._base = stack.enter_context(Reader(base.layout))
-        self.candidate = stack.enter_context(Reader(candidate.layout))
+        self.candidate = stack.enter_context(Reader(candidate.contents.layout))
         self._kept = {key: stack.enter_context(Reader(layout)) for key, layout in head.slots.items()}
         self._slots = {
             key: stack.enter_context(self._slot_writer(i, key, planned))
             for i, (key, planned) in enumerate(plan_slots(base, rule).items(), start=1)
         }
-        self._content = ContentDigest()
+        self._content = ContentDigest(candidate.contents.formulas)
         self._counts = Counts(head.totals.folded + 1, head.totals.shares + 1.0)
         self._reports: dict[str, WeightReport] = {}
         self._readouts: dict[str, Readout] = {}
@@ -128,54 +130,74 @@ class _Trip:
         """Fold one weight, block by block, and read it out at once."""
         statistics = self._rule.keeps(w)
         gathered = _Gathered()
-        for rows in self._blocks(w, statistics):
-            delta = self._task_vector(w, rows, statistics, gathered)
-            after = {statistic: self._fold_block(w, statistic, rows, delta, gathered) for statistic in statistics}
+        for rows, delta in self._task_vectors(w, statistics):
+            gathered.task += delta.norm() ** 2 if isinstance(delta, LowRank) else square(delta)
+            update = Update(delta)
+            after = {statistic: self._fold_block(w, statistic, rows, update, gathered) for statistic in statistics}
             self._read_out(w, rows, after)
+            whole = self._model.layout.tensors[w.name].nbytes
+            self._progress.advance(whole * (rows[1] - rows[0]) // w.shape[0] if rows else whole)
         if self._spilled and w.name in self._spilled[-1].order:
             self._spilled[-1].finish()  # one file at a time is open
         self._task_square += gathered.task
-        self._reports[w.name] = gathered.report()
+        self._reports[w.name] = gathered.report(self._model.norms[w.name])
 
-    def _blocks(self, w: Weight, statistics: tuple[Statistic, ...]) -> list[tuple[int, int] | None]:
+    def _task_vectors(
+        self, w: Weight, statistics: tuple[Statistic, ...]
+    ) -> Iterator[tuple[tuple[int, int] | None, Tensor | LowRank]]:
+        """Yield the task vector block by block, float32, or float64 where a slot is; new values stream by."""
         by_rows = self._rule.rowwise(w) and all(statistic.rowwise(w) for statistic in statistics)
-        return row_blocks(w.shape, float32_bytes(w.shape), self._memory) if by_rows else [None]
-
-    def _task_vector(
-        self, w: Weight, rows: tuple[int, int] | None, statistics: tuple[Statistic, ...], gathered: "_Gathered"
-    ) -> Tensor:
-        """Return candidate minus base for one block, in float32, or float64 where anything concerned is."""
-        theta0, theta = self._base.read(w.name, rows), self.candidate.read(w.name, rows)
-        info = self.candidate.layout.tensors[w.name]
-        self._content.add(info, theta)
-        self._progress.advance(theta0.numel() * theta0.element_size())
+        blocks = row_blocks(w.shape, float32_bytes(w.shape), self._memory) if by_rows else [None]
         wide = any(spec.dtype == "F64" for s in statistics for spec in s.slots(w).values())
+        part = self._newcomer.parts.get(w.name)
+        if isinstance(part, Whole):
+            return ((rows, self._difference(w, part, rows, wide)) for rows in blocks)
+        if part is not None:
+            delta = part.task_vector(self._read_whole, lambda: self._base.read(w.name))
+        else:
+            delta = LowRank.zero(w.shape) if len(w.shape) > 1 else torch.zeros(w.shape)
+        delta = delta.to(torch.float64 if wide else torch.float32)
+        return ((rows, _rows_of(delta, rows)) for rows in blocks)
+
+    def _difference(self, w: Weight, part: Whole, rows: tuple[int, int] | None, wide: bool) -> Tensor:
+        """Return new values minus the base's for one block; zero below the rows that count."""
+        theta0 = self._base.read(w.name, rows)
+        first, last = rows or (0, w.shape[0] if w.shape else 1)
+        shared = last if part.rows is None else max(first, min(last, part.rows))
+        theta = self.candidate.read(part.tensor, (first, shared) if part.rows is not None else rows)
+        self._content.add(self._newcomer.contents.layout.tensors[part.tensor], theta)
         dtype = torch.float64 if wide or torch.float64 in (theta0.dtype, theta.dtype) else torch.float32
-        delta = theta.to(dtype).sub(theta0.to(dtype))
-        gathered.base += square(theta0)
-        gathered.task += square(delta)
+        delta = theta0.to(dtype).neg_()
+        if shared < last:
+            delta[shared - first :] = 0
+            delta[: shared - first] += theta.to(dtype)
+        else:
+            delta += theta.to(dtype)
         return delta if wide else delta.float()
 
+    def _read_whole(self, name: str) -> Tensor:
+        tensor = self.candidate.read(name)
+        self._content.add(self._newcomer.contents.layout.tensors[name], tensor)
+        return tensor
+
     def _fold_block(
-        self, w: Weight, statistic: Statistic, rows: tuple[int, int] | None, delta: Tensor, gathered: "_Gathered"
+        self, w: Weight, statistic: Statistic, rows: tuple[int, int] | None, update: Update, gathered: "_Gathered"
     ) -> Slots:
-        kept = {slot: self._kept_block(w, statistic, slot, rows, delta) for slot in statistic.slots(w)}
-        folded = statistic.fold(kept, Update(delta), w, self._head.totals.folded, NOTHING)
+        kept = {slot: self._kept_block(w, statistic, slot, rows) for slot in statistic.slots(w)}
+        folded = statistic.fold(kept, update, w, self._head.totals.folded, NOTHING)
         for slot, tensor in folded.slots.items():
             self._slots[key_of(statistic, slot)].write(w.name, tensor)
         gathered.split_rank = max(gathered.split_rank, folded.split_rank)
         gathered.removed += folded.removed
         return folded.slots
 
-    def _kept_block(
-        self, w: Weight, statistic: Statistic, slot: str, rows: tuple[int, int] | None, delta: Tensor
-    ) -> Tensor:
+    def _kept_block(self, w: Weight, statistic: Statistic, slot: str, rows: tuple[int, int] | None) -> Tensor:
         """Return the head's slot, or zeros before the first fold."""
         reader = self._kept.get(key_of(statistic, slot))
         if reader is not None:
             return reader.read(w.name, rows)
         spec = statistic.slots(w)[slot]
-        shape = (delta.shape[0], *spec.shape[1:]) if rows is not None else spec.shape
+        shape = (rows[1] - rows[0], *spec.shape[1:]) if rows is not None else spec.shape
         return torch.zeros(shape, dtype=TORCH_DTYPE[spec.dtype])
 
     def _read_out(self, w: Weight, rows: tuple[int, int] | None, after: Mapping[Statistic, Slots]) -> None:
@@ -198,14 +220,14 @@ class _Trip:
 
     def read_the_rest(self) -> None:
         """Read what is not folded, for the digest, and hold tied weights against each other."""
-        tensors = self.candidate.layout.tensors
-        folded = {weight.name for weight in self._model.weights}
-        for name in (name for name in tensors if name not in folded):
-            for rows in row_blocks(tensors[name].shape, tensors[name].nbytes, self._memory):
-                self._content.add(tensors[name], self.candidate.read(name, rows))
-                self._progress.advance(0)
-        for second, first in self._model.tied.items():
-            if second in tensors and self._content.of(second) != self._content.of(first):
+        tensors = self._newcomer.contents.layout.tensors
+        for info in tensors.values():
+            for rows in row_blocks(info.shape, info.nbytes, self._memory):
+                if (rest := self._content.rest(info, rows)) is not None:
+                    self._content.add(info, self.candidate.read(info.name, rest))
+                    self._progress.advance(0)
+        for second, first in self._newcomer.aliases.items():
+            if self._content.of(second) != self._content.of(first):
                 found = f"{second} differs from {first}, which the base model ties"
                 raise Refused(Reason("untied", found, "one weight under two names", "save the checkpoint tied"))
 
@@ -234,14 +256,19 @@ class _Trip:
 class _Gathered:
     """The sums over one weight's blocks; squared Frobenius norms, float64."""
 
-    base: float = 0.0
     task: float = 0.0
     removed: float = 0.0
     split_rank: float = 0.0
 
-    def report(self) -> WeightReport:
+    def report(self, base_norm: float) -> WeightReport:
         survived = 1.0 - self.removed / self.task if self.task else 1.0
-        return WeightReport(sqrt(self.task), sqrt(self.base), self.split_rank, survived)
+        return WeightReport(sqrt(self.task), base_norm, self.split_rank, survived)
+
+
+def _rows_of(delta: Tensor | LowRank, rows: tuple[int, int] | None) -> Tensor | LowRank:
+    if rows is None:
+        return delta
+    return delta.rows(*rows) if isinstance(delta, LowRank) else delta[rows[0] : rows[1]]
 
 
 def plan_slots(base: Base, rule: Rule) -> dict[SlotKey, list[Planned]]:
@@ -262,8 +289,3 @@ def _slot_plans(base: Base, rule: Rule) -> Iterator[tuple[SlotKey, Planned]]:
 def key_of(statistic: Statistic, slot: str) -> SlotKey:
     """Return how the manifest names a slot: a frozen dataclass prints its fields, so equal ones are one."""
     return repr(statistic), slot
-
-
-def square(tensor: Tensor) -> float:
-    """Return the squared Frobenius norm, summed in float64."""
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2

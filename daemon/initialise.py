@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from ..state.history import History
 from ..state.lock import Lock
 from ..state.records import Checkpoint, CheckpointState, Reason
 from ..state.store import Store
+from .admission import Admission
 from .base import Base, examine, locate
 from .intake import Intake
 from .opening import make_rule, make_source, parameters_of, pins_of
 from .progress import Progress
 from .publishing import version_bytes
-from .settings import Settings, check_apart, check_owner
+from .settings import Settings, check_apart, check_owner, described
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def initialise(settings: Settings, config: Path, progress: Progress) -> Initiali
         raise Misconfigured(f"{settings.state} is not empty", "choose a new folder for the state; it is created")
     rule = make_rule(settings.rule, settings.parameters)
     place, commit = locate(settings.base_model)
-    base = examine(place, progress)
+    base = examine(place, progress, settings.convolutions)
     store.create()
     lock = Lock(store.lock)
     lock.take("mergd init")
@@ -64,7 +66,7 @@ def initialise(settings: Settings, config: Path, progress: Progress) -> Initiali
 
 def _take_existing(settings: Settings, base: Base, history: History) -> list[Checkpoint]:
     """Record what lies in the watched folder already, by name, as the setting `existing` says."""
-    intake = Intake(base, history, settings.quiet)
+    intake = Intake(Admission(base, settings), history, settings.quiet)
     for sighting in make_source(settings).scan(None).sightings:
         if settings.existing == "fold":
             intake.take(sighting, now=True)
@@ -98,14 +100,22 @@ def config_text(settings: Settings) -> str:
     """Return a configuration file's text."""
     lines = ["# mergd's configuration. What is commented out has its default.", ""]
     tables = []
-    for name, field in Settings.model_fields.items():
+    for name in Settings.model_fields:
         value = getattr(settings, name)
         if isinstance(value, dict):
-            tables += [f"# {field.description}", f"[{name}]", *(f"{k} = {toml_value(v)}" for k, v in value.items()), ""]
+            entries = (f"{toml_key(k)} = {toml_value(v)}" for k, v in value.items())
+            tables += [f"# {described(name)}", f"[{name}]", *entries, ""]
             continue
         mark = "# " if name not in settings.model_fields_set else ""
-        lines += [f"# {field.description}", f"{mark}{name} = {toml_value(value)}", ""]
+        lines += [f"# {described(name)}", f"{mark}{name} = {toml_value(value)}", ""]
     return "\n".join([*lines, *tables])
+
+
+def toml_key(key: str) -> str:
+    """Return a key as TOML writes it: quoted only where it must be, in single quotes as regular expressions like it."""
+    if re.fullmatch(r"[\w-]+", key, re.ASCII):
+        return key
+    return json.dumps(key, ensure_ascii=False) if "'" in key else f"'{key}'"
 
 
 def toml_value(value: Any) -> str:

@@ -10,8 +10,7 @@ from collections.abc import Iterable
 from ..state.errors import NotPermitted, Unavailable
 from ..state.history import History
 from ..state.records import Checkpoint, Reason, Sighting
-from .admission import examine
-from .base import Base
+from .admission import Admission
 from .readiness import seconds_to_wait
 
 log = logging.getLogger(__name__)
@@ -22,11 +21,11 @@ STILL_OPEN = ("settling", "blocked", "vanished")
 class Intake:
     """Turns sightings into rows of the history."""
 
-    def __init__(self, base: Base, history: History, quiet: float) -> None:
+    def __init__(self, admission: Admission, history: History, quiet: float) -> None:
         self.quiet = quiet  # seconds
         self.refused = 0  # so far
         self.waits: dict[int, str] = {}  # checkpoint -> what is waited for
-        self._base, self._checkpoints = base, history.checkpoints
+        self.admission, self._checkpoints = admission, history.checkpoints
         self._seen: dict[str, tuple[str, float]] = {}  # place -> fingerprint, and since when (monotonic seconds)
 
     def see(self, sightings: Iterable[Sighting]) -> float | None:
@@ -79,7 +78,7 @@ class Intake:
     def _admit(self, row: Checkpoint, sighting: Sighting) -> None:
         """Read the headers, and record the verdict."""
         try:
-            _, verdict = examine(sighting, self._base)
+            _, verdict = self.admission.examine(sighting)
         except NotPermitted as error:
             reason = Reason("cannot-read", str(error), "files that the daemon's user may read", error.hint)
             self._checkpoints.set_state(row.id, "blocked", reason)

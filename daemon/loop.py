@@ -15,6 +15,7 @@ from ..state.history import History
 from ..state.lock import Lock
 from ..state.records import Checkpoint
 from ..state.store import Store
+from .admission import Admission
 from .control import Answer, Ask
 from .desk import Desk
 from .drafting import Drafting, Job
@@ -79,7 +80,7 @@ class Loop:
         settings, history, store = self.settings, self._history, self._store
         self._merge = merge = open_merge(settings, history, Progress(self._show))
         self._source = make_source(settings)
-        self._intake = Intake(merge.base, history, settings.quiet)
+        self._intake = Intake(Admission(merge.base, settings), history, settings.quiet)
         self._worker = Worker(settings, merge, store, history, self._source.sight)
         self._desk = Desk(history, store, self._intake, self._source.sight, list(merge.hooks))
         self._drafting = Drafting(settings, merge, store)
@@ -221,6 +222,7 @@ class Loop:
         self._merge = self._worker.merge = self._drafting.merge = merge
         self.settings = self._worker.settings = self._drafting.settings = settings
         self._desk.hooks, self._intake.quiet = list(merge.hooks), settings.quiet
+        self._intake.admission = Admission(merge.base, settings)
         self.taken(settings)
         log.info("the configuration was read again")
         self._rescan()

@@ -107,6 +107,7 @@ def pins_of(settings: Settings, rule: Any, base: Base, commit: str | None) -> di
         "parameters": parameters_of(rule),
         "base_commit": commit,
         "base_digest": base.digest,
+        "base_norms": dict(base.norms),
         "base_stamps": file_stamps(base.layout),
         "tied": dict(base.tied),
         "weights": [weight.name for weight in base.weights],
@@ -116,10 +117,10 @@ def pins_of(settings: Settings, rule: Any, base: Base, commit: str | None) -> di
 def _open_pinned_base(settings: Settings, history: History, pins: Mapping[str, Any], progress: Progress) -> Base:
     """Return the base model; it is read whole again only if its files are not those that were read last."""
     place, _ = locate(settings.base_model, pins["base_commit"])
-    base = open_base(place, pins["base_digest"], pins["tied"])
+    base = open_base(place, pins)
     if file_stamps(base.layout) == pins["base_stamps"]:
         return base
-    again = examine(place, progress)
+    again = examine(place, progress, settings.convolutions)
     progress.end()
     if again.digest != pins["base_digest"]:
         raise Misconfigured(

@@ -174,7 +174,7 @@ def _copy_side_files(base: Base, target: Path, out_dtype: str | None, copy_code:
         if path.suffix == ".json":
             data = _without_code(data, copy_code)
         if str(path) == "config.json":
-            data = _true_config(data, out_dtype)
+            data = _true_config(data, base, out_dtype)
         written = write_file(target / path, data, PUBLIC_FILE)
         digests.append(FileDigest(str(path), written.size, written.sha256))
     return digests
@@ -204,13 +204,22 @@ def _stripped(value: Any) -> Any:
     return [_stripped(part) for part in value] if isinstance(value, list) else value
 
 
-def _true_config(data: bytes, out_dtype: str | None) -> bytes:
-    """Return config.json with the dtype that was written. Its ties stay true: a tied pair is written alike."""
-    if out_dtype is None:
-        return data
+def _true_config(data: bytes, base: Base, out_dtype: str | None) -> bytes:
+    """Return config.json with the dtype that was written, and tied only where that is what was written."""
     config: dict[str, Any] = json.loads(data)
-    keys = [key for key in ("torch_dtype", "dtype") if key in config] or ["dtype"]
-    return _json(config | dict.fromkeys(keys, CONFIG_DTYPE[out_dtype]))
+    true = config
+    if out_dtype is not None:
+        keys = [key for key in ("torch_dtype", "dtype") if key in config] or ["dtype"]
+        true = true | dict.fromkeys(keys, CONFIG_DTYPE[out_dtype])
+    if base.untied:
+        true = _with_every(true, "tie_word_embeddings", False)
+    return data if true == config else _json(true)
+
+
+def _with_every(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """Return a configuration with a key set wherever it is, also in the configurations that it nests."""
+    inner = {k: _with_every(v, key, value) if isinstance(v, dict) else v for k, v in config.items()}
+    return inner | ({key: value} if key in config else {})
 
 
 def _write_json(path: Path, value: Any) -> FileDigest:

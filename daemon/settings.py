@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, field_validator
 
 from ..state.errors import Misconfigured, NotPermitted, Usage
 
@@ -54,6 +54,18 @@ class Settings(BaseModel):
     """The dtype of published weights; `base` leaves each as the base model has it. Pinned at init."""
     threads: int = Field(default=1, ge=1, le=1024)
     """Threads of a matrix product. Pinned at init, because it can change the last bit of a result."""
+    convolutions: Literal["sum", "project"] = "sum"
+    """How convolutions are folded: summed, or projected as matrices of (out, in x k x k). Pinned at init."""
+    missing: Literal["refuse", "zero-delta"] = "refuse"
+    """What a weight that a checkpoint lacks means: it is refused, or has not changed."""
+    extra: Literal["refuse", "ignore"] = "refuse"
+    """What a weight that the base model lacks means: the checkpoint is refused, or that weight is passed over."""
+    skip: tuple[str, ...] = ()
+    """Weights that stay the base model's, as patterns such as `classifier.*`: task heads, for instance."""
+    rename: dict[str, str] = Field(default_factory=dict)
+    """Regular expressions and what replaces them in a checkpoint's names; the first that is found counts."""
+    vocabulary: Literal["refuse", "base-rows"] = "refuse"
+    """What another vocabulary size means: refused, or only rows are folded that both have, with the same tokens."""
     existing: Literal["hold", "fold", "ignore"] = "hold"
     """What init does with the checkpoints that lie in the watched directory already."""
     quiet: Duration = 5.0
@@ -77,13 +89,28 @@ class Settings(BaseModel):
     hooks: tuple[str, ...] = ()
     """Hooks of installed packages that are told each move of the head, by name."""
 
+    @field_validator("rename")
+    @classmethod
+    def _compiles(cls, rename: dict[str, str]) -> dict[str, str]:
+        for pattern, by in rename.items():
+            try:
+                re.sub(pattern, by, "")
+            except (re.error, IndexError) as error:
+                raise ValueError(f"{pattern!r} = {by!r} is no regular expression and replacement: {error}") from None
+        return rename
+
     @property
     def pinned(self) -> dict[str, Any]:
         """Return what init fixes for the life of the state."""
         return {name: getattr(self, name) for name in PINNED}
 
 
-PINNED = ("base_model", "rule", "parameters", "out_dtype", "threads")
+def described(name: str) -> str:
+    """Return a setting's description, on one line."""
+    return " ".join((Settings.model_fields[name].description or "").split())
+
+
+PINNED = ("base_model", "rule", "parameters", "out_dtype", "threads", "convolutions")
 
 
 def read_settings(path: Path) -> Settings:

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ..plugins.formats.interface import Candidate
 from ..state.errors import Abandoned, Busy, Damaged, Misconfigured, NotPermitted, Unavailable
 from ..state.history import History
-from ..state.records import ADMITTED, Candidate, Checkpoint, Reason, Sighting, Verdict
+from ..state.records import ADMITTED, Checkpoint, Reason, Sighting, Verdict
 from ..state.store import Store
-from .admission import examine
+from .admission import Admission
 from .drafting import Job, Known, Made, Outcome
 from .opening import Merge
 from .publishing import version_bytes
@@ -75,7 +76,7 @@ class Worker:
         if sighting is None or sighting.fingerprint != row.fingerprint:
             return None
         try:
-            candidate, verdict = examine(sighting, self.merge.base)
+            candidate, verdict = Admission(self.merge.base, self.settings).examine(sighting)
         except (NotPermitted, Unavailable):
             return None
         return candidate if verdict == ADMITTED else None

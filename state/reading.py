@@ -102,17 +102,28 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
 class ContentDigest:
     """The digest of a checkpoint's content, gathered while it is read: over sorted (name, dtype, shape, sha256).
 
-    Another sharding of the same weights, another order or other metadata have the same digest.
+    Another sharding of the same weights, another order or other metadata have the same digest. `formulas` is what makes
+    a content besides its tensors, such as an adapter's scales.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, formulas: str = "") -> None:
+        self._formulas = formulas
         self._weights: dict[str, tuple[TensorInfo, hashlib._Hash]] = {}
+        self._rows: dict[str, int] = {}
 
     def add(self, info: TensorInfo, block: Tensor) -> None:
         """Add the next block of rows of one tensor, in the dtype it is stored in."""
         _, running = self._weights.setdefault(info.name, (info, hashlib.sha256()))
+        self._rows[info.name] = self._rows.get(info.name, 0) + (len(block) if block.ndim else 1)
         if block.numel():
             running.update(memory_of(block))
+
+    def rest(self, info: TensorInfo, rows: tuple[int, int] | None) -> tuple[int, int] | None:
+        """Return those of some rows (None: all) that were not added yet; None if all were."""
+        first, last = rows or (0, info.shape[0] if info.shape else 1)
+        first = max(first, self._rows.get(info.name, 0))
+        empty = info.name not in self._weights  # it has no rows, and counts all the same
+        return (first, last) if first < last or empty else None
 
     def of(self, name: str) -> str:
         """Return the sha256 of one tensor's bytes."""
@@ -123,4 +134,5 @@ class ContentDigest:
         whole = hashlib.sha256()
         for name, (info, _) in sorted(self._weights.items()):
             whole.update(json.dumps([name, info.dtype, list(info.shape), self.of(name)]).encode() + b"\n")
+        whole.update(self._formulas.encode())
         return whole.hexdigest()

@@ -38,7 +38,7 @@ class Layout:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-WeightKind = Literal["matrix", "lookup", "other"]
+WeightKind = Literal["matrix", "convolution", "lookup", "other"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Weight:
 
     name: str
     shape: tuple[int, ...]
-    kind: WeightKind  # a matrix (or a batch of them: 3-D), a lookup table such as an embedding, or anything else
+    kind: WeightKind  # a matrix (or a batch of them: 3-D), a convolution that is folded as one (out, in x k x k), a
+    # lookup table such as an embedding, or anything else
 
     @property
     def size(self) -> int:
@@ -168,16 +169,6 @@ class Sighting:
     def fingerprint(self) -> str:
         """One line that differs when any file differs."""
         return ";".join(f"{s.name}:{s.device}:{s.inode}:{s.size}:{s.mtime_ns}:{s.ctime_ns}" for s in self.stamps)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A sighting that admission let through: its headers fit the base model; its content is not read yet."""
-
-    place: str
-    name: str
-    layout: Layout
-    stamps: tuple[FileStamp, ...]
 
 
 @dataclass(frozen=True)

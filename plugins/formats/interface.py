@@ -1,9 +1,90 @@
 """What a format is: it knows, from names and headers alone, what a checkpoint of its kind looks like on disk."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from ...state.records import Layout
+from torch import Tensor
+
+from ...state.records import FileStamp, Layout
+from ..rules.interface import LowRank
+
+Read = Callable[[str], Tensor]  # gives a tensor by its name in the checkpoint's files, as it is stored
+
+
+class Part(Protocol):
+    """What a checkpoint says about one weight; a frozen dataclass, whose fields say how its task vector is formed."""
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Return the names of the tensors that it is formed from, as the checkpoint's files have them."""
+        ...
+
+    def fit(self, shape: tuple[int, ...]) -> "Part | None":
+        """Return this part, turned as a weight of that shape needs it; None where it does not fit."""
+        ...
+
+    def task_vector(self, read: Read, base: Callable[[], Tensor]) -> Tensor | LowRank:
+        """Return the task vector, float32 or float64, in the shape that it was fitted to.
+
+        `base` gives the base model's weight to the formulas that need it; it is not read for the others.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A weight's new values, as one tensor: these stream by in blocks of rows."""
+
+    tensor: str
+    shape: tuple[int, ...]  # in the file
+    rows: int | None = None  # how many of them count, where a vocabulary of another size shares only the first
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """One."""
+        return (self.tensor,)
+
+    def fit(self, shape: tuple[int, ...]) -> "Whole | None":
+        """It fits its own shape."""
+        return self if shape == self.shape else None
+
+    def task_vector(self, read: Read, base: Callable[[], Tensor]) -> Tensor:
+        """Return the new values minus the base model's."""
+        return read(self.tensor).float() - base().float()
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What lies at a place: its tensors, and what they say about which weights."""
+
+    layout: Layout
+    parts: Mapping[str, Part]  # by the name of the weight, as the checkpoint calls it
+    partial: bool = False  # weights that it does not name are the base model's, as for an adapter
+    config: Mapping[str, object] = field(default_factory=dict)  # its config.json, or adapter_config.json
+
+    @staticmethod
+    def whole(layout: Layout, config: Mapping[str, object] | None = None) -> "Contents":
+        """Return the contents of a full model: each tensor is a weight."""
+        return Contents(layout, {n: Whole(n, info.shape) for n, info in layout.tensors.items()}, config=config or {})
+
+    @property
+    def formulas(self) -> str:
+        """What makes this content besides its tensors, such as an adapter's scales; it enters the digest."""
+        return "\n".join(f"{name} {part}" for name, part in sorted(self.parts.items()) if not isinstance(part, Whole))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A sighting that admission let through: its headers fit the base model; its content is not read yet."""
+
+    place: str
+    name: str
+    contents: Contents
+    parts: Mapping[str, Part]  # by the base model's name; what is not named has a task vector of zero
+    stamps: tuple[FileStamp, ...]
+    aliases: Mapping[str, str] = field(default_factory=dict)  # tensors that must hold the same bytes: a tied pair
 
 
 class Format(Protocol):
@@ -13,8 +94,8 @@ class Format(Protocol):
         """Whether what lies there is of this kind, by names alone."""
         ...
 
-    def layout(self, place: Path) -> Layout:
-        """Return where the tensors lie, from headers alone.
+    def contents(self, place: Path) -> Contents:
+        """Return where the tensors lie and what they mean, from headers alone.
 
         Raises Busy, saying what is waited for, while something is still missing; NotPermitted where a file cannot be
         read; Refused where no waiting helps.

@@ -1,18 +1,29 @@
 """A lone `.safetensors` file that holds the whole model."""
 
+import re
 from pathlib import Path
 
+from ...state.errors import Busy, Refused
 from ...state.headers import layout_of
-from ...state.records import Layout
+from ._files import PICKLES, gguf_reason, pickle_reason
+from .interface import Contents
+
+SHARD = re.compile(r".*-\d{5}-of-\d{5}\.safetensors")
 
 
 class LoneFile:
-    """One file, whatever its name before the suffix."""
+    """One file, whatever its name before the suffix; other kinds of weight files are known, to be refused by name."""
 
     def recognises(self, place: Path) -> bool:
-        """Whether it is a file with the suffix."""
-        return place.suffix == ".safetensors" and place.is_file()
+        """Whether it is a file with the suffix of weights."""
+        return place.is_file() and any(place.match(pattern) for pattern in ("*.safetensors", "*.gguf", *PICKLES))
 
-    def layout(self, place: Path) -> Layout:
+    def contents(self, place: Path) -> Contents:
         """Return the tensors of the file."""
-        return layout_of([place])
+        if place.suffix == ".gguf":
+            raise Refused(gguf_reason(place.name))
+        if place.suffix != ".safetensors":
+            raise Refused(pickle_reason(place.name))
+        if SHARD.fullmatch(place.name):
+            raise Busy(f"{place.name} is one of several shards", "put all of them and their index into a folder")
+        return Contents.whole(layout_of([place]))

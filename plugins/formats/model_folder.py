@@ -1,73 +1,74 @@
 """A Hugging Face model folder: `model.safetensors`, or shards with `model.safetensors.index.json`."""
 
-import json
 from pathlib import Path, PurePosixPath
 
 from ...state.errors import Busy, Refused
-from ...state.headers import MAX_HEADER, layout_of
+from ...state.headers import layout_of
 from ...state.records import Layout, Reason
+from ._files import read_json, refuse_pickles
+from .adapter import Adapter
+from .interface import Contents
 
 ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+CONFIG = "config.json"
 
 
 class ModelFolder:
     """What `save_pretrained` writes; every other file in the folder is ignored."""
 
     def recognises(self, place: Path) -> bool:
-        """Whether it is a folder."""
-        return place.is_dir()
+        """Whether it is a folder, and none of an adapter."""
+        return place.is_dir() and not Adapter().recognises(place)
 
-    def layout(self, place: Path) -> Layout:
+    def contents(self, place: Path) -> Contents:
         """Return the tensors of the one file, or of all shards once all of them are there."""
         if (place / INDEX).exists():
-            return self._sharded(place)
+            return Contents.whole(self._sharded(place), _config(place))
         if (place / ONE_FILE).exists():
-            return layout_of([place / ONE_FILE])
-        if (place / "adapter_config.json").exists():
-            raise Refused(
-                Reason("adapter", "a PEFT adapter", "a full model", "merge it into the base first: merge_and_unload")
-            )
-        pickles = sorted(path.name for pattern in PICKLES for path in place.glob(pattern))
-        seen = f"; {pickles[0]} is a pickle, which mergd never reads" if pickles else ""
-        raise Busy(f"waits for {ONE_FILE} or {INDEX}{seen}", "save it with safe_serialization=True" if pickles else "")
+            return Contents.whole(layout_of([place / ONE_FILE]), _config(place))
+        shards = sorted(path.name for path in place.glob("*-of-*.safetensors"))
+        if not shards:
+            refuse_pickles(place)
+        raise Busy(f"waits for {INDEX}" if shards else f"waits for {ONE_FILE} or {INDEX}")
 
     def _sharded(self, place: Path) -> Layout:
-        weight_map = _weight_map(place / INDEX)
+        weight_map = _weight_map(place)
         shards = sorted(set(weight_map.values()))
         missing = [shard for shard in shards if not (place / shard).exists()]
         if missing:
             raise Busy(f"waits for shard {missing[0]} ({len(missing)} of {len(shards)} are missing)")
-        layout = layout_of([place / shard for shard in shards])
-        strangers = [name for name, info in layout.tensors.items() if weight_map.get(name) != Path(info.file).name]
-        lost = [name for name in weight_map if name not in layout.tensors]
-        if strangers or lost:
-            raise Refused(
-                Reason(
-                    "index-mismatch",
-                    f"{(strangers or lost)[0]!r} not where {INDEX} says ({len(strangers) + len(lost)} such)",
-                    "each weight in the shard that the index names",
-                    "save the checkpoint again into an empty folder",
-                )
-            )
-        return layout
+        layouts = [layout_of([place / shard]) for shard in shards]
+        for shard, layout in zip(shards, layouts, strict=True):
+            for name in layout.tensors:
+                if weight_map.get(name) != shard:
+                    raise _bad_index(f"{name!r} in {shard}, where {INDEX} does not name it")
+        tensors = {name: info for layout in layouts for name, info in layout.tensors.items()}
+        lost = [name for name in weight_map if name not in tensors]
+        if lost:
+            raise _bad_index(f"{INDEX} names {lost[0]!r}, which is not there ({len(lost)} such)")
+        return Layout(tensors, tuple(str(place / shard) for shard in shards))
 
 
-def _weight_map(path: Path) -> dict[str, str]:
-    """Return {weight name: shard}, every shard a plain file name."""
-    if path.stat().st_size > MAX_HEADER:
-        raise _bad_index(f"{path.stat().st_size} bytes")
+def _config(place: Path) -> dict[str, object]:
+    """Return its config.json; what cannot be read tells nothing."""
     try:
-        weight_map = json.loads(path.read_bytes())["weight_map"]
-        names = set(weight_map.values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise Busy(f"waits for {INDEX} to be whole") from None
-    for name in names:
-        if not isinstance(name, str) or PurePosixPath(name).name != name or name in (".", ".."):
+        return read_json(place / CONFIG)
+    except (Busy, Refused):
+        return {}
+
+
+def _weight_map(place: Path) -> dict[str, str]:
+    """Return {weight name: shard}, every shard a plain file name."""
+    weight_map = read_json(place / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise _bad_index(f"{INDEX} without a weight_map")
+    for name in weight_map.values():
+        if not isinstance(name, str) or PurePosixPath(name).name != name or name in (".", "..") or "\0" in name:
             raise _bad_index(f"the shard name {name!r}")
-    return dict(weight_map)
+    return weight_map
 
 
 def _bad_index(found: str) -> Refused:
-    return Refused(Reason("bad-index", found, f"an {INDEX} of plain file names", "save the checkpoint again"))
+    expected = f"an {INDEX} of plain file names, and each weight in the shard that it names"
+    return Refused(Reason("bad-index", found, expected, "save the checkpoint again into an empty folder"))

@@ -5,8 +5,11 @@ Everything here is pure: no file, clock, log, thread or choice of device.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from math import prod, sqrt
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from ...state.records import Counts, SlotSpec, Totals, Weight
@@ -16,11 +19,74 @@ NOTHING: Slots = {}
 
 
 @dataclass(frozen=True)
-class Update:
-    """One checkpoint's news about one weight."""
+class LowRank:
+    """A task vector as two factors: (B @ A) in `shape`. Nothing here forms the product but `dense`."""
 
-    delta: Tensor  # the task vector here, float32, in the weight's shape or a block of its rows
+    B: Tensor  # (..., m, r)
+    A: Tensor  # (..., r, n)
+    shape: tuple[int, ...]  # the weight's, or a block of its rows; of a convolution, n is all that follows the first
+
+    @staticmethod
+    def zero(shape: tuple[int, ...]) -> "LowRank":
+        """Return a task vector of rank 0, for a weight that a checkpoint does not change."""
+        *batch, m = shape[:1] if len(shape) > 3 else shape[:-1]
+        n = prod(shape[len(batch) + 1 :])
+        return LowRank(torch.zeros(*batch, m, 0), torch.zeros(*batch, 0, n), shape)
+
+    @property
+    def rank(self) -> int:
+        """How many columns B has."""
+        return self.B.shape[-1]
+
+    def dense(self) -> Tensor:
+        """Return the product, in `shape`."""
+        return (self.B @ self.A).reshape(self.shape)
+
+    def rows(self, first: int, last: int) -> "LowRank":
+        """Return the rows `first` to `last` (exclusive) of the first dimension."""
+        A = self.A[first:last] if self.A.ndim > 2 else self.A
+        return LowRank(self.B[first:last], A, (last - first, *self.shape[1:]))
+
+    def to(self, dtype: torch.dtype) -> "LowRank":
+        """Return it with both factors in another dtype."""
+        return LowRank(self.B.to(dtype), self.A.to(dtype), self.shape)
+
+    def norm(self) -> float:
+        """Return the Frobenius norm: ||B A||^2 = sum of (B^T B) * (A A^T), in float64, at the cost of the factors."""
+        B, A = self.B.double(), self.A.double()
+        return sqrt(max(0.0, float(((B.mT @ B) * (A @ A.mT)).sum())))
+
+    def dot(self, other: Tensor) -> float:
+        """Return the inner product with a tensor of `shape`, in float64 of products in its dtype."""
+        left = self.B.mT.to(other.dtype) @ other.reshape(*self.B.shape[:-1], self.A.shape[-1])  # (..., r, n)
+        return float((left.double() * self.A).sum())
+
+    def added_to(self, other: Tensor, share: float = 1.0) -> Tensor:
+        """Return other + share x (B @ A); `other` in `shape`, and in its own dtype."""
+        if not self.rank or not other.numel():
+            return other
+        B, A = self.B.to(other.dtype), self.A.to(other.dtype)
+        matrices = other.reshape(-1, B.shape[-2], A.shape[-1])
+        B, A = B.reshape(-1, *B.shape[-2:]), A.reshape(-1, *A.shape[-2:])
+        return torch.baddbmm(matrices, B, A, alpha=share).reshape(other.shape)
+
+
+@dataclass(frozen=True)
+class Update:
+    """One checkpoint's news about one weight. A rule that has no use for factors reads `delta`, which is always there."""
+
+    given: Tensor | LowRank  # float32 (float64 where a slot is), in the weight's shape or a block of its rows
     share: float = 1.0  # the checkpoint's weight; 2 means "as if folded twice"
+
+    @cached_property
+    def delta(self) -> Tensor:
+        """The task vector here, as one tensor; formed when it is first asked for."""
+        return self.given.dense() if isinstance(self.given, LowRank) else self.given
+
+    @property
+    def factors(self) -> LowRank | None:
+        """The task vector as two factors, where the checkpoint gives it so."""
+        return self.given if isinstance(self.given, LowRank) else None
 
 
 @dataclass(frozen=True)
@@ -91,6 +157,12 @@ class TaskSum(Sum):
     def term(self, u: Update, w: Weight) -> Slots:
         """Return the task vector."""
         return {"sum": u.delta}
+
+    def _added(self, kept: Slots, u: Update, w: Weight, share: float) -> Folded:
+        """Add factors without forming their product aside."""
+        if u.factors is None:
+            return super()._added(kept, u, w, share)
+        return Folded({"sum": u.factors.added_to(kept["sum"], share)})
 
 
 class Rule(Protocol):

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from ...state.records import Counts, SlotSpec, Totals, Weight
-from .interface import NOTHING, Folded, Slots, Statistic, TaskSum, Update
+from .interface import NOTHING, Folded, LowRank, Slots, Statistic, TaskSum, Update
 
 Variant = Literal["block", "block_diagonal", "paper"]
 
 # Singular values under this share of the largest are rounding of float32 slots: their directions mean nothing.
 RANK_TOLERANCE = 1e-6
 CHUNK_ROWS = 1024  # rows of A that are in float64 at a time
+MIN_SKETCH = 16  # columns; what has fewer directions to look for is decomposed at once
 
 
 def split_rank(S: Tensor, alpha: float) -> int:
@@ -44,6 +45,14 @@ def project(D: Tensor, U_r: Tensor, V_r: Tensor) -> Tensor:
     """
     P = U_r.T @ D @ V_r  # (r, r)
     return D - U_r @ P @ V_r.T
+
+
+def project_factors(B: Tensor, A: Tensor, U_r: Tensor, V_r: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the factors that `project` of D = B A takes away: U_r (U_r^T D V_r) V_r^T = L R.
+
+    B: (m, q), A: (q, n); U_r: (m, r), V_r: (n, r) orthonormal columns; L: (m, q), R: (q, n).
+    """
+    return U_r @ (U_r.T @ B), (A @ V_r) @ V_r.T
 
 
 def project_paper(D: Tensor, U_r: Tensor, V_r: Tensor) -> Tensor:
@@ -88,6 +97,28 @@ def leading_directions(A: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     return (long, short.float()) if tall is A else (short.float(), long)
 
 
+def low_rank_directions(A: Tensor, alpha: float) -> tuple[Tensor, Tensor] | None:
+    """Return `leading_directions` of A (m, n) at the cost of its rank; None where that is no small part of its side.
+
+    A sum of few adapters has few directions: q random combinations of its columns span them (Halko, Martinsson, Tropp,
+    "Finding structure with randomness", arXiv 0909.4061, algorithm 4.1), which the rest that they leave out confirms.
+    """
+    short = min(A.shape)
+    tolerance = RANK_TOLERANCE * float(torch.linalg.vector_norm(A, dtype=torch.float64))
+    for q in (short >> shift for shift in (6, 5, 4, 3)):
+        if q < MIN_SKETCH:
+            continue
+        noise = torch.randn(A.shape[1], q, generator=torch.Generator().manual_seed(q), dtype=A.dtype)
+        Q = torch.linalg.qr((A @ noise).double())[0].to(A.dtype)  # (m, q)
+        inside = Q.T @ A  # (q, n)
+        rest = torch.linalg.vector_norm(torch.addmm(A, Q, inside, alpha=-1), dtype=torch.float64)
+        if rest <= tolerance:
+            U, S, Vh = torch.linalg.svd(inside.double(), full_matrices=False)
+            r = split_rank(S, alpha)
+            return Q @ U[:, :r].to(A.dtype), Vh[:r].T.to(A.dtype).contiguous()
+    return None
+
+
 def all_directions(A: Tensor, alpha: float) -> tuple[Tensor, Tensor, int]:
     """Return U (m, q), V (n, q), float64, and the split rank r <= q: the thin SVD of A (m, n) of numerical rank q."""
     U, S, Vh = torch.linalg.svd(A.double(), full_matrices=False)
@@ -114,17 +145,22 @@ class Accumulator:
         return {"accumulator": SlotSpec(w.shape, "F32" if self.variant == "block" else "F64")}
 
     def rowwise(self, w: Weight) -> bool:
-        """A matrix is decomposed whole; of a batch, each matrix for itself."""
-        return len(w.shape) > 2
+        """A matrix is decomposed whole, a convolution too; of a batch, each matrix for itself."""
+        return len(w.shape) > 2 and w.kind != "convolution"
 
     def prepare(self, kept: Slots, w: Weight) -> Slots:
         """Return the protected directions of each matrix: "U0", "V0" and so on, and "r0" as a scalar."""
+        return self._directions(kept["accumulator"], w, few=False)
+
+    def _directions(self, accumulator: Tensor, w: Weight, few: bool) -> Slots:
+        """`few`: look first whether there are few directions, as where only adapters were folded."""
         prepared: dict[str, Tensor] = {}
-        for i, A in enumerate(_matrices(kept["accumulator"])):
+        for i, A in enumerate(_matrices(accumulator, w)):
             if not A.any():  # nothing to protect: no checkpoint changed this weight
                 U, V, r = A.new_zeros(A.shape[0], 0), A.new_zeros(A.shape[1], 0), 0
             elif self.variant == "block" and self.alpha < 1:
-                U, V = leading_directions(A, self.alpha)
+                sketched = low_rank_directions(A, self.alpha) if few else None
+                U, V = sketched or leading_directions(A, self.alpha)
                 r = U.shape[1]
             else:
                 U, V, r = all_directions(A, self.alpha)
@@ -133,17 +169,36 @@ class Accumulator:
 
     def fold(self, kept: Slots, u: Update, w: Weight, before: int, prepared: Slots = NOTHING) -> Folded:
         """A' = A + share x cleaned. The first checkpoint, and one on a weight that none changed, is added whole."""
-        known = prepared or self.prepare(kept, w)
+        factors = u.factors if self.variant == "block" else None
+        if u.factors is not None and not u.factors.rank:  # it does not change this weight
+            return Folded({"accumulator": kept["accumulator"]})
+        known = prepared or self._directions(kept["accumulator"], w, few=factors is not None)
+        if factors is not None:
+            return self._fold_factors(kept["accumulator"], factors, u.share, w, known)
         A = kept["accumulator"].clone()
         ranks, removed = 0, 0.0
-        deltas = _matrices(u.delta)
-        for i, (A_i, D) in enumerate(zip(_matrices(A), deltas, strict=True)):
+        deltas = _matrices(u.delta, w)
+        for i, (A_i, D) in enumerate(zip(_matrices(A, w), deltas, strict=True)):
             r = int(known[f"r{i}"])
             cleaned = self._clean(D, known[f"U{i}"], known[f"V{i}"], r)
             A_i.add_(cleaned, alpha=u.share)
             ranks += r
             removed += float(torch.linalg.vector_norm(cleaned - D, dtype=torch.float64) ** 2)
         return Folded({"accumulator": A}, ranks / max(len(deltas), 1), removed)
+
+    def _fold_factors(self, accumulator: Tensor, D: LowRank, share: float, w: Weight, known: Slots) -> Folded:
+        """A' = A + share x (B A - L R): the newcomer's product is formed nowhere but in the accumulator."""
+        out = D.added_to(accumulator, share)
+        ranks, removed = 0, 0.0
+        matrices = _matrices(out, w)
+        pairs = zip(_matrices(D.B, w), _matrices(D.A, w), strict=True)
+        for i, (matrix, (B, A)) in enumerate(zip(matrices, pairs, strict=True)):
+            U, V = known[f"U{i}"].to(B.dtype), known[f"V{i}"].to(B.dtype)
+            L, R = project_factors(B, A, U, V)
+            matrix.addmm_(L, R, alpha=-share)
+            ranks += U.shape[1]
+            removed += LowRank(L, R, tuple(matrix.shape)).norm() ** 2
+        return Folded({"accumulator": out}, ranks / max(len(matrices), 1), removed)
 
     def _clean(self, D: Tensor, U: Tensor, V: Tensor, r: int) -> Tensor:
         """Return what is kept of D (m, n); U (m, q), V (n, q) with the first r columns protected."""
@@ -153,8 +208,10 @@ class Accumulator:
         return cleaned if self.variant == "block" else drop_diagonal(cleaned, U[:, r:], V[:, r:])
 
 
-def _matrices(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Return views of the matrices of a batch (..., m, n)."""
+def _matrices(tensor: Tensor, w: Weight) -> tuple[Tensor, ...]:
+    """Return views of the matrices of a batch (..., m, n); of a convolution (m, ...), the one of all that follows m."""
+    if w.kind == "convolution":
+        return (tensor.reshape(tensor.shape[0], -1),)
     return tensor.reshape(-1, *tensor.shape[-2:]).unbind(0) if tensor.ndim > 2 else (tensor,)
 
 
@@ -180,7 +237,8 @@ class Opcm:
 
     def keeps(self, w: Weight) -> tuple[Statistic, ...]:
         """Return the accumulator for matrices, and the plain sum for all else: A' = A + D."""
-        return (Accumulator(self.alpha, self.variant),) if w.kind == "matrix" else (TaskSum(),)
+        projected = w.kind in ("matrix", "convolution")
+        return (Accumulator(self.alpha, self.variant),) if projected else (TaskSum(),)
 
     def rowwise(self, w: Weight) -> bool:
         """Always: the read-out is the slot."""

@@ -8,11 +8,10 @@ import pytest
 import torch
 from support.models import Model, tiny_base
 
-from mergd.plugins.formats.interface import Format
+from mergd.plugins.formats.interface import Contents, Format
 from mergd.plugins.registry import load, names
 from mergd.state.errors import Busy, NotPermitted, Refused
 from mergd.state.reading import Reader
-from mergd.state.records import Layout
 
 
 class FormatContract:
@@ -55,19 +54,19 @@ class FormatContract:
         assert [type(other) for other in forms if other.recognises(place)] == [type(form)]
 
     def test_the_layout_leads_to_the_very_bytes(self, form: Format, place: Path) -> None:
-        layout = form.layout(place)
+        layout = form.contents(place).layout
         assert layout.tensors.keys() == tiny_base().keys()
         with Reader(layout) as reader:
             assert all(torch.equal(reader.read(name), tensor) for name, tensor in tiny_base().items())
 
     def test_the_layout_names_every_file_that_it_uses(self, form: Format, place: Path) -> None:
-        layout = form.layout(place)
+        layout = form.contents(place).layout
         assert {info.file for info in layout.tensors.values()} == set(layout.files)
         assert all(Path(file).is_absolute() and Path(file).is_file() for file in layout.files)
 
     def test_nothing_is_written_and_nothing_stays_open(self, form: Format, place: Path) -> None:
         before = [(path, path.stat().st_mtime_ns) for path in self.files(place)]
-        assert form.layout(place) == form.layout(place)
+        assert form.contents(place) == form.contents(place)
         assert [(path, path.stat().st_mtime_ns) for path in self.files(place)] == before
 
     def test_only_headers_are_read(self, form: Format, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,9 +80,11 @@ class FormatContract:
             return data
 
         monkeypatch.setattr(os, "pread", counted)
-        headers = sum(int.from_bytes(Path(file).read_bytes()[:8], "little") + 8 for file in form.layout(place).files)
+        headers = sum(
+            int.from_bytes(Path(file).read_bytes()[:8], "little") + 8 for file in form.contents(place).layout.files
+        )
         read = 0
-        form.layout(place)
+        form.contents(place)
         assert read <= headers
 
     def test_while_a_file_is_written_it_is_waited_for(self, form: Format, place: Path) -> None:
@@ -92,23 +93,23 @@ class FormatContract:
         for size in (0, 7, 8, 50, len(data) - 1):
             file.write_bytes(data[:size])
             with pytest.raises(Busy):
-                form.layout(place)
+                form.contents(place)
         file.write_bytes(data)
-        assert isinstance(form.layout(place), Layout)
+        assert isinstance(form.contents(place), Contents)
 
     def test_while_a_file_is_missing_it_is_waited_for(self, form: Format, place: Path) -> None:
         for file in [file for file in self.files(place) if file.suffix == ".safetensors"]:
             data = file.read_bytes()
             file.unlink()
             with pytest.raises(Busy):
-                form.layout(place)
+                form.contents(place)
             file.write_bytes(data)
 
     @pytest.mark.parametrize("garbage", [b"\xff" * 99, b"\x02" + bytes(7) + b"[]", b"\x08" + bytes(7) + b"{'a': 1}"])
     def test_what_no_waiting_mends_is_refused_with_a_way_out(self, form: Format, place: Path, garbage: bytes) -> None:
         next(file for file in self.files(place) if file.suffix == ".safetensors").write_bytes(garbage)
         with pytest.raises(Refused) as raised:
-            form.layout(place)
+            form.contents(place)
         assert all(reason.found and reason.expected and reason.next_step for reason in raised.value.reasons)
 
     def test_a_pipe_blocks_nobody(self, form: Format, place: Path) -> None:
@@ -116,7 +117,7 @@ class FormatContract:
         file.unlink()
         os.mkfifo(file)
         with pytest.raises((Refused, Busy)):
-            form.layout(place)
+            form.contents(place)
 
     def test_what_may_not_be_read_is_not_permitted(
         self, form: Format, place: Path, monkeypatch: pytest.MonkeyPatch
@@ -130,4 +131,4 @@ class FormatContract:
 
         monkeypatch.setattr(os, "open", not_permitted)
         with pytest.raises(NotPermitted):
-            form.layout(place)
+            form.contents(place)

@@ -10,13 +10,14 @@ import torch
 from contracts.streaming import Stream, empty_slots, fold_once, relative_error
 from torch import Tensor
 
-from mergd.plugins.rules.interface import Rule, Statistic, Sum, Update
+from mergd.plugins.rules.interface import LowRank, Rule, Statistic, Sum, Update
 from mergd.state.records import Totals, Weight
 
 WEIGHTS = (
     Weight("tall", (9, 4), "matrix"),
     Weight("wide", (4, 9), "matrix"),
     Weight("batch", (3, 5, 4), "matrix"),
+    Weight("kernel", (6, 3, 2, 2), "convolution"),
     Weight("lookup", (11, 4), "lookup"),
     Weight("bias", (6,), "other"),
     Weight("scalar", (), "other"),
@@ -31,6 +32,15 @@ def checkpoint(seed: int, factor: float = 1.0) -> Checkpoint:
     """Return the task vectors of one checkpoint, float32."""
     generator = torch.Generator().manual_seed(seed)
     return {w.name: factor * torch.randn(w.shape, generator=generator) for w in WEIGHTS}
+
+
+def factors_of(w: Weight, rank: int) -> LowRank:
+    """Return a task vector of one weight as two factors."""
+    generator = torch.Generator().manual_seed(rank)
+    zero = LowRank.zero(w.shape)
+    B = torch.randn(*zero.B.shape[:-1], rank, generator=generator)
+    A = torch.randn(*zero.A.shape[:-2], rank, zero.A.shape[-1], generator=generator)
+    return LowRank(B, A, w.shape)
 
 
 STREAMS = {
@@ -170,6 +180,20 @@ class RuleContract:
             for name in whole if blocks else ():
                 found = torch.cat([block[name] for block in blocks])
                 torch.testing.assert_close(found, whole[name], atol=1e-6, rtol=1e-6)
+
+    @pytest.mark.parametrize("rank", [0, 1, 2])
+    def test_factors_fold_as_their_product_does(self, rule: Rule, rank: int) -> None:
+        for statistic, w in statistics(rule):
+            if len(w.shape) < 2:
+                continue
+            kept = fold_once(statistic, w, empty_slots(statistic, w), checkpoint(1)[w.name]).slots
+            before = {name: slot.clone() for name, slot in kept.items()}
+            factors = factors_of(w, rank)
+            found = fold_once(statistic, w, kept, factors)
+            dense = fold_once(statistic, w, kept, factors.dense())
+            assert all(relative_error(slot, dense.slots[name]) < 1e-6 for name, slot in found.slots.items())
+            assert found.removed == pytest.approx(dense.removed, rel=1e-4, abs=1e-9)
+            assert all(torch.equal(slot, before[name]) for name, slot in kept.items())
 
     def test_a_sum_does_not_know_its_order(self, rule: Rule) -> None:
         for _, statistic, w in sums(rule):

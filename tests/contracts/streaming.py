@@ -6,7 +6,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from mergd.plugins.rules.interface import Folded, Rule, Slots, Statistic, Update
+from mergd.plugins.rules.interface import Folded, LowRank, Rule, Slots, Statistic, Update
 from mergd.state.records import Counts, Totals, Weight
 
 TORCH_DTYPE = {"F32": torch.float32, "F64": torch.float64}
@@ -17,10 +17,10 @@ def empty_slots(statistic: Statistic, w: Weight) -> dict[str, Tensor]:
     return {name: torch.zeros(s.shape, dtype=TORCH_DTYPE[s.dtype]) for name, s in statistic.slots(w).items()}
 
 
-def fold_once(statistic: Statistic, w: Weight, kept: Slots, delta: Tensor, share: float = 1.0) -> Folded:
+def fold_once(statistic: Statistic, w: Weight, kept: Slots, delta: Tensor | LowRank, share: float = 1.0) -> Folded:
     """Fold one task vector with nothing prepared: float64 where a slot is, else float32."""
     wide = any(spec.dtype == "F64" for spec in statistic.slots(w).values())
-    return statistic.fold(kept, Update(delta.double() if wide else delta.float(), share), w, 1, {})
+    return statistic.fold(kept, Update(delta.to(torch.float64 if wide else torch.float32), share), w, 1, {})
 
 
 def norm(tensors: Iterable[Tensor]) -> float:

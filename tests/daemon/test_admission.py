@@ -2,20 +2,26 @@
 
 import json
 import os
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from support.models import Model, fine_tuned, save_lone, save_model, save_sharded, tiny_base
 
-from mergd.daemon.admission import examine
+from mergd.daemon.admission import Admission
 from mergd.daemon.base import Base
 from mergd.daemon.base import examine as examine_base
 from mergd.daemon.progress import Progress
+from mergd.daemon.settings import Settings
 from mergd.plugins.sources.directory import Directory
 from mergd.state.errors import Busy, NotPermitted
 from mergd.state.records import Verdict
+
+SETTINGS = Settings(base_model="base", watch=Path("watch"), state=Path("state"))
 
 
 @pytest.fixture
@@ -34,7 +40,7 @@ def verdict_on(place: Path, base: Base) -> Verdict:
     """Return the verdict on what lies at a place."""
     sighting = Directory(place.parent).sight(place)
     assert sighting is not None
-    candidate, verdict = examine(sighting, base)
+    candidate, verdict = Admission(base, SETTINGS).examine(sighting)
     assert (candidate is not None) or verdict.decision == "refused"
     return verdict
 
@@ -105,10 +111,10 @@ def test_extra_weights_are_named(base: Base, place: Path) -> None:
 
 
 def test_other_shapes_are_shown_beside_the_bases(base: Base, place: Path) -> None:
-    save_model(place, tiny_base() | {"embed_tokens.weight": torch.zeros(12, 6), "layer.matrix.bias": torch.zeros(6, 1)})
+    save_model(place, tiny_base() | {"layer.tall.weight": torch.zeros(12, 6), "layer.matrix.bias": torch.zeros(6, 1)})
     found = refused_for(place, base)
     assert found.keys() == {"shape"}
-    assert "embed_tokens.weight [12, 6] for [11, 6]" in found["shape"]
+    assert "layer.tall.weight [12, 6] for [9, 4]" in found["shape"]
     assert "layer.matrix.bias [6, 1] for [6]" in found["shape"]
 
 
@@ -152,11 +158,11 @@ def test_a_file_that_is_no_safetensors_is_unreadable(base: Base, place: Path, da
     assert refused_for(lone, base).keys() == {"unreadable"}
 
 
-def test_an_adapter_is_refused_with_the_way_out(base: Base, place: Path) -> None:
+def test_an_adapter_of_an_unknown_kind_is_refused_with_the_way_out(base: Base, place: Path) -> None:
     place.mkdir()
     (place / "adapter_config.json").write_text("{}")
     save_lone(place / "adapter_model.safetensors", {"lora_A.weight": torch.zeros(2, 2)})
-    assert refused_for(place, base).keys() == {"adapter"}
+    assert refused_for(place, base).keys() == {"adapter-kind"}
     assert "merge_and_unload" in verdict_on(place, base).reasons[0].next_step
 
 
@@ -171,13 +177,13 @@ def test_an_index_that_names_other_shards_is_refused(base: Base, place: Path) ->
     save_sharded(place, tiny_base())
     edit_index(place, **{"layer.matrix.bias": "model-00002-of-00002.safetensors"})
     edit_index(place, **{"embed_tokens.weight": "model-00002-of-00002.safetensors"})
-    assert refused_for(place, base).keys() == {"index-mismatch"}
+    assert refused_for(place, base).keys() == {"bad-index"}
 
 
 def test_an_index_that_names_a_weight_that_is_not_there_is_refused(base: Base, place: Path) -> None:
     save_sharded(place, tiny_base())
     edit_index(place, ghost="model-00001-of-00002.safetensors")
-    assert refused_for(place, base).keys() == {"index-mismatch"}
+    assert refused_for(place, base).keys() == {"bad-index"}
 
 
 @pytest.mark.parametrize("shard", ["../base/model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "."])
@@ -200,7 +206,7 @@ def test_an_index_of_no_names_is_refused_or_waited_for(base: Base, place: Path, 
 def test_an_index_beyond_all_bounds_is_refused_unread(base: Base, place: Path) -> None:
     save_sharded(place, tiny_base())
     os.truncate(place / "model.safetensors.index.json", 2**30)
-    assert refused_for(place, base).keys() == {"bad-index"}
+    assert refused_for(place, base).keys() == {"bad-json"}
 
 
 def test_what_is_no_file_is_refused_without_blocking(base: Base, place: Path) -> None:
@@ -228,18 +234,42 @@ def test_what_is_incomplete_is_waited_for(base: Base, place: Path) -> None:
     with pytest.raises(Busy, match="to be whole"):
         verdict_on(place, base)
     (place / "model.safetensors.index.json").unlink()
-    with pytest.raises(Busy, match=r"waits for model\.safetensors or"):
+    with pytest.raises(Busy, match=r"waits for model\.safetensors\.index\.json"):
         verdict_on(place, base)
 
 
-def test_an_empty_folder_and_one_of_pickles_wait(base: Base, place: Path) -> None:
+def test_an_empty_folder_waits(base: Base, place: Path) -> None:
     place.mkdir()
     with pytest.raises(Busy, match=r"waits for model\.safetensors"):
         verdict_on(place, base)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt", "last.ckpt"])
+def test_a_folder_of_pickles_is_refused_with_the_command_that_converts_them(base: Base, place: Path, name: str) -> None:
+    place.mkdir()
+    (place / name).write_bytes(b"never opened")
+    (place / "optimizer.pt").write_bytes(b"a trainer's own")
+    (reason,) = verdict_on(place, base).reasons
+    assert (reason.code, name in reason.found, f"torch.load('{name}', weights_only=True)" in reason.next_step) == (
+        "pickle",
+        True,
+        True,
+    )
+
+
+def test_pickles_beside_safetensors_are_ignored(base: Base, place: Path) -> None:
+    save_model(place, tiny_base())
     (place / "pytorch_model.bin").write_bytes(b"never opened")
-    with pytest.raises(Busy, match=r"pytorch_model\.bin is a pickle, which mergd never reads") as raised:
-        verdict_on(place, base)
-    assert "safe_serialization=True" in raised.value.hint
+    assert verdict_on(place, base).decision == "admitted"
+
+
+def test_the_command_that_converts_a_pickle_makes_a_checkpoint(base: Base, place: Path) -> None:
+    place.mkdir()
+    torch.save(tiny_base(), place / "pytorch_model.bin")
+    (reason,) = verdict_on(place, base).reasons
+    command = shlex.split(reason.next_step.partition(": ")[2])
+    subprocess.run([sys.executable, *command[1:]], cwd=place, check=True)
+    assert verdict_on(place, base).decision == "admitted"
 
 
 def test_what_went_away_since_it_was_seen_is_waited_for(base: Base, place: Path) -> None:
@@ -250,7 +280,7 @@ def test_what_went_away_since_it_was_seen_is_waited_for(base: Base, place: Path)
     for sighting in seen:
         assert sighting is not None
         with pytest.raises(Busy):
-            examine(sighting, base)
+            Admission(base, SETTINGS).examine(sighting)
 
 
 def test_a_pointer_of_git_lfs_waits_for_the_weights(base: Base, place: Path) -> None:
@@ -273,3 +303,31 @@ def test_what_cannot_be_read_is_no_verdict(base: Base, place: Path, monkeypatch:
     monkeypatch.setattr(os, "open", not_permitted)
     with pytest.raises(NotPermitted, match="mode 0"):
         verdict_on(place, base)
+
+
+# ------------------------------------------------------------------------------------------------------------- links
+
+
+def test_links_that_lead_elsewhere_are_refused(base: Base, place: Path, tmp_path: Path) -> None:
+    secret = save_lone(tmp_path / "secret.safetensors", tiny_base())
+    place.mkdir()
+    (place / "model.safetensors").symlink_to(secret)
+    assert refused_for(place, base).keys() == {"link"}
+
+
+def test_a_snapshot_in_the_hubs_cache_leads_to_its_blobs(base: Base, tmp_path: Path) -> None:
+    repository = tmp_path / "models--org--name"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    save_lone(repository / "blobs" / "abc", tiny_base())
+    (snapshot / "model.safetensors").symlink_to("../../blobs/abc")
+    assert verdict_on(snapshot, base).decision == "admitted"
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "model.safetensors").symlink_to(save_lone(tmp_path / "other.safetensors", tiny_base()))
+    assert refused_for(snapshot, base).keys() == {"link"}
+
+
+def test_a_place_that_is_a_link_itself_is_what_it_leads_to(base: Base, place: Path, tmp_path: Path) -> None:
+    place.symlink_to(save_model(tmp_path / "elsewhere", tiny_base()))
+    assert verdict_on(place, base).decision == "admitted"

@@ -179,7 +179,8 @@ def test_the_digest_is_of_the_content_in_whatever_files(tmp_path: Path) -> None:
 
 def test_a_base_is_opened_again_from_headers_and_pins_alone(tmp_path: Path) -> None:
     base = base_of(tmp_path, tied_model(), tie_word_embeddings=True)
-    assert open_base(tmp_path / "base", base.digest, base.tied) == base
+    pins = {"base_digest": base.digest, "base_norms": base.norms, "tied": base.tied, "convolutions": "sum"}
+    assert open_base(tmp_path / "base", pins) == base
 
 
 def test_a_base_that_cannot_be_one_is_told_of(tmp_path: Path) -> None:

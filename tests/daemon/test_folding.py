@@ -12,13 +12,14 @@ import torch
 from support.models import CONFIG, Model, fine_tuned, load_model, save_model, task_vector, tiny_base, weight_errors
 from torch import Tensor
 
-from mergd.daemon.admission import examine as admit
-from mergd.daemon.base import Base, read_layout
+from mergd.daemon.admission import Admission
+from mergd.daemon.base import Base, read_contents
 from mergd.daemon.base import examine as examine_base
 from mergd.daemon.folding import FoldResult, Head, content_digest, fold
 from mergd.daemon.progress import Progress
 from mergd.daemon.publishing import publish
 from mergd.daemon.settings import Settings
+from mergd.plugins.formats.interface import Candidate, Contents
 from mergd.plugins.rules.average import Average
 from mergd.plugins.rules.interface import Folded, Rule, Slots, Statistic, Sum, TaskSum, Update
 from mergd.plugins.rules.opcm import Opcm
@@ -26,7 +27,7 @@ from mergd.plugins.sources.directory import Directory
 from mergd.state.errors import Abandoned, Busy, Refused
 from mergd.state.headers import layout_of
 from mergd.state.reading import Reader
-from mergd.state.records import Candidate, Counts, Layout, SlotSpec, Totals, Weight
+from mergd.state.records import Counts, SlotSpec, Totals, Weight
 from mergd.state.store import Draft
 
 MUCH = 256_000_000  # bytes of working buffers
@@ -53,7 +54,7 @@ class Bench:
         place = save_model(self.root / f"checkpoint-{self.count}", model)
         sighting = Directory(self.root).sight(place)
         assert sighting is not None
-        candidate, verdict = admit(sighting, self.base)
+        candidate, verdict = Admission(self.base, settings(MUCH)).examine(sighting)
         assert candidate is not None, verdict
         return candidate
 
@@ -148,7 +149,7 @@ def test_the_digest_is_the_contents_with_or_without_a_fold(bench: Bench) -> None
     candidate = bench.candidate(fine_tuned(tiny_base(), 1))
     result, _ = bench.fold(candidate, Opcm())
     assert result.digest == content_digest(candidate, MUCH, Progress()) == content_digest(candidate, LITTLE, Progress())
-    assert result.bytes_read == bench.base.layout.nbytes - 5 * 8 + candidate.layout.nbytes
+    assert result.bytes_read == bench.base.layout.nbytes - 5 * 8 + candidate.contents.layout.nbytes
     assert result.bytes_written > 0
 
 
@@ -273,7 +274,7 @@ WAYS = ("truncated", "emptied", "overwritten in place", "replaced", "deleted", "
 @pytest.mark.parametrize("weights", [0, 1, 3, 5])
 def test_a_candidate_that_changes_is_never_folded(bench: Bench, how: str, weights: int) -> None:
     candidate = bench.candidate(fine_tuned(tiny_base(), 1))
-    path = Path(candidate.layout.files[0])
+    path = Path(candidate.contents.layout.files[0])
     os.utime(path, ns=(10**18, 10**18))  # so that a new time differs however coarse the clock is
     if weights == 0:
         spoil(path, how)
@@ -290,11 +291,11 @@ def test_a_candidate_that_goes_just_when_its_fold_begins_is_waited_for(
 ) -> None:
     candidate = bench.candidate(fine_tuned(tiny_base(), 1))
 
-    def after_it_went(place: Path) -> Layout:
+    def after_it_went(place: Path) -> Contents:
         shutil.rmtree(candidate.place, ignore_errors=True)
-        return read_layout(place)
+        return read_contents(place)
 
-    monkeypatch.setattr("mergd.daemon.folding.read_layout", after_it_went)
+    monkeypatch.setattr("mergd.daemon.folding.read_contents", after_it_went)
     with pytest.raises(Busy):
         bench.fold(candidate, Opcm())
 
@@ -302,7 +303,7 @@ def test_a_candidate_that_goes_just_when_its_fold_begins_is_waited_for(
 @pytest.mark.parametrize("how", ["truncated", "overwritten in place", "replaced", "deleted"])
 def test_a_candidate_that_changes_has_no_digest(bench: Bench, how: str) -> None:
     candidate = bench.candidate(fine_tuned(tiny_base(), 1))
-    path = Path(candidate.layout.files[0])
+    path = Path(candidate.contents.layout.files[0])
     os.utime(path, ns=(10**18, 10**18))
     with pytest.raises(Busy):
         content_digest(candidate, MUCH, AfterWeights(2, lambda: spoil(path, how)))
@@ -311,7 +312,7 @@ def test_a_candidate_that_changes_has_no_digest(bench: Bench, how: str) -> None:
 def test_a_candidate_hammered_by_another_thread_is_folded_right_or_not_at_all(bench: Bench) -> None:
     model, other = fine_tuned(tiny_base(), 1), fine_tuned(tiny_base(), 2)
     candidate = bench.candidate(model)
-    path = Path(candidate.layout.files[0])
+    path = Path(candidate.contents.layout.files[0])
     good = path.read_bytes()
     bad = Path(save_model(bench.root / "other", other) / "model.safetensors").read_bytes()
     expected = content_digest(candidate, MUCH, Progress())

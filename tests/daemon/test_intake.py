@@ -10,6 +10,7 @@ import pytest
 from support.merges import Sandbox
 from support.models import save_lone, save_model
 
+from mergd.daemon.admission import Admission
 from mergd.daemon.base import examine
 from mergd.daemon.intake import Intake
 from mergd.daemon.progress import Progress
@@ -23,7 +24,7 @@ class Watch:
     def __init__(self, merge: Sandbox, history: History) -> None:
         self.merge, self.history = merge, history
         self.source = Directory(merge.watch)
-        self.intake = Intake(examine(merge.base, Progress()), history, 60.0)
+        self.intake = Intake(Admission(examine(merge.base, Progress()), merge.settings), history, 60.0)
 
     def see(self, quiet: float = 0.0) -> float | None:
         """Scan once, where files are quiet after so many seconds."""

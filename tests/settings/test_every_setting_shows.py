@@ -88,12 +88,84 @@ def out_dtype(bench: Bench) -> None:
         assert matrix(bench.merge([1], out_dtype=name)).dtype == dtype
 
 
+def convolutions(bench: Bench) -> None:
+    base = tiny_base() | {"conv.weight": torch.randn(6, 3, 2, 2, generator=torch.Generator().manual_seed(9))}
+    found = []
+    for how in ("sum", "project"):
+        merge = make_merge(bench.place(), base, convolutions=how)
+        for seed in (1, 2):
+            merge.drop(f"seed-{seed}", fine_tuned(base, seed))
+        merge.fold_all()
+        found.append(merge.published()["conv.weight"])
+    assert not torch.equal(*found)
+
+
 def threads(bench: Bench) -> None:
     notes = bench.root / "notes"
     bench.monkeypatch.setenv("THEIR_GATE_NOTES", str(notes))
     for number in (1, 3):
         bench.merge([1], threads=number, gates=("their_gate",))  # a gate runs on the folding thread
         assert notes.read_text() == str(number)
+
+
+# -------------------------------------------------------------------------------------------------- what is admitted
+
+
+def admitted(bench: Bench, model: Model, **settings: Any) -> Sandbox:
+    """Return a merge that was given one checkpoint."""
+    merge = make_merge(bench.place(), **settings)
+    merge.drop("a", model)
+    merge.fold_all()
+    return merge
+
+
+def missing(bench: Bench) -> None:
+    part = {name: tensor for name, tensor in fine_tuned(tiny_base(), 1).items() if name != "layer.tall.weight"}
+    assert admitted(bench, part).states() == {"a": "refused"}
+    merge = admitted(bench, part, missing="zero-delta")
+    assert merge.states() == {"a": "folded"}
+    assert torch.equal(merge.published()["layer.tall.weight"], tiny_base()["layer.tall.weight"])
+
+
+def extra(bench: Bench) -> None:
+    more = fine_tuned(tiny_base(), 1) | {"classifier.weight": torch.ones(2, 6)}
+    assert admitted(bench, more).states() == {"a": "refused"}
+    merge = admitted(bench, more, extra="ignore")
+    assert merge.states() == {"a": "folded"}
+    assert "classifier.weight" not in merge.published()
+
+
+def skip(bench: Bench) -> None:
+    more = fine_tuned(tiny_base(), 1) | {"classifier.weight": torch.ones(2, 6)}
+    assert admitted(bench, more, skip=("embed*",)).states() == {"a": "refused"}
+    merge = admitted(bench, more, skip=("classifier.*", "layer.tall.*"))
+    assert merge.states() == {"a": "folded"}
+    assert torch.equal(merge.published()["layer.tall.weight"], tiny_base()["layer.tall.weight"])
+    assert not torch.equal(matrix(merge), tiny_base()["layer.matrix.weight"])
+
+
+def rename(bench: Bench) -> None:
+    named = {f"model.{name}": tensor for name, tensor in fine_tuned(tiny_base(), 1).items()}
+    merge = admitted(bench, named)
+    (reason,) = (r for r in merge.checkpoints()[0].reasons if r.code == "missing-weights")
+    assert r"add to [rename]: '^model\.' = ''" in reason.next_step
+    assert admitted(bench, named, rename={r"^model\.": ""}).states() == {"a": "folded"}
+
+
+def vocabulary(bench: Bench) -> None:
+    base = tiny_base()
+    more = fine_tuned(base, 1) | {"embed_tokens.weight": torch.ones(13, 6)}
+    assert admitted(bench, more).states() == {"a": "refused"}
+    for tokens, expected in ((11, 1.0), (3, None)):  # the same numbers for the same tokens, or other ones
+        merge = make_merge(bench.place(), vocabulary="base-rows", rule="task_arithmetic", parameters={"lambda": 1})
+        (merge.base / "vocab.json").write_text(json.dumps({f"t{i}": i for i in range(11)}))
+        merge.drop("a", more)
+        (merge.watch / "a" / "vocab.json").write_text(
+            json.dumps({f"t{i % tokens}{'x' * (i // tokens)}": i for i in range(13)})
+        )
+        merge.fold_all()
+        table = merge.published()["embed_tokens.weight"]
+        assert torch.allclose(table, base["embed_tokens.weight"] if expected is None else torch.full((11, 6), expected))
 
 
 # ------------------------------------------------------------------------------------------------ where, and what then
@@ -255,6 +327,12 @@ CASES: dict[str, Callable[[Bench], None]] = {
             parameters,
             out_dtype,
             threads,
+            convolutions,
+            missing,
+            extra,
+            skip,
+            rename,
+            vocabulary,
             watch,
             state,
             existing,

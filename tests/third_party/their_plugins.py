@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mergd.plugins.formats.interface import Contents
 from mergd.plugins.rules.interface import Slots, Statistic, Sum, Update
 from mergd.plugins.sources.directory import Directory
 from mergd.plugins.sources.interface import Scan
@@ -18,7 +19,6 @@ from mergd.state.records import (
     ADMITTED,
     Counts,
     Drafted,
-    Layout,
     News,
     Reason,
     Sighting,
@@ -67,10 +67,10 @@ class TheirFormat:
     def recognises(self, place: Path) -> bool:
         return place.suffix == ".mycheckpoint" and place.is_dir()
 
-    def layout(self, place: Path) -> Layout:
+    def contents(self, place: Path) -> Contents:
         if not (place / "done").exists():
             raise Busy("waits for the file done")
-        return layout_of(sorted(place.glob("*.safetensors")))
+        return Contents.whole(layout_of(sorted(place.glob("*.safetensors"))))
 
 
 class TheirGate:

@@ -34,33 +34,39 @@ class TestShards(FormatContract):
 def test_the_index_stands_above_a_single_file(tmp_path: Path) -> None:
     place = save_sharded(tmp_path / "model", tiny_base())
     save_lone(place / "model.safetensors", {"other": tiny_base()["layer.matrix.bias"]})
-    assert ModelFolder().layout(place).tensors.keys() == tiny_base().keys()
+    assert ModelFolder().contents(place).layout.tensors.keys() == tiny_base().keys()
 
 
 def test_a_shard_without_an_index_is_never_complete(tmp_path: Path) -> None:
     place = save_sharded(tmp_path / "model", tiny_base())
     (place / INDEX).unlink()
     with pytest.raises(Busy, match="waits for"):
-        ModelFolder().layout(place)
+        ModelFolder().contents(place)
 
 
 def test_an_empty_index_names_no_model(tmp_path: Path) -> None:
     place = save_model(tmp_path / "model", tiny_base())
     (place / INDEX).write_text(json.dumps({"weight_map": {}}))
     try:
-        assert ModelFolder().layout(place).tensors == {}
+        assert ModelFolder().contents(place).layout.tensors == {}
     except (Busy, Refused):
         pass
 
 
-@pytest.mark.parametrize(
-    "index", ["", "{", "[]", "null", "7", '{"weight_map": []}', '{"weight_map": 7}', "{}", "[" * 100_000]
-)
+@pytest.mark.parametrize("index", ["[]", "null", "7", '{"weight_map": []}', '{"weight_map": 7}', "{}"])
+def test_a_whole_file_that_is_no_index_is_refused(tmp_path: Path, index: str) -> None:
+    place = save_sharded(tmp_path / "model", tiny_base())
+    (place / INDEX).write_text(index)
+    with pytest.raises(Refused, match=INDEX):
+        ModelFolder().contents(place)
+
+
+@pytest.mark.parametrize("index", ["", "{", '{"weight_map": {"a', "[" * 100_000])
 def test_an_index_that_is_not_whole_is_waited_for(tmp_path: Path, index: str) -> None:
     place = save_sharded(tmp_path / "model", tiny_base())
     (place / INDEX).write_text(index)
     with pytest.raises(Busy, match=INDEX):
-        ModelFolder().layout(place)
+        ModelFolder().contents(place)
 
 
 @pytest.mark.parametrize("shard", [7, None, True, 1.5, [], {}, "", "a/b", "/a", "..", "a\0b"])
@@ -68,7 +74,7 @@ def test_a_shard_that_is_no_plain_file_name_is_not_opened(tmp_path: Path, shard:
     place = save_sharded(tmp_path / "model", tiny_base())
     (place / INDEX).write_text(json.dumps({"weight_map": {"a": shard}}))
     with pytest.raises((Refused, Busy)):
-        ModelFolder().layout(place)
+        ModelFolder().contents(place)
 
 
 def test_other_files_are_ignored(tmp_path: Path) -> None:
@@ -76,4 +82,4 @@ def test_other_files_are_ignored(tmp_path: Path) -> None:
     save_lone(place / "optimizer.safetensors", {"other": tiny_base()["layer.matrix.bias"]})
     (place / "config.json").write_text("no json")
     (place / "adapter_config.json").write_text("{}")
-    assert ModelFolder().layout(place).tensors.keys() == tiny_base().keys()
+    assert ModelFolder().contents(place).layout.tensors.keys() == tiny_base().keys()

@@ -1,0 +1,99 @@
+"""What folding a LoRA adapter costs, beside folding the same update as a full model, on the real command line.
+
+A few adapters are folded into a model of wide matrices; then the state is copied, and the next adapter is folded into one
+copy as it is, into the other as the full model that it makes. Prints one line of JSON: seconds by step, and their ratio.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from memory import mergd
+from safetensors.torch import save_file
+
+RANK = 16
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--width", type=int, default=4096)
+    parser.add_argument("--matrices", type=int, default=2)
+    parser.add_argument("--before", type=int, default=3, help="adapters that are folded first")
+    arguments = parser.parse_args()
+    names = [f"layers.{i}.proj" for i in range(arguments.matrices)]
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        work = Path(folder)
+        base = {name: noise(arguments.width, arguments.width, seed) for seed, name in enumerate(names)}
+        save(work / "base", {f"{name}.weight": tensor for name, tensor in base.items()})
+        for seed in range(arguments.before):
+            save_adapter(work / "drop" / f"adapter-{seed}", factors(names, arguments.width, seed))
+        config = make_state(work)
+        last = factors(names, arguments.width, arguments.before)
+        shutil.copytree(work / "state", work / "kept", symlinks=True)
+        save_adapter(work / "next" / "adapter", last)
+        save(work / "next" / "full", {f"{n}.weight": base[n] + (B @ A) for n, (B, A) in last.items()})
+        steps = {}
+        for kind in ("adapter", "full"):
+            shutil.rmtree(work / "state")
+            shutil.copytree(work / "kept", work / "state", symlinks=True)
+            mergd("fold", "-c", str(config), str(work / "next" / kind))
+            steps[kind] = newest(work / "state")
+    ratio = {step: round(steps["full"][step] / max(steps["adapter"][step], 1e-3), 1) for step in ("folding", "all")}
+    print(json.dumps({"width": arguments.width, "rank": RANK, **steps, "ratio": ratio}))
+
+
+def noise(rows: int, columns: int, seed: int) -> torch.Tensor:
+    """Return a matrix of standard deviation 0.02."""
+    return 0.02 * torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def factors(names: list[str], width: int, seed: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return B and A of one adapter, by module."""
+    return {
+        name: (noise(width, RANK, 1000 * seed + 2 * i), noise(RANK, width, 1000 * seed + 2 * i + 1))
+        for i, name in enumerate(names)
+    }
+
+
+def save(folder: Path, model: dict[str, torch.Tensor]) -> None:
+    """Write a model folder."""
+    folder.mkdir(parents=True)
+    save_file(model, folder / "model.safetensors", {"format": "pt"})
+
+
+def save_adapter(folder: Path, modules: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Write an adapter as peft does, of scale 1."""
+    folder.mkdir(parents=True)
+    tensors = {
+        f"base_model.model.{name}.lora_{which}.weight": tensor
+        for name, pair in modules.items()
+        for which, tensor in zip("BA", pair, strict=True)
+    }
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def make_state(work: Path) -> Path:
+    """Make a state and fold what lies in the watched folder; returns the configuration."""
+    config = work / "mergd.toml"
+    mergd("init", "--base", str(work / "base"), "--watch", str(work / "drop"), "--state", str(work / "state"),
+          "--existing", "fold", "--config", str(config))  # fmt: skip
+    mergd("run", "--once", "-c", str(config))
+    return config
+
+
+def newest(state: Path) -> dict[str, Any]:
+    """Return the seconds of the newest version by step, their sum, and the megabytes that it read."""
+    entry = json.loads((state / "log.jsonl").read_text().splitlines()[0])
+    seconds: dict[str, float] = entry["seconds"]
+    return seconds | {"all": round(sum(seconds.values()), 3), "mb_read": round(entry["bytes_read"] / 1e6, 1)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""The formulas of adapters: how the tensors that an adapter stores make a weight's task vector.
+
+The names are those of the papers and of the peft library, whose `merge_and_unload` is what each one equals.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ..rules.interface import LowRank
+from .interface import Part, Read, Whole
+
+Shape = tuple[int, ...]
+Base = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """D = scale x B A (Hu et al., arXiv 2106.09685), of a linear map, an embedding or a convolution; kept as factors."""
+
+    B: str
+    A: str
+    scale: float  # alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv 2312.03732)
+    product: Shape  # of B A: (out, in), or (out, in, k, k)
+    fan_in_fan_out: bool = False  # how a square weight is stored: GPT-2's Conv1D has (in, out)
+    shape: Shape = ()  # the weight's, once fitted
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """B and A."""
+        return self.B, self.A
+
+    @property
+    def turned(self) -> bool:
+        """Whether the weight is stored as (in, out)."""
+        square = len(self.shape) == 2 and self.shape[0] == self.shape[1]
+        return self.fan_in_fan_out if square else self.shape != self.product
+
+    def fit(self, shape: Shape) -> "Lora | None":
+        """A linear map may be stored either way round; only a square one leaves that to `fan_in_fan_out`."""
+        fits = shape == self.product or (len(shape) == 2 and shape == self.product[::-1])
+        return replace(self, shape=shape) if fits else None
+
+    def task_vector(self, read: Read, base: Base) -> LowRank:
+        """Return the factors, float32; the scale is in B."""
+        B, A = read(self.B).float(), read(self.A).float()
+        B, A = B.reshape(B.shape[0], -1) * self.scale, A.reshape(A.shape[0], -1)  # (out, r), (r, in x k x k)
+        return LowRank(A.T.contiguous(), B.T.contiguous(), self.shape) if self.turned else LowRank(B, A, self.shape)
+
+
+@dataclass(frozen=True)
+class Dora:
+    """W' = m (W + D) / ||W + D||, the norm of each output's row (Liu et al., arXiv 2402.09353)."""
+
+    lora: Lora
+    magnitude: str  # m, (out,)
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Those of the low-rank part, and m."""
+        return (*self.lora.tensors, self.magnitude)
+
+    def fit(self, shape: Shape) -> "Dora | None":
+        """As its low-rank part does."""
+        lora = self.lora.fit(shape) if len(shape) == 2 else None
+        return replace(self, lora=lora) if lora else None
+
+    def task_vector(self, read: Read, base: Base) -> Tensor:
+        """Return W' - W, float32."""
+        W = base().float()
+        moved: Tensor = self.lora.task_vector(read, base).added_to(W)
+        m = read(self.magnitude).float().reshape(-1)
+        norms = torch.linalg.vector_norm(moved, dim=0 if self.lora.turned else 1)  # (out,)
+        factor = m / norms
+        changed: Tensor = moved * (factor if self.lora.turned else factor[:, None])
+        return changed - W
+
+
+@dataclass(frozen=True)
+class Loha:
+    """D = scale x (w1_a w1_b) * (w2_a w2_b), a Hadamard product (FedPara, arXiv 2108.06098)."""
+
+    w1_a: str
+    w1_b: str
+    w2_a: str
+    w2_b: str
+    scale: float
+    product: Shape  # (out, in), or (out, in x k x k)
+    shape: Shape = ()
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The four factors."""
+        return self.w1_a, self.w1_b, self.w2_a, self.w2_b
+
+    def fit(self, shape: Shape) -> "Loha | None":
+        """It is reshaped to the weight's shape."""
+        fits = len(shape) >= 2 and (shape[0], prod(shape[1:])) == self.product
+        return replace(self, shape=shape) if fits else None
+
+    def task_vector(self, read: Read, base: Base) -> Tensor:
+        """Return D, float32."""
+        w1_a, w1_b, w2_a, w2_b = (read(name).float() for name in self.tensors)
+        return ((w1_a @ w1_b) * (w2_a @ w2_b) * self.scale).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Lokr:
+    """D = scale x kron(w1, w2), either factor stored whole or as a product (LyCORIS, arXiv 2309.14859)."""
+
+    w1: tuple[str, ...]  # one tensor, or two whose product it is
+    w2: tuple[str, ...]
+    scale: float
+    product: Shape  # (out, in), or (out, in, k, k) where w2 is stored whole
+    shape: Shape = ()
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Those of both factors."""
+        return self.w1 + self.w2
+
+    def fit(self, shape: Shape) -> "Lokr | None":
+        """It is reshaped to the weight's shape."""
+        flat = (shape[0], prod(shape[1:])) if len(shape) >= 2 else shape
+        return replace(self, shape=shape) if (self.product[0], prod(self.product[1:])) == flat else None
+
+    def task_vector(self, read: Read, base: Base) -> Tensor:
+        """Return D, float32."""
+        w1, w2 = self._factor(read, self.w1), self._factor(read, self.w2)
+        w1 = w1.reshape(*w1.shape, *[1] * (w2.ndim - 2))
+        return (torch.kron(w1, w2.contiguous()) * self.scale).reshape(self.shape)
+
+    @staticmethod
+    def _factor(read: Read, names: tuple[str, ...]) -> Tensor:
+        first, *rest = (read(name).float() for name in names)
+        return first @ rest[0] if rest else first
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """D = scale x a tensor: the bias that a LoRA layer adds (peft's `lora_bias`)."""
+
+    tensor: str
+    scale: float
+    shape: Shape
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """One."""
+        return (self.tensor,)
+
+    def fit(self, shape: Shape) -> "Scaled | None":
+        """It fits its own shape."""
+        return self if shape == self.shape else None
+
+    def task_vector(self, read: Read, base: Base) -> Tensor:
+        """Return D, float32."""
+        return read(self.tensor).float() * self.scale
+
+
+@dataclass(frozen=True)
+class Both:
+    """New values and a change on top: an embedding that peft stored whole because an adapter targets it."""
+
+    whole: Whole
+    change: Part
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Those of both."""
+        return (*self.whole.tensors, *self.change.tensors)
+
+    def fit(self, shape: Shape) -> "Both | None":
+        """Both have to fit."""
+        change = self.change.fit(shape)
+        return replace(self, change=change) if change and self.whole.fit(shape) else None
+
+    def task_vector(self, read: Read, base: Base) -> Tensor:
+        """Return the sum; what a formula needs of the base are the new values."""
+        values = read(self.whole.tensor).float()
+        change = self.change.task_vector(read, lambda: values)
+        difference = values - base().float()
+        return change.added_to(difference) if isinstance(change, LowRank) else difference + change
