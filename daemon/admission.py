@@ -61,7 +61,10 @@ class Admission:
     def _doubts(self, found: Match) -> Iterator[Reason]:
         if not found.parts:
             yield Reason(
-                "nothing-changed", "no weight of the base model in it", "weights that were trained", "mergd check PATH"
+                "nothing-changed",
+                "no weight of the base model in it",
+                "weights that were trained",
+                "look at skip and rename in the configuration",
             )
 
 
