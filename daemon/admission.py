@@ -3,11 +3,13 @@
 from pathlib import Path
 
 from ..state.errors import Refused
-from ..state.headers import FLOATING
+from ..state.headers import COUNTING, FLOATING
 from ..state.records import ADMITTED, Candidate, Layout, Reason, Sighting, Verdict
+from ..state.wording import shown, size
 from .base import Base, read_layout
 
 SHOWN = 10  # names in a reason
+ROOM = 64 * 2**20  # bytes of tensors beside the weights that are let through, however small the base model is
 
 
 def examine(sighting: Sighting, base: Base) -> tuple[Candidate | None, Verdict]:
@@ -16,17 +18,22 @@ def examine(sighting: Sighting, base: Base) -> tuple[Candidate | None, Verdict]:
     Raises Busy while it is not complete, and NotPermitted where it cannot be read: neither is a verdict.
     """
     try:
-        layout = read_layout(Path(sighting.place))
+        layout = read_layout(Path(sighting.place), most_tensors(base))
     except Refused as refusal:
         return None, Verdict("refused", refusal.reasons)
     candidate = Candidate(sighting.place, sighting.name, layout, sighting.stamps)
     return candidate, compare(layout, base)
 
 
+def most_tensors(base: Base) -> int:
+    """Return how many tensors a checkpoint may have; one that has more is refused before they cost memory."""
+    return max(4 * len(base.layout.tensors), len(base.layout.tensors) + 1000)
+
+
 def compare(layout: Layout, base: Base) -> Verdict:
     """Admit weights with the names and shapes of the base's, in any floating dtype; refuse with every reason there is."""
     reasons = [reason for reason in (_missing(layout, base), _extra(layout, base), _shapes(layout, base)) if reason]
-    reasons += [reason for reason in (_dtypes(layout, base),) if reason]
+    reasons += [reason for reason in (_dtypes(layout, base), _beside(layout, base)) if reason]
     return Verdict("refused", tuple(reasons)) if reasons else ADMITTED
 
 
@@ -63,13 +70,23 @@ def _dtypes(layout: Layout, base: Base) -> Reason | None:
     wrong = [
         f"{name} is {info.dtype}"
         for name, info in layout.tensors.items()
-        if name in folded and info.dtype not in FLOATING
+        if info.dtype not in FLOATING and (name in folded or info.dtype not in COUNTING)
     ]
     if not wrong:
         return None
     return Reason("dtype", _some(wrong), "float64, float32, float16 or bfloat16", "save it without quantising")
 
 
+def _beside(layout: Layout, base: Base) -> Reason | None:
+    """Bound what is read for the digest alone."""
+    nbytes = sum(info.nbytes for name, info in layout.tensors.items() if name not in base.layout.tensors)
+    room = max(base.layout.nbytes, ROOM)
+    if nbytes <= room:
+        return None
+    found = f"{size(nbytes)} of tensors that the base model has not"
+    return Reason("too-large", found, f"at most {size(room)} of them", "save the base model's weights alone")
+
+
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return ", ".join(shown(name) for name in names[:SHOWN]) + more

@@ -13,9 +13,10 @@ from typing import Any
 from ..plugins.formats.interface import Format
 from ..plugins.registry import load, names
 from ..state.errors import Busy, Misconfigured, NotPermitted, Refused, Unavailable
-from ..state.headers import FLOATING, owner_of
-from ..state.reading import ContentDigest, Reader
+from ..state.headers import FLOATING, MAX_TENSORS, owner_of
+from ..state.reading import TORCH_DTYPE, ContentDigest, Reader
 from ..state.records import Layout, Reason, TensorInfo, Weight, WeightKind
+from ..state.wording import shown
 from .progress import Progress
 
 # A lookup table is read row by row: its rows are no directions of a linear map. Known by name, as mergd knows no classes.
@@ -67,8 +68,8 @@ def locate(base_model: str, commit: str | None = None) -> tuple[Path, str | None
     return snapshot.folder, snapshot.commit
 
 
-def read_layout(place: Path) -> Layout:
-    """Return the tensors that lie at a place, by the first format that recognises it.
+def read_layout(place: Path, most: int = MAX_TENSORS) -> Layout:
+    """Return the tensors that lie at a place, at most so many, by the first format that recognises it.
 
     Raises what the format raises: Busy while it is not complete or gone, Refused, NotPermitted; Unavailable on a disk's
     error.
@@ -77,7 +78,7 @@ def read_layout(place: Path) -> Layout:
         for name in names("formats"):
             form: Format = load("formats", name)()
             if form.recognises(place):
-                return form.layout(place)
+                return form.layout(place, most)
     except PermissionError as error:
         raise NotPermitted(
             f"cannot read {error.filename} ({owner_of(place)})", "let the daemon's user read it"
@@ -95,9 +96,14 @@ def read_layout(place: Path) -> Layout:
 def base_layout(place: Path) -> Layout:
     """Return the tensors of the base model. Raises Misconfigured: it is the operator who named it."""
     try:
-        return read_layout(place)
+        layout = read_layout(place)
     except (Busy, Refused) as error:
         raise Misconfigured(f"the base model cannot be read: {error}", "set base_model to a whole model") from None
+    quantised = [info for info in layout.tensors.values() if info.dtype not in TORCH_DTYPE]
+    if quantised:
+        found = f"{shown(quantised[0].name)} of the base model is {quantised[0].dtype}"
+        raise Misconfigured(found, "set base_model to a model that is not quantised")
+    return layout
 
 
 def read_config(folder: Path | None) -> dict[str, Any]:

@@ -16,12 +16,24 @@ from torch import Tensor
 from ..plugins.rules.interface import NOTHING, Rule, Slots, Statistic, Update
 from ..state.errors import Busy, Refused
 from ..state.reading import TORCH_DTYPE, ContentDigest, Reader
-from ..state.records import Candidate, Counts, FileDigest, Layout, Readout, Reason, Totals, Weight, WeightReport
+from ..state.records import (
+    Candidate,
+    Counts,
+    FileDigest,
+    Layout,
+    Readout,
+    Reason,
+    TensorInfo,
+    Totals,
+    Weight,
+    WeightReport,
+)
 from ..state.store import Draft
 from ..state.writing import Planned, Writer
 from .base import Base, float32_bytes, read_layout, row_blocks
 from .progress import Progress
 
+NO_BYTES = torch.empty(0, dtype=torch.uint8)
 SlotKey = tuple[str, str]  # (statistic, slot), as the manifest names them
 
 
@@ -57,7 +69,7 @@ def fold(
     """
     with ExitStack() as stack:
         trip = _Trip(base, candidate, head, rule, draft, memory, progress, stack)
-        if read_layout(Path(candidate.place)) != candidate.layout:
+        if read_layout(Path(candidate.place)) != candidate.layout or not trip.candidate.opened_as(candidate.stamps):
             raise Busy(f"{candidate.name} was changed before it was folded")
         progress.begin("folding", len(base.weights), base.layout.nbytes)
         for weight in base.weights:
@@ -79,13 +91,20 @@ def content_digest(candidate: Candidate, memory: int, progress: Progress) -> str
     content = ContentDigest()
     with Reader(candidate.layout) as reader:
         for info in tensors.values():
-            for rows in row_blocks(info.shape, info.nbytes, memory):
-                content.add(info, reader.read(info.name, rows))
+            _gather(content, reader, info, memory, progress)
             progress.advance(info.nbytes)
             progress.next_weight()
-        if not reader.same_as_before():
+        if not (reader.opened_as(candidate.stamps) and reader.same_as_before()):
             raise Busy(f"{candidate.name} was changed while it was read")
     return content.hexdigest()
+
+
+def _gather(content: ContentDigest, reader: Reader, info: TensorInfo, memory: int, progress: Progress) -> None:
+    """Read one tensor for the digest alone."""
+    content.add(info, NO_BYTES)
+    for piece in reader.pieces(info.name, memory):
+        content.add(info, piece)
+        progress.advance(0)  # may end it
 
 
 class _Trip:
@@ -201,9 +220,7 @@ class _Trip:
         tensors = self.candidate.layout.tensors
         folded = {weight.name for weight in self._model.weights}
         for name in (name for name in tensors if name not in folded):
-            for rows in row_blocks(tensors[name].shape, tensors[name].nbytes, self._memory):
-                self._content.add(tensors[name], self.candidate.read(name, rows))
-                self._progress.advance(0)
+            _gather(self._content, self.candidate, tensors[name], self._memory, self._progress)
         for second, first in self._model.tied.items():
             if second in tensors and self._content.of(second) != self._content.of(first):
                 found = f"{second} differs from {first}, which the base model ties"

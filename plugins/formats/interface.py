@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
+from ...state.headers import MAX_TENSORS
 from ...state.records import Layout
 
 
@@ -13,8 +14,8 @@ class Format(Protocol):
         """Whether what lies there is of this kind, by names alone."""
         ...
 
-    def layout(self, place: Path) -> Layout:
-        """Return where the tensors lie, from headers alone.
+    def layout(self, place: Path, most: int = MAX_TENSORS) -> Layout:
+        """Return where the tensors lie, at most so many, from headers alone.
 
         Raises Busy, saying what is waited for, while something is still missing; NotPermitted where a file cannot be
         read; Refused where no waiting helps.

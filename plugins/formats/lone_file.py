@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ...state.headers import layout_of
+from ...state.headers import MAX_TENSORS, layout_of
 from ...state.records import Layout
 
 
@@ -13,6 +13,6 @@ class LoneFile:
         """Whether it is a file with the suffix."""
         return place.suffix == ".safetensors" and place.is_file()
 
-    def layout(self, place: Path) -> Layout:
+    def layout(self, place: Path, most: int = MAX_TENSORS) -> Layout:
         """Return the tensors of the file."""
-        return layout_of([place])
+        return layout_of([place], most)

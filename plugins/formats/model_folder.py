@@ -1,14 +1,16 @@
 """A Hugging Face model folder: `model.safetensors`, or shards with `model.safetensors.index.json`."""
 
-import json
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ...state.errors import Busy, Refused
-from ...state.headers import MAX_HEADER, layout_of
+from ...state.header_text import JsonText
+from ...state.headers import MAX_HEADER, MAX_TENSORS, layout_of, read_bounded
 from ...state.records import Layout, Reason
+from ...state.wording import shown
 
 ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+MAX_SHARD_NAME = 255  # bytes, as file systems have it
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -19,12 +21,12 @@ class ModelFolder:
         """Whether it is a folder."""
         return place.is_dir()
 
-    def layout(self, place: Path) -> Layout:
+    def layout(self, place: Path, most: int = MAX_TENSORS) -> Layout:
         """Return the tensors of the one file, or of all shards once all of them are there."""
         if (place / INDEX).exists():
-            return self._sharded(place)
+            return self._sharded(place, most)
         if (place / ONE_FILE).exists():
-            return layout_of([place / ONE_FILE])
+            return layout_of([place / ONE_FILE], most)
         if (place / "adapter_config.json").exists():
             raise Refused(
                 Reason("adapter", "a PEFT adapter", "a full model", "merge it into the base first: merge_and_unload")
@@ -33,20 +35,20 @@ class ModelFolder:
         seen = f"; {pickles[0]} is a pickle, which mergd never reads" if pickles else ""
         raise Busy(f"waits for {ONE_FILE} or {INDEX}{seen}", "save it with safe_serialization=True" if pickles else "")
 
-    def _sharded(self, place: Path) -> Layout:
-        weight_map = _weight_map(place / INDEX)
+    def _sharded(self, place: Path, most: int) -> Layout:
+        weight_map = _weight_map(place / INDEX, most)
         shards = sorted(set(weight_map.values()))
         missing = [shard for shard in shards if not (place / shard).exists()]
         if missing:
             raise Busy(f"waits for shard {missing[0]} ({len(missing)} of {len(shards)} are missing)")
-        layout = layout_of([place / shard for shard in shards])
+        layout = layout_of([place / shard for shard in shards], most)
         strangers = [name for name, info in layout.tensors.items() if weight_map.get(name) != Path(info.file).name]
         lost = [name for name in weight_map if name not in layout.tensors]
         if strangers or lost:
             raise Refused(
                 Reason(
                     "index-mismatch",
-                    f"{(strangers or lost)[0]!r} not where {INDEX} says ({len(strangers) + len(lost)} such)",
+                    f"'{shown((strangers or lost)[0])}' not where {INDEX} says ({len(strangers) + len(lost)} such)",
                     "each weight in the shard that the index names",
                     "save the checkpoint again into an empty folder",
                 )
@@ -54,19 +56,38 @@ class ModelFolder:
         return layout
 
 
-def _weight_map(path: Path) -> dict[str, str]:
-    """Return {weight name: shard}, every shard a plain file name."""
-    if path.stat().st_size > MAX_HEADER:
-        raise _bad_index(f"{path.stat().st_size} bytes")
+def _weight_map(path: Path, most: int) -> dict[str, str]:
+    """Return {weight name: shard} of at most so many weights, every shard the plain name of a weight file."""
+    raw = read_bounded(path, MAX_HEADER)
     try:
-        weight_map = json.loads(path.read_bytes())["weight_map"]
-        names = set(weight_map.values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise Busy(f"waits for {INDEX} to be whole") from None
-    for name in names:
-        if not isinstance(name, str) or PurePosixPath(name).name != name or name in (".", ".."):
-            raise _bad_index(f"the shard name {name!r}")
-    return dict(weight_map)
+        weight_map = _parse(raw, most)
+    except (ValueError, RecursionError) as error:
+        if not raw.rstrip().endswith(b"}"):
+            raise Busy(f"waits for {INDEX} to be whole") from None
+        raise _bad_index(f"what cannot be read ({error})") from None
+    for shard in set(weight_map.values()):
+        if not _is_plain(shard):
+            raise _bad_index(f"the shard name '{shown(shard)}'")
+    return weight_map
+
+
+def _parse(raw: bytes, most: int) -> dict[str, str]:
+    text, weight_map = JsonText(raw), None
+    for key in text.members():
+        if key == "weight_map":
+            weight_map = text.strings(most)
+        else:
+            text.skip()
+    text.end()
+    if weight_map is None:
+        raise ValueError("no weight_map")
+    return weight_map
+
+
+def _is_plain(shard: str) -> bool:
+    """Whether it names a weight file in the same folder, that a scan would see."""
+    plain = shard.isprintable() and not {"/", "\\"} & set(shard) and not shard.startswith(".")
+    return plain and shard.endswith(".safetensors") and len(shard.encode()) <= MAX_SHARD_NAME
 
 
 def _bad_index(found: str) -> Refused:
