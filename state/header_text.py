@@ -6,13 +6,14 @@ do not, or understand otherwise: a key that stands twice, NaN, -0, true for 1, h
 
 import re
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 from json import JSONDecoder
 from typing import Any
 
 from .wording import shown
 
 MAX_ENTRY = 4096  # characters that describe one tensor
+MAX_SKIPPED = 100_000  # brackets, strings and numbers of a value that nobody reads
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]|[^\s"\[\]{},:]++', re.DOTALL)
 _SPACE = re.compile(r"[ \t\n\r]*+")
@@ -76,12 +77,12 @@ class JsonText:
     def skip(self) -> None:
         """Pass over a value that nobody reads, without keeping it: only its brackets and strings are looked at."""
         depth = 0
-        for token in _TOKEN.finditer(self._text, self._at):
+        for token in islice(_TOKEN.finditer(self._text, self._at), MAX_SKIPPED):
             depth += (token[0] in "[{") - (token[0] in "]}")
             if depth <= 0:
                 self._at = token.end()
                 return
-        raise ValueError("a value that does not end")
+        raise ValueError("a value that does not end, or is too long")
 
     def end(self, padding: str = " \t\n\r") -> None:
         """Check that nothing but padding follows."""

@@ -91,4 +91,4 @@ def _is_plain(shard: str) -> bool:
 
 
 def _bad_index(found: str) -> Refused:
-    return Refused(Reason("bad-index", found, f"an {INDEX} of plain file names", "save the checkpoint again"))
+    return Refused(Reason("bad-index", found, f"a {INDEX} of plain file names", "save the checkpoint again"))
