@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help dev check lint fix test demo bench clean
+.PHONY: help dev check lint fix test demo bench fuzz mutations clean
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 dev: $(READY)  ## make the virtual environment with everything that development needs
 $(READY): pyproject.toml constraints.txt
@@ -35,6 +35,12 @@ demo: $(READY)  ## train, fold, compare with plain averaging, roll back; about a
 bench: $(READY)  ## measure memory and the cost of late folds; GB=2 and FOLDS=100 set the sizes
 	$(BIN)/python benchmarks/memory.py --gb $(or $(GB),2)
 	$(BIN)/python benchmarks/steady.py --folds $(or $(FOLDS),100)
+
+fuzz: $(READY)  ## mutated headers against an independent reader; COUNT=10000 and SEED=1 set how many, and which
+	cd tests && ../$(BIN)/python -m hostile.fuzz --count $(or $(COUNT),10000) --seed $(or $(SEED),1)
+
+mutations: $(READY)  ## checkpoints changed during their folds by a real daemon; COUNT=200 and SEED=1
+	cd tests && ../$(BIN)/python -m hostile.mutations --count $(or $(COUNT),200) --seed $(or $(SEED),1)
 
 clean:  ## remove everything that was made here
 	rm -rf $(VENV) build dist .demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -4,15 +4,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..plugins.formats.interface import Candidate, Contents, Part
+from ..plugins.formats.interface import Candidate, Contents, Part, Whole
 from ..state.errors import Refused
-from ..state.headers import FLOATING
+from ..state.headers import COUNTING, FLOATING
 from ..state.records import ADMITTED, Reason, Sighting, Verdict
+from ..state.wording import shown, size
 from .base import Base, read_contents
 from .matching import Match, closest, match, rename_hint
 from .settings import Settings
 
 SHOWN = 10  # names in a reason
+ROOM = 64 * 2**20  # bytes of tensors beside the weights that are let through, however small the base model is
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Admission:
         """
         place = Path(sighting.place)
         try:
-            contents = read_contents(place)
+            contents = read_contents(place, self.most_tensors)
         except Refused as refusal:
             return None, Verdict("refused", refusal.reasons)
         if link := _link(place, contents):
@@ -40,13 +42,19 @@ class Admission:
         )
         return candidate, self.judge(contents, found)
 
+    @property
+    def most_tensors(self) -> int:
+        """How many tensors a checkpoint may have; one that has more is refused before they cost memory."""
+        ours = len(self.base.layout.tensors)
+        return max(4 * ours, ours + 1000)
+
     def judge(self, contents: Contents, found: Match) -> Verdict:
         """Refuse with every reason there is; hold what fits but is not to be believed."""
         if quantised := _quantised(contents):
             return Verdict("refused", (quantised,))  # its names and shapes follow from that
         checks: tuple[Callable[[Match], Reason | None], ...] = (_missing, _extra, _shapes, _vocabulary, _twice)
         reasons = [reason for check in checks if (reason := check(self._allowed(found)))]
-        reasons += [reason for reason in (_dtypes(contents, found),) if reason]
+        reasons += [reason for reason in (_dtypes(contents, found), _beside(contents, self.base)) if reason]
         if reasons:
             return Verdict("refused", tuple(reasons))
         doubts = tuple(self._doubts(found))
@@ -146,11 +154,15 @@ def _dtypes(contents: Contents, found: Match) -> Reason | None:
     tensors = contents.layout.tensors
     parts = [*found.parts.values(), *(part for _, part, _ in found.shapes)]
     used = [tensor for part in parts for tensor in part.tensors]
-    wrong = [f"{name} is {tensors[name].dtype}" for name in used if tensors[name].dtype not in FLOATING]
+    wrong = [name for name in used if tensors[name].dtype not in FLOATING]
+    wrong += [name for name, info in tensors.items() if info.dtype not in FLOATING | COUNTING and name not in wrong]
     if not wrong:
         return None
     return Reason(
-        "dtype", _some(wrong), "float64, float32, float16 or bfloat16", "drop the model before it was quantised"
+        "dtype",
+        _some([f"{name} is {tensors[name].dtype}" for name in wrong]),
+        "float64, float32, float16 or bfloat16",
+        "drop the model before it was quantised",
     )
 
 
@@ -168,6 +180,18 @@ def _quantised(contents: Contents) -> Reason | None:
     )
 
 
+def _beside(contents: Contents, base: Base) -> Reason | None:
+    """Bound what is read for the digest alone."""
+    tensors = contents.layout.tensors
+    used = {tensor for part in contents.parts.values() for tensor in part.tensors if not isinstance(part, Whole)}
+    nbytes = sum(info.nbytes for name, info in tensors.items() if name not in base.layout.tensors and name not in used)
+    room = max(base.layout.nbytes, ROOM)
+    if nbytes <= room:
+        return None
+    found = f"{size(nbytes)} of tensors that the base model has not"
+    return Reason("too-large", found, f"at most {size(room)} of them", "save the base model's weights alone")
+
+
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return ", ".join(shown(name) for name in names[:SHOWN]) + more

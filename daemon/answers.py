@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..state.records import WeightReport
-from .display import facts, lines, out, safe, size
+from ..state.wording import size
+from .display import facts, lines, out, safe
 from .settings import Settings
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ from torch import Tensor
 from ..plugins.formats.interface import Contents, Format
 from ..plugins.registry import load, names
 from ..state.errors import Busy, Misconfigured, NotPermitted, Refused, Unavailable
-from ..state.headers import FLOATING, owner_of
-from ..state.reading import ContentDigest, Reader
+from ..state.headers import FLOATING, MAX_TENSORS, owner_of
+from ..state.reading import TORCH_DTYPE, ContentDigest, Reader
 from ..state.records import Layout, Reason, TensorInfo, Weight, WeightKind
+from ..state.wording import shown
 from .progress import Progress
 
 # A lookup table is read row by row: its rows are no directions of a linear map. Known by name, as mergd knows no classes.
@@ -86,8 +87,8 @@ def locate(base_model: str, commit: str | None = None) -> tuple[Path, str | None
     return snapshot.folder, snapshot.commit
 
 
-def read_contents(place: Path) -> Contents:
-    """Return what lies at a place, by the first format that recognises it.
+def read_contents(place: Path, most: int = MAX_TENSORS) -> Contents:
+    """Return what lies at a place, at most so many tensors, by the first format that recognises it.
 
     Raises what the format raises: Busy while it is not complete or gone, Refused, NotPermitted; Unavailable on a disk's
     error.
@@ -96,7 +97,7 @@ def read_contents(place: Path) -> Contents:
         for name in names("formats"):
             form: Format = load("formats", name)()
             if form.recognises(place):
-                return form.contents(place)
+                return form.contents(place, most)
     except PermissionError as error:
         raise NotPermitted(
             f"cannot read {error.filename} ({owner_of(place)})", "let the daemon's user read it"
@@ -119,6 +120,10 @@ def base_layout(place: Path) -> Layout:
         raise Misconfigured(f"the base model cannot be read: {error}", "set base_model to a whole model") from None
     if contents.partial:
         raise Misconfigured(f"{place} is an adapter", "set base_model to the model that it was trained on")
+    quantised = [info for info in contents.layout.tensors.values() if info.dtype not in TORCH_DTYPE]
+    if quantised:
+        found = f"{shown(quantised[0].name)} of the base model is {quantised[0].dtype}"
+        raise Misconfigured(found, "set base_model to a model that is not quantised")
     return contents.layout
 
 

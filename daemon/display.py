@@ -24,15 +24,6 @@ def safe(text: object) -> str:
     return escape("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)))
 
 
-def size(nbytes: float) -> str:
-    """Return a number of bytes as people read it."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.1f} TB"
-
-
 @contextmanager
 def shown_progress() -> Iterator[Callable[[Progress], None]]:
     """Give a function that shows how far a piece of work is: a bar on a terminal, a line now and then elsewhere."""

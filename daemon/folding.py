@@ -17,7 +17,7 @@ from ..plugins.formats.interface import Candidate, Whole
 from ..plugins.rules.interface import NOTHING, LowRank, Rule, Slots, Statistic, Update
 from ..state.errors import Busy, Refused
 from ..state.reading import TORCH_DTYPE, ContentDigest, Reader
-from ..state.records import Counts, FileDigest, Layout, Readout, Reason, Totals, Weight, WeightReport
+from ..state.records import Counts, FileDigest, Layout, Readout, Reason, TensorInfo, Totals, Weight, WeightReport
 from ..state.store import Draft
 from ..state.writing import Planned, Writer
 from .base import Base, float32_bytes, read_contents, row_blocks, square
@@ -58,7 +58,7 @@ def fold(
     """
     with ExitStack() as stack:
         trip = _Trip(base, candidate, head, rule, draft, memory, progress, stack)
-        if read_contents(Path(candidate.place)) != candidate.contents:
+        if read_contents(Path(candidate.place)) != candidate.contents or not trip.candidate.opened_as(candidate.stamps):
             raise Busy(f"{candidate.name} was changed before it was folded")
         progress.begin("folding", len(base.weights), base.layout.nbytes)
         for weight in base.weights:
@@ -80,13 +80,19 @@ def content_digest(candidate: Candidate, memory: int, progress: Progress) -> str
     content = ContentDigest(candidate.contents.formulas)
     with Reader(layout) as reader:
         for info in layout.tensors.values():
-            for rows in row_blocks(info.shape, info.nbytes, memory):
-                content.add(info, reader.read(info.name, rows))
+            _gather(content, reader, info, memory, progress)
             progress.advance(info.nbytes)
             progress.next_weight()
-        if not reader.same_as_before():
+        if not (reader.opened_as(candidate.stamps) and reader.same_as_before()):
             raise Busy(f"{candidate.name} was changed while it was read")
     return content.hexdigest()
+
+
+def _gather(content: ContentDigest, reader: Reader, info: TensorInfo, memory: int, progress: Progress) -> None:
+    """Read for the digest alone what it has not seen of one tensor."""
+    for piece in reader.pieces(info.name, memory, content.begin(info)):
+        content.add(info, piece)
+        progress.advance(0)  # may end it
 
 
 class _Trip:
@@ -220,12 +226,8 @@ class _Trip:
 
     def read_the_rest(self) -> None:
         """Read what is not folded, for the digest, and hold tied weights against each other."""
-        tensors = self._newcomer.contents.layout.tensors
-        for info in tensors.values():
-            for rows in row_blocks(info.shape, info.nbytes, self._memory):
-                if (rest := self._content.rest(info, rows)) is not None:
-                    self._content.add(info, self.candidate.read(info.name, rest))
-                    self._progress.advance(0)
+        for info in self._newcomer.contents.layout.tensors.values():
+            _gather(self._content, self.candidate, info, self._memory, self._progress)
         for second, first in self._newcomer.aliases.items():
             if self._content.of(second) != self._content.of(first):
                 found = f"{second} differs from {first}, which the base model ties"

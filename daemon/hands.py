@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from traceback import clear_frames
 
 from ..state.errors import Abandoned, Damaged
 from .drafting import Job, Made, Outcome
@@ -40,6 +41,7 @@ class Hands:
         try:
             return job, future.result()
         except Exception as error:  # noqa: BLE001 - whatever a job ends with is recorded with its checkpoint
+            clear_frames(error.__traceback__)  # the weights in them, for which the next fold may need the memory
             return job, error
 
     def abandon(self) -> tuple[Job, Exception] | None:

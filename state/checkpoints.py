@@ -43,8 +43,14 @@ class Checkpoints:
         return self._where(f"state in ({','.join('?' * len(states))}) order by id", *states)
 
     def ready(self) -> list[Checkpoint]:
-        """Return what waits for its fold: those that a person asked for, then by the order of being ready."""
-        return self._where("state = 'ready' order by urgent is null, urgent, \"order\"")
+        """Return what waits for its fold: those that a person asked for, then by the order of being ready.
+
+        What a crash ended goes behind all others, so that a checkpoint that kills the daemon keeps no other one waiting.
+        """
+        crashed = (
+            "(select outcome is null from attempts where checkpoint = checkpoints.id order by id desc limit 1) is 1"
+        )
+        return self._where(f"state = 'ready' order by {crashed}, urgent is null, urgent, \"order\"")
 
     def folded_digests(self) -> frozenset[str]:
         """Return the digests of all that was ever folded."""

@@ -8,6 +8,8 @@ import ctypes
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -16,7 +18,8 @@ from torch import Tensor
 
 from .errors import Busy
 from .headers import open_regular
-from .records import Layout, TensorInfo
+from .records import FileStamp, Layout, TensorInfo
+from .wording import shown
 
 TORCH_DTYPE = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,
@@ -72,15 +75,34 @@ class Reader:
         self._fill(tensor, info, info.start + first * row_bytes)
         return tensor
 
+    def pieces(self, name: str, nbytes: int, first: int = 0) -> Iterator[Tensor]:
+        """Yield tensor `name` from byte `first` on, at most so many bytes at a time, whatever its dtype and shape.
+
+        Raises Busy if the file ends before the tensor does: somebody truncated it.
+        """
+        info = self.layout.tensors[name]
+        for start in range(first, info.nbytes, nbytes):
+            piece = torch.empty(min(nbytes, info.nbytes - start), dtype=torch.uint8)
+            self._fill(piece, info, info.start + start)
+            yield piece
+
     def _fill(self, tensor: Tensor, info: TensorInfo, offset: int) -> None:
         view = memory_of(tensor)
         done = 0
         while done < len(view):
             got = os.preadv(self._files[info.file], [view[done : done + 2**30]], offset + done)
             if got == 0:
-                raise Busy(f"{info.file} became shorter while it was read")
+                raise Busy(f"{shown(Path(info.file).name)} became shorter while it was read")
             done += got
         self.nbytes += done
+
+    def opened_as(self, stamps: Iterable[FileStamp]) -> bool:
+        """Whether each file was, when it was opened, one that was sighted.
+
+        Who overwrites a file between two looks at it leaves a mixture that the times at the opening tell nothing of.
+        """
+        sighted = {(s.device, s.inode, s.size, s.mtime_ns, s.ctime_ns) for s in stamps}
+        return {_identity(status) for status in self._before.values()} <= sighted
 
     def same_as_before(self) -> bool:
         """Whether no file was changed or replaced since it was opened."""
@@ -109,21 +131,19 @@ class ContentDigest:
     def __init__(self, formulas: str = "") -> None:
         self._formulas = formulas
         self._weights: dict[str, tuple[TensorInfo, hashlib._Hash]] = {}
-        self._rows: dict[str, int] = {}
+        self._bytes: dict[str, int] = {}  # of each tensor, so far
 
     def add(self, info: TensorInfo, block: Tensor) -> None:
-        """Add the next block of rows of one tensor, in the dtype it is stored in."""
+        """Add the next block of rows of one tensor, in the dtype it is stored in or as bytes."""
         _, running = self._weights.setdefault(info.name, (info, hashlib.sha256()))
-        self._rows[info.name] = self._rows.get(info.name, 0) + (len(block) if block.ndim else 1)
+        self._bytes[info.name] = self._bytes.get(info.name, 0) + block.numel() * block.element_size()
         if block.numel():
             running.update(memory_of(block))
 
-    def rest(self, info: TensorInfo, rows: tuple[int, int] | None) -> tuple[int, int] | None:
-        """Return those of some rows (None: all) that were not added yet; None if all were."""
-        first, last = rows or (0, info.shape[0] if info.shape else 1)
-        first = max(first, self._rows.get(info.name, 0))
-        empty = info.name not in self._weights  # it has no rows, and counts all the same
-        return (first, last) if first < last or empty else None
+    def begin(self, info: TensorInfo) -> int:
+        """Return how many bytes of a tensor were added so far; from now on it counts, even if it has none."""
+        self._weights.setdefault(info.name, (info, hashlib.sha256()))
+        return self._bytes.get(info.name, 0)
 
     def of(self, name: str) -> str:
         """Return the sha256 of one tensor's bytes."""

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .errors import Damaged
-from .headers import ITEMSIZE
+from .headers import BITS
 from .reading import TORCH_DTYPE, memory_of
 from .records import FileDigest, Layout, TensorInfo
 
@@ -32,7 +32,7 @@ class Planned:
     @property
     def nbytes(self) -> int:
         """Bytes that it will take."""
-        return ITEMSIZE[self.dtype] * math.prod(self.shape)
+        return BITS[self.dtype] * math.prod(self.shape) // 8
 
 
 class Writer:
@@ -159,7 +159,7 @@ def plan_shards(tensors: Iterable[Planned], shard_size: int | None) -> list[list
             size = 0
         shards[-1].append(tensor)
         size += tensor.nbytes
-    return [sorted(shard, key=lambda tensor: -ITEMSIZE[tensor.dtype]) for shard in shards]
+    return [sorted(shard, key=lambda tensor: -BITS[tensor.dtype]) for shard in shards]
 
 
 def shard_names(stem: str, count: int) -> list[str]:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ...state.errors import Busy, Refused
-from ...state.headers import MAX_HEADER, open_regular
+from ...state.headers import read_bounded
 from ...state.records import Reason
 
+MAX_JSON = 4 * 2**20  # bytes
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "adapter_model.bin")
 CONVERT = (
     'convert it where you trust its maker: python -c "import torch, safetensors.torch as s; s.save_file({k: v.clone() '
@@ -18,18 +19,13 @@ CONVERT = (
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file of at most MAX_HEADER bytes, {} where there is no file.
+    """Return the object in a JSON file of at most MAX_JSON bytes, {} where there is no file.
 
     Raises Busy while it cannot be read as one: it is still being written. Raises Refused where it is too large.
     """
     if not path.exists():
         return {}
-    with open(open_regular(path), "rb") as file:
-        data = file.read(MAX_HEADER + 1)
-    if len(data) > MAX_HEADER:
-        raise Refused(
-            Reason("bad-json", f"{path.name} of over {MAX_HEADER} bytes", "less", "save the checkpoint again")
-        )
+    data = read_bounded(path, MAX_JSON)
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from ...state.errors import Busy, Refused
-from ...state.headers import layout_of
+from ...state.headers import MAX_TENSORS, layout_of
 from ...state.records import Layout, Reason, TensorInfo
+from ...state.wording import shown
 from ._files import PICKLES, read_json, refuse_pickles
 from ._formulas import Both, Dora, Loha, Lokr, Lora, Scaled
 from .interface import Contents, Part, Whole
@@ -26,6 +27,7 @@ NOT_COMPUTED = ("use_qalora", "use_bdlora", "kasa_config", "velora_config", "mon
                 "layer_replication", "trainable_token_indices", "target_parameters", "megatron_config")  # fmt: skip
 PLAIN = re.compile(r"[\w.-]+")
 MAX_REGULAR = 64
+MAX_NUMBER = 1e6  # of a rank or an alpha
 CONVERTS = "merge it into the base model with peft's merge_and_unload, and save that"
 
 
@@ -38,7 +40,7 @@ class Adapter:
             return False
         return (place / CONFIG).exists() or any(place.glob("adapter_model.*"))
 
-    def contents(self, place: Path) -> Contents:
+    def contents(self, place: Path, most: int = MAX_TENSORS) -> Contents:
         """Return the formulas of the weights that it changes; all others are the base model's."""
         if not (place / WEIGHTS).exists():
             refuse_pickles(place, [name for name in PICKLES if name.startswith("adapter_model")])
@@ -47,7 +49,7 @@ class Adapter:
             raise Busy(f"waits for {CONFIG}")  # peft writes it last
         config = read_json(place / CONFIG)
         _check_kind(config)
-        layout = layout_of([place / WEIGHTS])
+        layout = layout_of([place / WEIGHTS], most)
         return Contents(layout, Parts(layout, config).all(), partial=True, config=config)
 
 
@@ -56,9 +58,9 @@ def _check_kind(config: Mapping[str, Any]) -> None:
     kind = str(config.get("peft_type"))
     start = str(config.get("init_lora_weights", config.get("init_weights", "")))
     if kind.upper() not in KINDS:
-        raise _not_computed(f"a {kind} adapter")
+        raise _not_computed(f"a {shown(kind)} adapter")
     if CHANGES_THE_BASE.search(start):
-        raise _not_computed(f"an adapter that was started with {start}, which changes the base model too")
+        raise _not_computed(f"an adapter that was started with {shown(start)}, which changes the base model too")
     for option in NOT_COMPUTED:
         if config.get(option):
             raise _not_computed(f"an adapter with {option}")
@@ -84,7 +86,7 @@ class Parts:
         if match:
             self._own.setdefault(match["module"], {})[match["what"].removesuffix(".weight")] = info
         elif re.search(r"\.(lora|hada|lokr|ia3|oft|boft|vera|trainable_tokens)_", f".{name}"):
-            raise _not_computed(f"the tensor {info.name!r}")
+            raise _not_computed(f"the tensor '{shown(info.name)}'")
         else:  # modules_to_save, biases, and embeddings that peft stores whole
             self._whole[name.replace(".base_layer.", ".")] = Whole(info.name, info.shape)
 
@@ -100,11 +102,11 @@ class Parts:
     def _of_module(self, module: str, found: dict[str, TensorInfo]) -> dict[str, Part]:
         kind = KINDS[str(self._config["peft_type"]).upper()]
         if any(not what.startswith(kind) for what in found):
-            raise _not_computed(f"{', '.join(found)} of {module}")
+            raise _not_computed(f"{shown(', '.join(found))} of {shown(module)}")
         try:
             return {"lora": self._lora, "hada": self._loha, "lokr": self._lokr}[kind](module, found)
         except KeyError as error:
-            raise _bad(f"no {error.args[0]} of {module}", "all factors of each module") from None
+            raise _bad(f"no {error.args[0]} of {shown(module)}", "all factors of each module") from None
 
     def _lora(self, module: str, found: dict[str, TensorInfo]) -> dict[str, Part]:
         bias = found.pop("lora_B.bias", None)
@@ -112,7 +114,7 @@ class Parts:
         embedding = "lora_embedding_A" in found
         B, A = (found.pop(f"lora_embedding_{x}" if embedding else f"lora_{x}") for x in "BA")
         if found:
-            raise _not_computed(f"{', '.join(found)} of {module}")
+            raise _not_computed(f"{shown(', '.join(found))} of {shown(module)}")
         rank = self._rank(module, A, B)
         scale = self._scale(module, rank)
         product = (B.shape[0], *A.shape[1:])
@@ -121,7 +123,7 @@ class Parts:
         part: Part = Lora(B.name, A.name, scale, product, fan_in_fan_out=turned)
         if magnitude is not None:
             if embedding or len(product) != 2:
-                raise _not_computed(f"DoRA of {module}, which is no linear map")
+                raise _not_computed(f"DoRA of {shown(module)}, which is no linear map")
             part = Dora(cast(Lora, part), magnitude.name)
         parts = {f"{module}.weight": part}
         if bias is not None:
@@ -132,18 +134,18 @@ class Parts:
         """Return the rank of a module's factors, which the configuration has to confirm: the scale hangs on it."""
         said = self._setting(module, "rank_pattern", "r")
         if len(A.shape) < 2 or len(B.shape) < 2 or A.shape[0] != B.shape[1] or math.prod(B.shape[2:]) != 1:
-            raise _bad(f"factors {list(B.shape)} and {list(A.shape)} of {module}", "B (out, r) and A (r, in)")
+            raise _bad(f"factors {list(B.shape)} and {list(A.shape)} of {shown(module)}", "B (out, r) and A (r, in)")
         if A.shape[0] != said:
-            raise _bad(f"rank {A.shape[0]} of {module}", f"rank {said}, as {CONFIG} says")
+            raise _bad(f"rank {A.shape[0]} of {shown(module)}", f"rank {said}, as {CONFIG} says")
         return A.shape[0]
 
     def _loha(self, module: str, found: dict[str, TensorInfo]) -> dict[str, Part]:
         factors = [found.pop(f"hada_{name}") for name in ("w1_a", "w1_b", "w2_a", "w2_b")]
         if found:
-            raise _not_computed(f"{', '.join(found)} of {module}")
+            raise _not_computed(f"{shown(', '.join(found))} of {shown(module)}")
         a, b = factors[0].shape, factors[1].shape
         if any(len(f.shape) != 2 for f in factors) or [f.shape for f in factors[2:]] != [a, b] or a[1:] != b[:1]:
-            raise _bad(f"factors {[list(f.shape) for f in factors]} of {module}", "two products of one shape")
+            raise _bad(f"factors {[list(f.shape) for f in factors]} of {shown(module)}", "two products of one shape")
         names = [factor.name for factor in factors]
         scale = self._scale(module, self._setting(module, "rank_pattern", "r"))
         return {f"{module}.weight": Loha(names[0], names[1], names[2], names[3], scale, (a[0], b[1]))}
@@ -151,7 +153,7 @@ class Parts:
     def _lokr(self, module: str, found: dict[str, TensorInfo]) -> dict[str, Part]:
         w1, w2 = self._kron_factor(module, found, "w1"), self._kron_factor(module, found, "w2")
         if found:
-            raise _not_computed(f"{', '.join(found)} of {module}")
+            raise _not_computed(f"{shown(', '.join(found))} of {shown(module)}")
         one, two = _product_shape(w1), _product_shape(w2)
         product = (one[0] * two[0], one[1] * two[1], *two[2:])
         scale = self._scale(module, self._setting(module, "rank_pattern", "r"))
@@ -162,7 +164,9 @@ class Parts:
         whole = found.pop(f"lokr_{name}", None)
         factors = [whole] if whole else [found.pop(f"lokr_{name}_a"), found.pop(f"lokr_{name}_b")]
         if any(len(f.shape) < 2 for f in factors) or (len(factors) == 2 and factors[0].shape[1] != factors[1].shape[0]):
-            raise _bad(f"factors {[list(f.shape) for f in factors]} of {module}", "matrices whose product there is")
+            raise _bad(
+                f"factors {[list(f.shape) for f in factors]} of {shown(module)}", "matrices whose product there is"
+            )
         return factors
 
     # ----------------------------------------------------------------------------------------- numbers of the config
@@ -175,11 +179,11 @@ class Parts:
         """Return a number for one module: of the first pattern that fits its name, or the default."""
         found = self._config.get(patterns) or {}
         if not isinstance(found, dict):
-            raise _bad(f"{patterns} = {found!r}", "an object")
+            raise _bad(f"{patterns} = {shown(found)}", "an object")
         chosen = self._patterns.setdefault(patterns, Patterns(found)).first(module)
         value = self._config.get(default) if chosen is None else found[chosen]
-        if not isinstance(value, int | float) or not math.isfinite(value) or (default == "r" and value < 1):
-            raise _bad(f"{default} = {value!r}", "a number")
+        if not isinstance(value, int | float) or not abs(value) <= MAX_NUMBER or (default == "r" and value < 1):
+            raise _bad(f"{default} = {shown(value)}", "a number")
         return value
 
 
@@ -194,7 +198,7 @@ class Patterns:
         self._order = {key: place for place, key in enumerate(keys)}
         self._regular = [key for key in self._order if not PLAIN.fullmatch(key)]
         if len(self._regular) > MAX_REGULAR or not all(map(_is_quick, self._regular)):
-            found = f"the pattern {self._regular[0]!r} ({len(self._regular)} such)"
+            found = f"the pattern '{shown(self._regular[0])}' ({len(self._regular)} such)"
             raise _bad(
                 found, f"names of modules, or up to {MAX_REGULAR} regular expressions with one repetition at most"
             )

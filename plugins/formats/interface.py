@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ...state.headers import MAX_TENSORS
 from ...state.records import FileStamp, Layout
 from ..rules.interface import LowRank
 
@@ -94,8 +95,8 @@ class Format(Protocol):
         """Whether what lies there is of this kind, by names alone."""
         ...
 
-    def contents(self, place: Path) -> Contents:
-        """Return where the tensors lie and what they mean, from headers alone.
+    def contents(self, place: Path, most: int = MAX_TENSORS) -> Contents:
+        """Return where the tensors lie, at most so many, and what they mean, from headers alone.
 
         Raises Busy, saying what is waited for, while something is still missing; NotPermitted where a file cannot be
         read; Refused where no waiting helps.

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from ...state.errors import Busy, Refused
-from ...state.headers import layout_of
+from ...state.headers import MAX_TENSORS, layout_of
 from ._files import PICKLES, gguf_reason, pickle_reason
 from .interface import Contents
 
@@ -18,7 +18,7 @@ class LoneFile:
         """Whether it is a file with the suffix of weights."""
         return place.is_file() and any(place.match(pattern) for pattern in ("*.safetensors", "*.gguf", *PICKLES))
 
-    def contents(self, place: Path) -> Contents:
+    def contents(self, place: Path, most: int = MAX_TENSORS) -> Contents:
         """Return the tensors of the file."""
         if place.suffix == ".gguf":
             raise Refused(gguf_reason(place.name))
@@ -26,4 +26,4 @@ class LoneFile:
             raise Refused(pickle_reason(place.name))
         if SHARD.fullmatch(place.name):
             raise Busy(f"{place.name} is one of several shards", "put all of them and their index into a folder")
-        return Contents.whole(layout_of([place]))
+        return Contents.whole(layout_of([place], most))

@@ -1,10 +1,12 @@
 """A Hugging Face model folder: `model.safetensors`, or shards with `model.safetensors.index.json`."""
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ...state.errors import Busy, Refused
-from ...state.headers import layout_of
+from ...state.header_text import JsonText
+from ...state.headers import MAX_HEADER, MAX_TENSORS, layout_of, read_bounded
 from ...state.records import Layout, Reason
+from ...state.wording import shown
 from ._files import read_json, refuse_pickles
 from .adapter import Adapter
 from .interface import Contents
@@ -12,6 +14,7 @@ from .interface import Contents
 ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+MAX_SHARD_NAME = 255  # bytes, as file systems have it
 
 
 class ModelFolder:
@@ -21,33 +24,30 @@ class ModelFolder:
         """Whether it is a folder, and none of an adapter."""
         return place.is_dir() and not Adapter().recognises(place)
 
-    def contents(self, place: Path) -> Contents:
+    def contents(self, place: Path, most: int = MAX_TENSORS) -> Contents:
         """Return the tensors of the one file, or of all shards once all of them are there."""
         if (place / INDEX).exists():
-            return Contents.whole(self._sharded(place), _config(place))
+            return Contents.whole(self._sharded(place, most), _config(place))
         if (place / ONE_FILE).exists():
-            return Contents.whole(layout_of([place / ONE_FILE]), _config(place))
+            return Contents.whole(layout_of([place / ONE_FILE], most), _config(place))
         shards = sorted(path.name for path in place.glob("*-of-*.safetensors"))
         if not shards:
             refuse_pickles(place)
         raise Busy(f"waits for {INDEX}" if shards else f"waits for {ONE_FILE} or {INDEX}")
 
-    def _sharded(self, place: Path) -> Layout:
-        weight_map = _weight_map(place)
+    def _sharded(self, place: Path, most: int) -> Layout:
+        weight_map = _weight_map(place / INDEX, most)
         shards = sorted(set(weight_map.values()))
         missing = [shard for shard in shards if not (place / shard).exists()]
         if missing:
             raise Busy(f"waits for shard {missing[0]} ({len(missing)} of {len(shards)} are missing)")
-        layouts = [layout_of([place / shard]) for shard in shards]
-        for shard, layout in zip(shards, layouts, strict=True):
-            for name in layout.tensors:
-                if weight_map.get(name) != shard:
-                    raise _bad_index(f"{name!r} in {shard}, where {INDEX} does not name it")
-        tensors = {name: info for layout in layouts for name, info in layout.tensors.items()}
-        lost = [name for name in weight_map if name not in tensors]
-        if lost:
-            raise _bad_index(f"{INDEX} names {lost[0]!r}, which is not there ({len(lost)} such)")
-        return Layout(tensors, tuple(str(place / shard) for shard in shards))
+        layout = layout_of([place / shard for shard in shards], most)
+        strangers = [name for name, info in layout.tensors.items() if weight_map.get(name) != Path(info.file).name]
+        lost = [name for name in weight_map if name not in layout.tensors]
+        if strangers or lost:
+            wrong = f"'{shown((strangers or lost)[0])}' not where {INDEX} says ({len(strangers) + len(lost)} such)"
+            raise _bad_index(wrong)
+        return layout
 
 
 def _config(place: Path) -> dict[str, object]:
@@ -58,17 +58,40 @@ def _config(place: Path) -> dict[str, object]:
         return {}
 
 
-def _weight_map(place: Path) -> dict[str, str]:
-    """Return {weight name: shard}, every shard a plain file name."""
-    weight_map = read_json(place / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise _bad_index(f"{INDEX} without a weight_map")
-    for name in weight_map.values():
-        if not isinstance(name, str) or PurePosixPath(name).name != name or name in (".", "..") or "\0" in name:
-            raise _bad_index(f"the shard name {name!r}")
+def _weight_map(path: Path, most: int) -> dict[str, str]:
+    """Return {weight name: shard} of at most so many weights, every shard the plain name of a weight file."""
+    raw = read_bounded(path, MAX_HEADER)
+    try:
+        weight_map = _parse(raw, most)
+    except (ValueError, RecursionError) as error:
+        if not raw.rstrip().endswith(b"}"):
+            raise Busy(f"waits for {INDEX} to be whole") from None
+        raise _bad_index(f"what cannot be read ({error})") from None
+    for shard in set(weight_map.values()):
+        if not _is_plain(shard):
+            raise _bad_index(f"the shard name '{shown(shard)}'")
     return weight_map
 
 
+def _parse(raw: bytes, most: int) -> dict[str, str]:
+    text, weight_map = JsonText(raw), None
+    for key in text.members():
+        if key == "weight_map":
+            weight_map = text.strings(most)
+        else:
+            text.skip()
+    text.end()
+    if weight_map is None:
+        raise ValueError("no weight_map")
+    return weight_map
+
+
+def _is_plain(shard: str) -> bool:
+    """Whether it names a weight file in the same folder, that a scan would see."""
+    plain = shard.isprintable() and not {"/", "\\"} & set(shard) and not shard.startswith(".")
+    return plain and shard.endswith(".safetensors") and len(shard.encode()) <= MAX_SHARD_NAME
+
+
 def _bad_index(found: str) -> Refused:
-    expected = f"an {INDEX} of plain file names, and each weight in the shard that it names"
+    expected = f"a {INDEX} of plain file names, and each weight in the shard that it names"
     return Refused(Reason("bad-index", found, expected, "save the checkpoint again into an empty folder"))

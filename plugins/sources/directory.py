@@ -74,10 +74,10 @@ class Directory:
                 return Sighting(self.name, str(place), place.name, stamps, _in_progress(place))
             if place.suffix == ".safetensors":
                 return Sighting(self.name, str(place), place.name, (_stamp(place, place.name),))
-        except FileNotFoundError:
-            log.debug("%s went away while it was looked at", place)
         except PermissionError:
             return Sighting(self.name, str(place), place.name, ())
+        except OSError as error:  # it went away, or is a link that leads round in a circle
+            log.debug("%s cannot be looked at: %s", place, error.strerror)
         return None
 
     # ------------------------------------------------------------------------------------------------------- the hint
@@ -149,7 +149,9 @@ def _stamps(folder: Path) -> Iterator[FileStamp]:
             continue
         try:
             stamp = _stamp(folder / name, name)
-        except FileNotFoundError:
+        except PermissionError:
+            raise
+        except OSError:  # gone meanwhile, or a link that leads nowhere or round in a circle
             continue
         yield stamp
 

@@ -194,19 +194,16 @@ def test_an_index_that_leads_elsewhere_is_refused(base: Base, place: Path, shard
 
 
 @pytest.mark.parametrize("weight_map", [{"a": 7}, {"a": None}, {"a": ["b"]}])
-def test_an_index_of_no_names_is_refused_or_waited_for(base: Base, place: Path, weight_map: dict[str, object]) -> None:
+def test_an_index_of_no_names_is_refused(base: Base, place: Path, weight_map: dict[str, object]) -> None:
     save_sharded(place, tiny_base())
     (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    try:
-        assert refused_for(place, base).keys() == {"bad-index"}
-    except Busy:
-        pass
+    assert refused_for(place, base).keys() == {"bad-index"}
 
 
 def test_an_index_beyond_all_bounds_is_refused_unread(base: Base, place: Path) -> None:
     save_sharded(place, tiny_base())
     os.truncate(place / "model.safetensors.index.json", 2**30)
-    assert refused_for(place, base).keys() == {"bad-json"}
+    assert refused_for(place, base).keys() == {"unreadable"}
 
 
 def test_what_is_no_file_is_refused_without_blocking(base: Base, place: Path) -> None:
@@ -224,7 +221,7 @@ def test_what_is_incomplete_is_waited_for(base: Base, place: Path) -> None:
     data = second.read_bytes()
     for size in (0, 5, 40, len(data) - 1):
         second.write_bytes(data[:size])
-        with pytest.raises(Busy, match="not complete"):
+        with pytest.raises(Busy, match="misses"):
             verdict_on(place, base)
     second.unlink()
     with pytest.raises(Busy, match=r"waits for shard model-00002-of-00003.safetensors \(1 of 3"):

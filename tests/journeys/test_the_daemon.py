@@ -490,17 +490,3 @@ def test_after_a_kill_in_the_middle_it_is_folded_exactly_once(long: Sandbox, sys
         assert [attempt.outcome for attempt in attempts(long, "b")] == [None, "folded"]
         assert long.mergd("verify").code == 0
         assert sorted(os.listdir(long.state / "models")) == ["000001", "000002", "current"]
-
-
-def test_a_checkpoint_whose_folds_end_in_three_crashes_is_held(long: Sandbox, systemd: Listener) -> None:
-    long.drop("c", fine_tuned(long.model, 3))
-    for _ in range(3):
-        with started(long, systemd) as command:
-            folds(long, "b")
-            command.send(signal.SIGKILL)
-            command.ended()
-    with started(long, systemd):
-        head_is(long, 2)
-    held = next(row for row in long.checkpoints() if row.name == "b")
-    assert (held.state, held.reasons[0].code) == ("held", "no-verdict")
-    assert long.log()[0]["checkpoint"]["name"] == "c"

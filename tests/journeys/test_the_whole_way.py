@@ -474,13 +474,13 @@ def test_the_run_goes_on_after_refusals_and_ends_well(spoiled: tuple[Sandbox, En
 def test_a_truncated_checkpoint_waits_and_says_for_what(spoiled: tuple[Sandbox, Ended]) -> None:
     row = next(row for row in spoiled[0].mergd("list", "--json").json if row["name"] == "short.safetensors")
     assert row["state"] == "settling"
-    assert "not complete" in row["waits_for"]
+    assert "short.safetensors misses" in row["waits_for"]
 
 
 def test_asking_for_a_refused_checkpoint_refuses_it_again(spoiled: tuple[Sandbox, Ended]) -> None:
     merge, _ = spoiled
     assert_complains(merge.mergd("fold", "wrong-shape"), 65, "shape", "layer.matrix.bias")
-    assert_complains(merge.mergd("fold", "short.safetensors"), 75, "not complete")
+    assert_complains(merge.mergd("fold", "short.safetensors"), 75, "misses")
 
 
 @pytest.mark.parametrize(("name", "code"), [("a-good", 0), ("wrong-shape", 65), ("short.safetensors", 75)])

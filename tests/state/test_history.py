@@ -281,6 +281,17 @@ def test_those_that_a_person_asked_for_go_first_in_the_order_of_asking(history: 
     assert [row.name for row in history.checkpoints.ready()] == ["d", "b", "a", "c"]
 
 
+def test_what_a_crash_ended_goes_behind_all_others_until_an_attempt_ends(history: History) -> None:
+    rows = {name: ready(history, name) for name in "abc"}
+    history.checkpoints.hurry(rows["a"].id)
+    history.checkpoints.begin_attempt(rows["a"].id)
+    history.checkpoints.make_ready(rows["a"].id)  # as recovery does
+    assert [row.name for row in history.checkpoints.ready()] == ["b", "c", "a"]
+    history.checkpoints.end_attempt(history.checkpoints.begin_attempt(rows["a"].id), "abandoned")
+    history.checkpoints.make_ready(rows["a"].id)
+    assert [row.name for row in history.checkpoints.ready()] == ["a", "b", "c"]
+
+
 def test_what_changed_before_its_fold_loses_its_place(history: History) -> None:
     first, second = ready(history, "a"), ready(history, "b")
     history.checkpoints.hurry(first.id)

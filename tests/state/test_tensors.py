@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mergd.state.errors import Busy, Damaged
-from mergd.state.headers import ITEMSIZE, layout_of
+from mergd.state.headers import BITS, layout_of
 from mergd.state.reading import TORCH_DTYPE, ContentDigest, Reader
 from mergd.state.writing import Planned, Writer, plan_shards, shard_names
 
@@ -27,7 +27,7 @@ each_dtype = pytest.mark.parametrize("dtype", sorted(TORCH_DTYPE))
 
 def random(dtype: str, *shape: int, seed: int = 0) -> Tensor:
     """Return a tensor of random bytes: any pattern of bits, NaN among them."""
-    length = torch.Size(shape).numel() * ITEMSIZE[dtype]
+    length = torch.Size(shape).numel() * BITS[dtype] // 8
     raw = torch.randint(0, 2 if dtype == "BOOL" else 256, (length,), generator=torch.Generator().manual_seed(seed))
     return raw.to(torch.uint8).view(TORCH_DTYPE[dtype]).reshape(shape)
 
@@ -94,7 +94,7 @@ def test_no_tensor_at_all_is_a_file_too(tmp_path: Path) -> None:
 def test_dtypes_may_be_mixed_and_each_tensor_is_aligned(tmp_path: Path) -> None:
     writer = written(tmp_path, mixed())
     assert all_bits(loaded(tmp_path)) == all_bits(mixed())
-    assert all(info.start % ITEMSIZE[info.dtype] == 0 for info in writer.layout.tensors.values())
+    assert all(info.start * 8 % BITS[info.dtype] == 0 for info in writer.layout.tensors.values())
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
@@ -336,6 +336,23 @@ def test_a_change_under_the_reader_is_noticed(path: Path, change: Callable[[Path
         assert reader.same_as_before()
         change(path)
         assert not reader.same_as_before()
+
+
+def test_pieces_are_the_bytes_of_any_tensor(path: Path) -> None:
+    layout = layout_of([path])
+    raw = path.read_bytes()
+    with Reader(layout) as reader:
+        for name, info in layout.tensors.items():
+            pieces = [piece.numpy().tobytes() for piece in reader.pieces(name, 5)]
+            assert b"".join(pieces) == raw[info.start : info.start + info.nbytes]
+            assert all(len(piece) == 5 for piece in pieces[:-1])
+
+
+def test_pieces_of_a_file_that_became_shorter_are_none(path: Path) -> None:
+    with Reader(layout_of([path])) as reader:
+        truncate(path)
+        with pytest.raises(Busy, match="became shorter"):
+            list(reader.pieces(list(reader.layout.tensors)[-1], 5))
 
 
 # ------------------------------------------------------------------------------------------------------- ContentDigest

@@ -14,7 +14,7 @@ from mergd.plugins.rules.interface import Slots, Statistic, Sum, Update
 from mergd.plugins.sources.directory import Directory
 from mergd.plugins.sources.interface import Scan
 from mergd.state.errors import Busy
-from mergd.state.headers import layout_of
+from mergd.state.headers import MAX_TENSORS, layout_of
 from mergd.state.records import (
     ADMITTED,
     Counts,
@@ -67,10 +67,10 @@ class TheirFormat:
     def recognises(self, place: Path) -> bool:
         return place.suffix == ".mycheckpoint" and place.is_dir()
 
-    def contents(self, place: Path) -> Contents:
+    def contents(self, place: Path, most: int = MAX_TENSORS) -> Contents:
         if not (place / "done").exists():
             raise Busy("waits for the file done")
-        return Contents.whole(layout_of(sorted(place.glob("*.safetensors"))))
+        return Contents.whole(layout_of(sorted(place.glob("*.safetensors")), most))
 
 
 class TheirGate:

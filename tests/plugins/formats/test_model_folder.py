@@ -53,15 +53,9 @@ def test_an_empty_index_names_no_model(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("index", ["[]", "null", "7", '{"weight_map": []}', '{"weight_map": 7}', "{}"])
-def test_a_whole_file_that_is_no_index_is_refused(tmp_path: Path, index: str) -> None:
-    place = save_sharded(tmp_path / "model", tiny_base())
-    (place / INDEX).write_text(index)
-    with pytest.raises(Refused, match=INDEX):
-        ModelFolder().contents(place)
-
-
-@pytest.mark.parametrize("index", ["", "{", '{"weight_map": {"a', "[" * 100_000])
+@pytest.mark.parametrize(
+    "index", ["", "{", "[]", "null", "7", '{"weight_map": ', '{"metadata": {"a": [', "\0" * 99, "[" * 100_000]
+)
 def test_an_index_that_is_not_whole_is_waited_for(tmp_path: Path, index: str) -> None:
     place = save_sharded(tmp_path / "model", tiny_base())
     (place / INDEX).write_text(index)
@@ -69,11 +63,41 @@ def test_an_index_that_is_not_whole_is_waited_for(tmp_path: Path, index: str) ->
         ModelFolder().contents(place)
 
 
-@pytest.mark.parametrize("shard", [7, None, True, 1.5, [], {}, "", "a/b", "/a", "..", "a\0b"])
+@pytest.mark.parametrize(
+    "index",
+    [
+        "{}",
+        '{"weight_map": []}',
+        '{"weight_map": 7}',
+        '{"weight_map": {"a": "b.safetensors", "a": "c.safetensors"}}',
+        '{"weight_map": {}, "weight_map": {}}',
+        '{"metadata": {"a": [}, "weight_map": {}}',
+        '{"weight_map": {"a": "\\ud800.safetensors"}}',
+        '{"weight_map": {}} {}',
+    ],
+)
+def test_an_index_that_no_waiting_mends_is_refused(tmp_path: Path, index: str) -> None:
+    place = save_sharded(tmp_path / "model", tiny_base())
+    (place / INDEX).write_text(index)
+    with pytest.raises(Refused, match="bad-index"):
+        ModelFolder().contents(place)
+
+
+def test_what_an_index_says_beside_the_map_is_passed_over(tmp_path: Path) -> None:
+    place = save_sharded(tmp_path / "model", tiny_base())
+    weight_map = json.loads((place / INDEX).read_text())["weight_map"]
+    beside = {"metadata": {"total_size": 1.5, "more": [{"}": ["]", '"', None]}, []]}, "version": -1}
+    (place / INDEX).write_text(json.dumps(beside | {"weight_map": weight_map} | {"last": True}, indent=1))
+    assert ModelFolder().contents(place).layout.tensors.keys() == tiny_base().keys()
+
+
+@pytest.mark.parametrize(
+    "shard", [7, None, True, 1.5, [], {}, "", "a/b", "/a", "..", "a\0b", "b.bin", ".b.safetensors"]
+)
 def test_a_shard_that_is_no_plain_file_name_is_not_opened(tmp_path: Path, shard: Any) -> None:
     place = save_sharded(tmp_path / "model", tiny_base())
     (place / INDEX).write_text(json.dumps({"weight_map": {"a": shard}}))
-    with pytest.raises((Refused, Busy)):
+    with pytest.raises(Refused, match="bad-index"):
         ModelFolder().contents(place)
 
 
