@@ -64,12 +64,12 @@ def initialise(settings: Settings, config: Path, progress: Progress) -> Initiali
 
 def _take_existing(settings: Settings, base: Base, history: History) -> list[Checkpoint]:
     """Record what lies in the watched folder already, by name, as the setting `existing` says."""
-    intake = Intake(base, history, settings.quiet)
-    for sighting in make_source(settings).scan(None).sightings:
-        if settings.existing == "fold":
-            intake.take(sighting, now=True)
-        else:
-            state: CheckpointState = "held" if settings.existing == "hold" else "refused"
+    sightings = make_source(settings).scan(None).sightings
+    if settings.existing == "fold":
+        Intake(base, history, settings).see(sightings, now=True)
+    else:
+        state: CheckpointState = "held" if settings.existing == "hold" else "refused"
+        for sighting in sightings:
             history.checkpoints.add(sighting, state, _existing(settings.existing))
     return history.checkpoints.all()
 

@@ -79,7 +79,7 @@ class Loop:
         settings, history, store = self.settings, self._history, self._store
         self._merge = merge = open_merge(settings, history, Progress(self._show))
         self._source = make_source(settings)
-        self._intake = Intake(merge.base, history, settings.quiet)
+        self._intake = Intake(merge.base, history, settings, lambda: self.post("rescan"))
         self._worker = Worker(settings, merge, store, history, self._source.sight)
         self._desk = Desk(history, store, self._intake, self._source.sight, list(merge.hooks))
         self._drafting = Drafting(settings, merge, store)
@@ -96,6 +96,7 @@ class Loop:
             self.tell(live=self._live() | {"daemon": None})
         finally:
             self._source.close()
+            self._intake.close()
             self._hands.close()
             self._history.close()
             self._lock.release()
@@ -168,8 +169,9 @@ class Loop:
         return None
 
     def idle(self) -> bool:
-        """Whether nothing is folding, about to be folded or about to be quiet."""
-        return self._hands.job is None and not self._can_fold() and self._rescan_at is None and self._inbox.empty()
+        """Whether nothing is folding, about to be folded, being hashed or about to be quiet."""
+        resting = self._hands.job is None and self._rescan_at is None and not self._intake.hashing
+        return resting and not self._can_fold() and self._inbox.empty()
 
     def ask(self, request: AnyRequest) -> Answer:
         """Carry out a request here and now, as a daemon would; returns its result or raises its error."""
@@ -220,7 +222,7 @@ class Loop:
             return
         self._merge = self._worker.merge = self._drafting.merge = merge
         self.settings = self._worker.settings = self._drafting.settings = settings
-        self._desk.hooks, self._intake.quiet = list(merge.hooks), settings.quiet
+        self._desk.hooks, self._intake.settings = list(merge.hooks), settings
         self.taken(settings)
         log.info("the configuration was read again")
         self._rescan()

@@ -8,6 +8,8 @@ import errno
 import json
 import math
 import os
+import pwd
+import re
 import stat
 from collections.abc import Sequence
 from itertools import pairwise
@@ -77,10 +79,16 @@ def read_header(path: str | Path) -> dict[str, TensorInfo]:
     tensors = _tensors(path, raw, 8 + length)
     end = max((tensor.start + tensor.nbytes for tensor in tensors), default=8 + length)
     if size < end:
-        raise Busy(f"{path} is not complete: {size} of {end} bytes")
+        raise Busy(f"{_part(path)} is not complete: {end - size:,} of {end:,} bytes are missing")
     if size > end:
         raise _bad(path, f"{size - end} bytes after the last tensor", "none")
     return {tensor.name: tensor for tensor in tensors}
+
+
+def _part(path: str | Path) -> str:
+    """Return what people call a file: its name, or which shard it is."""
+    shard = re.fullmatch(r".*-0*(\d+)-of-0*(\d+)\.safetensors", Path(path).name)
+    return f"shard {shard[1]} of {shard[2]}" if shard else Path(path).name
 
 
 def layout_of(paths: Sequence[str | Path]) -> Layout:
@@ -149,4 +157,8 @@ def owner_of(path: str | Path) -> str:
         status = os.stat(path)
     except OSError:
         return "in a folder that we cannot enter"
-    return f"mode {stat.S_IMODE(status.st_mode):04o}, owner {status.st_uid}"
+    try:
+        owner = pwd.getpwuid(status.st_uid).pw_name
+    except KeyError:
+        owner = str(status.st_uid)
+    return f"mode {stat.S_IMODE(status.st_mode):04o}, owner {owner}"

@@ -23,11 +23,11 @@ class Watch:
     def __init__(self, merge: Sandbox, history: History) -> None:
         self.merge, self.history = merge, history
         self.source = Directory(merge.watch)
-        self.intake = Intake(examine(merge.base, Progress()), history, 60.0)
+        self.intake = Intake(examine(merge.base, Progress()), history, merge.settings)
 
-    def see(self, quiet: float = 0.0) -> float | None:
+    def see(self, quiet: float = 0.0, **settings: Any) -> float | None:
         """Scan once, where files are quiet after so many seconds."""
-        self.intake.quiet = quiet
+        self.intake.settings = self.merge.settings.model_copy(update={"quiet": quiet, **settings})
         return self.intake.see(self.source.scan().sightings)
 
     def states(self) -> dict[str, str]:
@@ -40,7 +40,9 @@ class Watch:
 @pytest.fixture
 def watch(merge: Sandbox) -> Iterator[Watch]:
     with History(merge.store.database, write=True) as history:
-        yield Watch(merge, history)
+        watch = Watch(merge, history)
+        yield watch
+        watch.intake.close()
 
 
 def test_what_is_young_settles_and_says_for_how_long(watch: Watch) -> None:
@@ -49,7 +51,7 @@ def test_what_is_young_settles_and_says_for_how_long(watch: Watch) -> None:
     assert wait is not None
     assert 50 < wait <= 60
     assert watch.states() == {"a": "settling"}
-    assert watch.waits() == ["its files to stay unchanged for 60 s"]
+    assert watch.waits() == ["no change for 60 s"]
     assert watch.see() is None
     assert watch.states() == {"a": "ready"}
     assert watch.waits() == []
