@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 TICK = 0.25  # seconds between looks at a running fold
 TELL_EVERY = 0.5  # seconds between writings of status.json while one runs
+REST = 4  # times as long as a scan took, however many events come: most of the time is for other work
 NAP = 1.0  # seconds that the loop waits at most: a signal that another thread gets does not wake it
 
 
@@ -51,6 +52,7 @@ class Loop:
         self._lock = Lock(self._store.lock)
         self._inbox = Inbox()
         self._rescan_at: float | None = None  # monotonic seconds
+        self._rested_at = 0.0  # monotonic seconds: before, no event makes it scan again
         self._told_at = 0.0  # monotonic seconds
         self._source_trouble = ""
         self._stopping = False
@@ -204,7 +206,7 @@ class Loop:
             self._worker.after_move()
             self.tell(log_too=True)
         elif message == "rescan":
-            self._rescan()
+            self._rescan_in(self._rested_at - time.monotonic())
         elif message == "upkeep":
             self._worker.after_move()
             self._history.tidy()
@@ -229,7 +231,7 @@ class Loop:
 
     def _rescan(self) -> None:
         """Look at the watched folder; what settles is looked at again when it will be quiet."""
-        self._rescan_at = None
+        self._rescan_at, began = None, time.monotonic()
         try:
             scan = self._source.scan(None)
         except Unavailable as error:
@@ -237,12 +239,18 @@ class Loop:
             log.warning("%s", error)
         else:
             self._source_trouble = ""
-            self._rescan_in(self._intake.see(scan.sightings))
+            self._settles_in(self._intake.see(scan.sightings))
         self.tell()
+        self._rested_at = time.monotonic() + REST * (time.monotonic() - began)
 
-    def _rescan_in(self, seconds: float | None) -> None:
+    def _settles_in(self, seconds: float | None) -> None:
         if seconds is not None:
-            self._rescan_at = time.monotonic() + max(seconds, 0.05)
+            self._rescan_in(max(seconds, 0.05))
+
+    def _rescan_in(self, seconds: float) -> None:
+        """Look at the watched folder in so many seconds, if not before."""
+        at = time.monotonic() + seconds
+        self._rescan_at = at if self._rescan_at is None else min(at, self._rescan_at)
 
     # ------------------------------------------------------------------------------------------------------ one fold
 
@@ -292,7 +300,7 @@ class Loop:
     def _settle_soon(self, row: int) -> None:
         """Have a checkpoint that settles again looked at, once it may be quiet."""
         if self._history.checkpoints.get(row).state == "settling":
-            self._rescan_in(self.settings.quiet)
+            self._settles_in(self.settings.quiet)
 
     def _abandon(self) -> None:
         """Stop a running fold; its checkpoint waits again."""

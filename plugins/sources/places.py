@@ -9,7 +9,8 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from fnmatch import fnmatch
+from fnmatch import translate
+from functools import cache
 from pathlib import Path
 
 from ...state.records import FileStamp, Sighting
@@ -71,7 +72,13 @@ def named_as_place(name: str) -> bool:
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
     """Whether a name is like one of these."""
-    return any(fnmatch(name, pattern) for pattern in patterns)
+    return _either(patterns).fullmatch(name) is not None
+
+
+@cache
+def _either(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """Return patterns as one: a scan asks for each name in each folder."""
+    return re.compile("|".join(map(translate, patterns)))
 
 
 def _name(root: Path, place: Path) -> str:
