@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help dev check lint fix test demo bench fuzz mutations clean
+.PHONY: help dev check lint fix test test-without-events demo bench fuzz mutations arrivals clean
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 22
 
 dev: $(READY)  ## make the virtual environment with everything that development needs
 $(READY): pyproject.toml constraints.txt
@@ -28,6 +28,13 @@ fix: $(READY)  ## format, and mend what the linter can
 
 test: $(READY)  ## the tests, warnings as errors
 	$(BIN)/pytest
+
+test-without-events: $(READY)  ## the tests, where the repeated scan alone finds what is new
+	TEST_WITHOUT_EVENTS=1 $(BIN)/pytest
+
+arrivals: $(READY)  ## checkpoints arrive in every style, with stalls: a quarter of an hour; COUNT=50 SEED=1
+	PYTHONPATH=tests $(BIN)/python tests/arrivals_table.py --count $(or $(COUNT),50) --seed $(or $(SEED),1)
+	PYTHONPATH=tests $(BIN)/python tests/arrivals_table.py --count $(or $(COUNT),50) --seed $(or $(SEED),1) --same-user
 
 demo: $(READY)  ## train, fold, compare with plain averaging, roll back; about a minute
 	$(BIN)/python benchmarks/demo

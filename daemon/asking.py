@@ -191,6 +191,7 @@ def show(settings: Settings, what: str) -> dict[str, Any]:
 
 def check(settings: Settings, path: Path) -> dict[str, Any]:
     """Return what admission says of a checkpoint: decision, reasons, and what it waits for."""
+    from ..plugins.sources import evidence
     from ..plugins.sources.directory import Directory
     from .admission import Admission
     from .base import locate, open_base
@@ -201,10 +202,10 @@ def check(settings: Settings, path: Path) -> dict[str, Any]:
     sighting = Directory(place.parent).sight(place)
     if sighting is None:
         raise Usage(f"there is no checkpoint at {path}", "give a model folder or a .safetensors file")
-    if sighting.unfinished:
+    if unfinished := evidence.gather(sighting).unfinished:
         return {
             "decision": "incomplete",
-            "waits_for": f"{sighting.unfinished} to be finished",
+            "waits_for": f"{unfinished} to be finished",
             "hint": "",
             "reasons": [],
         }

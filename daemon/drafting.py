@@ -15,6 +15,7 @@ from .folding import FoldResult, Head, content_digest, fold
 from .opening import Merge, parameters_of
 from .progress import Progress
 from .publishing import Published, publish
+from .replacing import Start
 from .settings import Settings
 
 
@@ -26,7 +27,7 @@ class Job:
     checkpoint: Checkpoint
     candidate: Candidate
     number: int
-    parent: Version | None
+    start: Start
     folded_here: frozenset[str]  # digests folded from this place before; empty if a person asked for this one too
     known: frozenset[str]  # digests that would be folded for nothing
 
@@ -65,7 +66,12 @@ class Drafting:
         progress.seconds.clear()
         if job.folded_here:
             digest = content_digest(job.candidate, self.settings.memory, progress)
-            return Known(digest) if digest in job.folded_here else _changed(job)
+            if digest in job.folded_here:
+                return Known(digest)
+            if (verdict := _changed(job, self.settings.on_change)) != ADMITTED:
+                return verdict
+        if job.start.held is not None:
+            return Verdict("held", (job.start.held,))
         draft = self._store.draft(job.number)
         made: Outcome | None = None
         try:
@@ -79,7 +85,7 @@ class Drafting:
 
     def _make(self, job: Job, draft: Draft, progress: Progress) -> Outcome:
         """The way of a draft, in order."""
-        settings, merge, parent = self.settings, self.merge, job.parent
+        settings, merge, parent = self.settings, self.merge, job.start.parent
         head = Head(parent.totals, self._store.slot_layouts(parent.number)) if parent else Head()
         result = fold(merge.base, job.candidate, head, merge.rule, draft, settings.memory, progress)
         if result.digest in job.known:
@@ -115,7 +121,7 @@ class Drafting:
         weights = [file for file in published.files if file.name.endswith(".safetensors")]
         version = Version(
             number=job.number,
-            parent=job.parent.number if job.parent else None,
+            parent=job.start.parent.number if job.start.parent else None,
             cause="fold",
             checkpoint=job.checkpoint.id,
             rule=self.settings.rule,
@@ -153,7 +159,11 @@ class Drafting:
         }
 
 
-def _changed(job: Job) -> Verdict:
+def _changed(job: Job, on_change: str) -> Verdict:
+    """Say what becomes of other content at a place that was folded before, as the setting `on_change` has it."""
+    if on_change in ("add", "replace"):
+        return ADMITTED
     found = "other content than what was folded from this place before"
     next_step = f"to fold it as one more checkpoint: mergd fold {job.checkpoint.place}"
-    return Verdict("held", (Reason("changed", found, "a new name for a new checkpoint", next_step),))
+    reason = Reason("changed", found, "a new name for a new checkpoint", next_step)
+    return Verdict("held" if on_change == "hold" else "refused", (reason,))

@@ -12,7 +12,6 @@ from ..state.history import History
 from ..state.lock import Lock
 from ..state.records import Checkpoint, CheckpointState, Reason
 from ..state.store import Store
-from .admission import Admission
 from .base import Base, examine, locate
 from .intake import Intake
 from .opening import make_rule, make_source, parameters_of, pins_of
@@ -66,12 +65,12 @@ def initialise(settings: Settings, config: Path, progress: Progress) -> Initiali
 
 def _take_existing(settings: Settings, base: Base, history: History) -> list[Checkpoint]:
     """Record what lies in the watched folder already, by name, as the setting `existing` says."""
-    intake = Intake(Admission(base, settings), history, settings.quiet)
-    for sighting in make_source(settings).scan(None).sightings:
-        if settings.existing == "fold":
-            intake.take(sighting, now=True)
-        else:
-            state: CheckpointState = "held" if settings.existing == "hold" else "refused"
+    sightings = make_source(settings).scan(None).sightings
+    if settings.existing == "fold":
+        Intake(base, history, settings).see(sightings, now=True)
+    else:
+        state: CheckpointState = "held" if settings.existing == "hold" else "refused"
+        for sighting in sightings:
             history.checkpoints.add(sighting, state, _existing(settings.existing))
     return history.checkpoints.all()
 

@@ -5,52 +5,88 @@ At its end a checkpoint is ready, and has its place in the order; or it is refus
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
 
+from ..plugins.formats.interface import Candidate
+from ..plugins.sources import evidence
 from ..state.errors import NotPermitted, Unavailable
+from ..state.headers import owner_of
 from ..state.history import History
-from ..state.records import Checkpoint, Reason, Sighting
+from ..state.records import Checkpoint, Reason, Sighting, Verdict
+from . import runs
 from .admission import Admission
-from .readiness import seconds_to_wait
+from .base import Base
+from .hashing import Hasher
+from .readiness import Now, Patience, Readiness, Seen, seconds_to_wait, step
+from .runs import FREE, Turn
+from .settings import Settings
 
 log = logging.getLogger(__name__)
 
 STILL_OPEN = ("settling", "blocked", "vanished")
+STUCK = timedelta(hours=24)
+COMPLETE = Readiness("ready")
 
 
 class Intake:
     """Turns sightings into rows of the history."""
 
-    def __init__(self, admission: Admission, history: History, quiet: float) -> None:
-        self.quiet = quiet  # seconds
+    def __init__(
+        self, base: Base, history: History, settings: Settings, wake: Callable[[], None] = lambda: None
+    ) -> None:
+        self.settings = settings
         self.refused = 0  # so far
         self.waits: dict[int, str] = {}  # checkpoint -> what is waited for
-        self.admission, self._checkpoints = admission, history.checkpoints
-        self._seen: dict[str, tuple[str, float]] = {}  # place -> fingerprint, and since when (monotonic seconds)
+        self._base, self._checkpoints = base, history.checkpoints
+        self._hasher = Hasher(wake)
+        self._places: dict[str, Readiness] = {}  # how far those are that still settle
+        self._runs: dict[str, tuple[str, float]] = {}  # fingerprint, and since when (monotonic seconds)
+        self._warned: set[int] = set()  # checkpoints that settle for too long
 
-    def see(self, sightings: Iterable[Sighting]) -> float | None:
-        """Take all that a scan saw; returns after how many seconds something will be quiet, None if nothing settles."""
-        waits, places = [], set()
-        for sighting in sightings:
-            places.add(sighting.place)
-            if (wait := self.take(sighting)) is not None:
-                waits.append(wait)
-        self._note_vanished(places)
-        return min(waits, default=None)
+    @property
+    def hashing(self) -> bool:
+        """Whether a digest is still to come, after which there is more to take."""
+        return self._hasher.busy
 
-    def take(self, sighting: Sighting, *, now: bool = False) -> float | None:
-        """Bring one sighting's row up to date; returns how many seconds it still settles, None if it does not.
+    def close(self) -> None:
+        """Stop hashing."""
+        self._hasher.close()
+
+    def see(self, sightings: Sequence[Sighting], *, now: bool = False) -> float | None:
+        """Take all that a scan saw; returns after how many seconds something will be quiet, None if nothing settles.
+
+        `now`: they are complete, as somebody says; of a run, all the same, only those are taken whose turn it is.
+        """
+        turns = self._turns(sightings, now)
+        waits = [self.take(s, now=now, turn=turns.get(s.place, FREE)) for s in sightings]
+        self._note_vanished({sighting.place for sighting in sightings})
+        self._warn_of_stuck()
+        return min((wait for wait in waits if wait is not None), default=None)
+
+    def take(self, sighting: Sighting, *, now: bool = False, turn: Turn = FREE) -> float | None:
+        """Bring one sighting's row up to date; returns how many seconds it still settles, None if no clock ends that.
 
         `now`: a person says that it is complete, so that its quiet is not waited for.
         """
         row = self.row_of(sighting)
         if row.state not in STILL_OPEN:
             return None
-        wait = 0.0 if now else self._still_settles(row, sighting)
-        if wait == 0.0:
-            self._admit(row, sighting)
+        if turn.reason is not None:
+            self._checkpoints.set_state(row.id, "held", turn.reason)
             return None
-        return wait
+        if turn.waits_for:
+            self._settle(row, turn.waits_for)
+            return None
+        readiness = COMPLETE if now else self._readiness(sighting)
+        if readiness.state == "blocked":
+            path = readiness.waits_for
+            self._block(row, f"cannot read {path} ({owner_of(path)})", _leave_to_read(path))
+        elif readiness.state == "settling":
+            self._settle(row, readiness.waits_for)
+        else:
+            self._admit(row, sighting, turn)
+        return readiness.seconds
 
     def row_of(self, sighting: Sighting) -> Checkpoint:
         """Return the row of a place: a new one if it is new, or if what was folded from there has changed since."""
@@ -61,39 +97,79 @@ class Intake:
             return self._checkpoints.resight(row.id, sighting)
         return row
 
-    def _still_settles(self, row: Checkpoint, sighting: Sighting) -> float | None:
-        """Return the seconds until it is quiet; None if no clock ends the wait."""
-        if sighting.unfinished:
-            self._settle(row, f"{sighting.unfinished} to be finished")
-            return None
-        fingerprint, since = self._seen.get(sighting.place, ("", 0.0))
-        if fingerprint != sighting.fingerprint:
-            since = time.monotonic()
-            self._seen[sighting.place] = (sighting.fingerprint, since)
-        wait = seconds_to_wait(sighting, time.monotonic() - since, time.time_ns(), self.quiet)
-        if wait > 0:
-            self._settle(row, f"its files to stay unchanged for {self.quiet:g} s")
-        return wait
+    # ---------------------------------------------------------------------------------------------------- is it complete
 
-    def _admit(self, row: Checkpoint, sighting: Sighting) -> None:
+    def _readiness(self, sighting: Sighting) -> Readiness:
+        """Take the next step of a place's way to readiness."""
+        found = evidence.gather(sighting)
+        hashed = {} if found.unfinished or found.writers else self._hasher.known(sighting, found.digests)
+        settings, now = self.settings, Now(time.monotonic(), time.time_ns())
+        patience = Patience(settings.quiet, settings.quiet_unsure, settings.quiet_network, settings.marked_only)
+        readiness = step(self._places.get(sighting.place), Seen(sighting, found, hashed), now, patience)
+        self._places[sighting.place] = readiness
+        return readiness
+
+    def _turns(self, sightings: Iterable[Sighting], now: bool) -> dict[str, Turn]:
+        """Return the turn of each place that belongs to a trainer's run."""
+        members: dict[tuple[str, str], list[Sighting]] = {}
+        for sighting in sightings:
+            if sighting.run:
+                members.setdefault((sighting.source, sighting.run), []).append(sighting)
+        turns: dict[str, Turn] = {}
+        self._runs = {run: since for run, since in self._runs.items() if any(run == key[1] for key in members)}
+        for (source, run), of_run in members.items():
+            rows = self._checkpoints.under(source, run)
+            turns |= runs.plan(of_run, rows, self.settings.per_run, "" if now else self._quiet_of(run, of_run))
+        return turns
+
+    def _quiet_of(self, run: str, members: Sequence[Sighting]) -> str:
+        """Return in words how long a run must still be quiet, empty once it was; the repeated scan finds that out."""
+        fingerprint = " ".join(sighting.fingerprint for sighting in members)
+        if self._runs.get(run, ("", 0.0))[0] != fingerprint:
+            self._runs[run] = fingerprint, time.monotonic()
+        seen_for, quiet = time.monotonic() - self._runs[run][1], self.settings.run_quiet
+        changed_ns = max(sighting.changed_ns for sighting in members)
+        return f"quiet for {quiet / 60:g} min" if seconds_to_wait(changed_ns, seen_for, time.time_ns(), quiet) else ""
+
+    # ------------------------------------------------------------------------------------------------- what is recorded
+
+    def _admit(self, row: Checkpoint, sighting: Sighting, turn: Turn) -> None:
         """Read the headers, and record the verdict."""
         try:
-            _, verdict = self.admission.examine(sighting)
+            _, verdict = self._examine(sighting)
         except NotPermitted as error:
-            reason = Reason("cannot-read", str(error), "files that the daemon's user may read", error.hint)
-            self._checkpoints.set_state(row.id, "blocked", reason)
-            return
+            self._block(row, str(error), error.hint)
         except Unavailable as error:
             self._settle(row, str(error))
-            return
-        self.waits.pop(row.id, None)
+        else:
+            self._record(row, sighting, turn, verdict)
+
+    def _examine(self, sighting: Sighting) -> tuple[Candidate | None, Verdict]:
+        return Admission(self._base, self.settings).examine(sighting)
+
+    def _record(self, row: Checkpoint, sighting: Sighting, turn: Turn, verdict: Verdict) -> None:
+        self._forget(row, sighting.place)
+        self._hasher.forget(sighting)
         if verdict.decision == "admitted":
-            self._checkpoints.make_ready(row.id)
+            self._checkpoints.make_ready(row.id, replaces=self._replaced_by(sighting, turn))
             log.info("%s is ready", row.name)
         else:
             self._checkpoints.set_state(row.id, verdict.decision, *verdict.reasons)
             self.refused += verdict.decision == "refused"
             log.warning("%s is %s: %s", row.name, verdict.decision, "; ".join(map(str, verdict.reasons)))
+
+    def _replaced_by(self, sighting: Sighting, turn: Turn) -> int | None:
+        """Return the row in whose stead a checkpoint counts: an earlier step of its run, or what its place held before."""
+        if turn.replaces is not None or self.settings.on_change != "replace":
+            return turn.replaces
+        before = self._checkpoints.folded_at(sighting.source, sighting.place)
+        return before.id if before else None
+
+    def _block(self, row: Checkpoint, found: str, next_step: str) -> None:
+        reason = Reason("cannot-read", found, "files that the daemon's user may read", next_step)
+        if row.state != "blocked":
+            log.warning("%s is blocked: %s", row.name, reason)
+        self._checkpoints.set_state(row.id, "blocked", reason)
 
     def _settle(self, row: Checkpoint, waits_for: str) -> None:
         if self.waits.get(row.id) != waits_for:
@@ -107,5 +183,27 @@ class Intake:
         for row in self._checkpoints.in_state("settling", "ready", "blocked"):
             if row.place not in places and row.urgent is None:
                 self._checkpoints.set_state(row.id, "vanished")
-                self._seen.pop(row.place, None)
+                self._forget(row, row.place)
                 log.info("%s is gone from %s", row.name, row.place)
+
+    def _forget(self, row: Checkpoint, place: str) -> None:
+        self.waits.pop(row.id, None)
+        self._places.pop(place, None)
+
+    def _warn_of_stuck(self) -> None:
+        """Tell once of what has been settling for a day; the steps of a run may well wait for longer."""
+        for row in self._checkpoints.in_state("settling"):
+            waits_for = self.waits.get(row.id, "")
+            if row.id in self._warned or waits_for.startswith("nothing") or age(row) < STUCK:
+                continue
+            self._warned.add(row.id)
+            log.warning("%s has been settling since %s; it waits for %s", row.name, row.since, waits_for)
+
+
+def _leave_to_read(path: str) -> str:
+    return f"chmod o+rX {path}; or give the daemon its owner's user, or CAP_DAC_READ_SEARCH"
+
+
+def age(row: Checkpoint) -> timedelta:
+    """Return for how long a checkpoint has been in its state."""
+    return datetime.now(UTC) - datetime.fromisoformat(row.since)

@@ -15,7 +15,6 @@ from ..state.history import History
 from ..state.lock import Lock
 from ..state.records import Checkpoint
 from ..state.store import Store
-from .admission import Admission
 from .control import Answer, Ask
 from .desk import Desk
 from .drafting import Drafting, Job
@@ -34,6 +33,7 @@ log = logging.getLogger(__name__)
 
 TICK = 0.25  # seconds between looks at a running fold
 TELL_EVERY = 0.5  # seconds between writings of status.json while one runs
+REST = 4  # times as long as a scan took, however many events come: most of the time is for other work
 NAP = 1.0  # seconds that the loop waits at most: a signal that another thread gets does not wake it
 
 
@@ -52,6 +52,7 @@ class Loop:
         self._lock = Lock(self._store.lock)
         self._inbox = Inbox()
         self._rescan_at: float | None = None  # monotonic seconds
+        self._rested_at = 0.0  # monotonic seconds: before, no event makes it scan again
         self._told_at = 0.0  # monotonic seconds
         self._source_trouble = ""
         self._stopping = False
@@ -80,7 +81,7 @@ class Loop:
         settings, history, store = self.settings, self._history, self._store
         self._merge = merge = open_merge(settings, history, Progress(self._show))
         self._source = make_source(settings)
-        self._intake = Intake(Admission(merge.base, settings), history, settings.quiet)
+        self._intake = Intake(merge.base, history, settings, lambda: self.post("rescan"))
         self._worker = Worker(settings, merge, store, history, self._source.sight)
         self._desk = Desk(history, store, self._intake, self._source.sight, list(merge.hooks))
         self._drafting = Drafting(settings, merge, store)
@@ -97,6 +98,7 @@ class Loop:
             self.tell(live=self._live() | {"daemon": None})
         finally:
             self._source.close()
+            self._intake.close()
             self._hands.close()
             self._history.close()
             self._lock.release()
@@ -169,8 +171,9 @@ class Loop:
         return None
 
     def idle(self) -> bool:
-        """Whether nothing is folding, about to be folded or about to be quiet."""
-        return self._hands.job is None and not self._can_fold() and self._rescan_at is None and self._inbox.empty()
+        """Whether nothing is folding, about to be folded, being hashed or about to be quiet."""
+        resting = self._hands.job is None and self._rescan_at is None and not self._intake.hashing
+        return resting and not self._can_fold() and self._inbox.empty()
 
     def ask(self, request: AnyRequest) -> Answer:
         """Carry out a request here and now, as a daemon would; returns its result or raises its error."""
@@ -203,7 +206,7 @@ class Loop:
             self._worker.after_move()
             self.tell(log_too=True)
         elif message == "rescan":
-            self._rescan()
+            self._rescan_in(self._rested_at - time.monotonic())
         elif message == "upkeep":
             self._worker.after_move()
             self._history.tidy()
@@ -221,15 +224,14 @@ class Loop:
             return
         self._merge = self._worker.merge = self._drafting.merge = merge
         self.settings = self._worker.settings = self._drafting.settings = settings
-        self._desk.hooks, self._intake.quiet = list(merge.hooks), settings.quiet
-        self._intake.admission = Admission(merge.base, settings)
+        self._desk.hooks, self._intake.settings = list(merge.hooks), settings
         self.taken(settings)
         log.info("the configuration was read again")
         self._rescan()
 
     def _rescan(self) -> None:
         """Look at the watched folder; what settles is looked at again when it will be quiet."""
-        self._rescan_at = None
+        self._rescan_at, began = None, time.monotonic()
         try:
             scan = self._source.scan(None)
         except Unavailable as error:
@@ -237,12 +239,18 @@ class Loop:
             log.warning("%s", error)
         else:
             self._source_trouble = ""
-            self._rescan_in(self._intake.see(scan.sightings))
+            self._settles_in(self._intake.see(scan.sightings))
         self.tell()
+        self._rested_at = time.monotonic() + REST * (time.monotonic() - began)
 
-    def _rescan_in(self, seconds: float | None) -> None:
+    def _settles_in(self, seconds: float | None) -> None:
         if seconds is not None:
-            self._rescan_at = time.monotonic() + max(seconds, 0.05)
+            self._rescan_in(max(seconds, 0.05))
+
+    def _rescan_in(self, seconds: float) -> None:
+        """Look at the watched folder in so many seconds, if not before."""
+        at = time.monotonic() + seconds
+        self._rescan_at = at if self._rescan_at is None else min(at, self._rescan_at)
 
     # ------------------------------------------------------------------------------------------------------ one fold
 
@@ -292,7 +300,7 @@ class Loop:
     def _settle_soon(self, row: int) -> None:
         """Have a checkpoint that settles again looked at, once it may be quiet."""
         if self._history.checkpoints.get(row).state == "settling":
-            self._rescan_in(self.settings.quiet)
+            self._settles_in(self.settings.quiet)
 
     def _abandon(self) -> None:
         """Stop a running fold; its checkpoint waits again."""

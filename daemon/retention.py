@@ -11,13 +11,14 @@ def to_drop(
 ) -> list[int]:
     """Return the numbers of the versions whose files may go, oldest first.
 
-    Kept are the head, where it was before, the `keep_last` newest versions, and those younger than `keep_within`
-    seconds. `moves` come newest first.
+    Kept are the head, its parent (onto which a replacement is folded), where the head was before, the `keep_last`
+    newest versions, and those younger than `keep_within` seconds. `moves` come newest first.
     """
     keep = {version.number for version in sorted(versions, key=lambda v: -v.number)[:keep_last]}
     keep |= {version.number for version in versions if age(version, now) < keep_within}
     if moves:
-        keep |= {moves[0].to_version, moves[0].from_version or moves[0].to_version}
+        head = moves[0].to_version
+        keep |= {head, moves[0].from_version or head, *(v.parent for v in versions if v.number == head and v.parent)}
     return [v.number for v in versions if (v.slots_kept or v.model_kept) and v.number not in keep]
 
 

@@ -70,6 +70,18 @@ class Settings(BaseModel):
     """What init does with the checkpoints that lie in the watched directory already."""
     quiet: Duration = 5.0
     """How long a checkpoint's files must stay unchanged before it is taken, such as `5s`."""
+    quiet_unsure: Duration = 30.0
+    """The same where the kernel does not say whether somebody writes them, or where they have holes."""
+    quiet_network: Duration = 120.0
+    """The same on a network file system, where writing by others is not seen."""
+    marked_only: bool = False
+    """Whether a checkpoint is taken only with a `READY` marker or a `SHA256SUMS` manifest, which end every wait."""
+    on_change: Literal["hold", "add", "replace", "ignore"] = "hold"
+    """What new content means at a place that was folded before; `replace`: the new counts in the stead of the old."""
+    per_run: Literal["last", "each", "replace"] = "last"
+    """Which steps of a trainer's run `RUN/checkpoint-N` count; `replace`: each later one in the stead of the earlier."""
+    run_quiet: Duration = 1800.0
+    """How long a run must be quiet before its last step counts; its final model, in `RUN` itself, counts at once."""
     rescan: Duration = Field(default=60.0, gt=0)
     """How often the watched directory is scanned, whatever the events say."""
     events: bool = True

@@ -86,6 +86,7 @@ def describe_checkpoint(row: Checkpoint, history: History, in_model: frozenset[s
         "place": row.place,
         "order": row.order,
         "duplicate_of": history.checkpoints.get(row.duplicate_of).name if row.duplicate_of else None,
+        "replaces": history.checkpoints.get(row.replaces).name if row.replaces else None,
     }
 
 

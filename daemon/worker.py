@@ -16,11 +16,13 @@ from ..state.errors import Abandoned, Busy, Damaged, Misconfigured, NotPermitted
 from ..state.history import History
 from ..state.records import ADMITTED, Checkpoint, Reason, Sighting, Verdict
 from ..state.store import Store
+from . import replacing
 from .admission import Admission
 from .drafting import Job, Known, Made, Outcome
 from .opening import Merge
 from .publishing import version_bytes
 from .recovery import STRIKES, check_head, wait_again
+from .replacing import Start
 from .retention import to_drop
 from .settings import Settings
 from .status import owed_news
@@ -64,12 +66,22 @@ class Worker:
         if candidate is None:
             checkpoints.set_state(row.id, "settling", urgent=None)
             return None
-        head = self._history.head()
+        start = self._start(row)
         here = frozenset[str]() if row.urgent else checkpoints.digests_from(row.place)
-        in_line = self._history.digests_in_line(head.number if head else None)
-        known = in_line if again else in_line | checkpoints.folded_digests()
+        in_line = self._history.digests_in_line(start.parent.number if start.parent else None)
+        if start.replaced is not None:  # what it replaces is no longer in the model: only what stays counts already
+            here, known = here & self._history.digests_in_line(start.replaced.number), in_line
+        else:
+            known = in_line if again else in_line | checkpoints.folded_digests()
         attempt = checkpoints.begin_attempt(row.id)
-        return Job(attempt, row, candidate, self._history.next_number(), head, here, known)
+        return Job(attempt, row, candidate, self._history.next_number(), start, here, known)
+
+    def _start(self, row: Checkpoint) -> Start:
+        """Return the version that a fold starts from: the head, or its parent if the row replaces what the head folded."""
+        head = self._history.head()
+        if row.replaces is None or head is None:
+            return Start(head)
+        return replacing.plan(row, self._history.lineage(head.number), self._history.checkpoints.get)
 
     def _candidate(self, row: Checkpoint) -> Candidate | None:
         sighting = self._sight(Path(row.place))
@@ -130,7 +142,9 @@ class Worker:
         """Rename the draft in, and make it true in one transaction; `after_move` lets the link follow."""
         version, reports = made.version, list(made.result.reports.values())
         self._store.install(made.draft, version.number)
-        self._history.commit_fold(version, made.result.digest, reports, job.attempt, who, list(self.merge.hooks))
+        replaced = job.start.replaced.number if job.start.replaced else None
+        hooks = list(self.merge.hooks)
+        self._history.commit_fold(version, made.result.digest, reports, job.attempt, who, hooks, replaced)
         folded, scale = version.totals.folded, version.scale
         log.info("%s is folded: %s, %d checkpoints, scale %.4g", job.checkpoint.name, version, folded, scale)
         return self._history.checkpoints.get(job.checkpoint.id)

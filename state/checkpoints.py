@@ -33,6 +33,17 @@ class Checkpoints:
         rows = self._where("source = ? and place = ? order by id desc limit 1", source, place)
         return rows[0] if rows else None
 
+    def under(self, source: str, folder: str) -> list[Checkpoint]:
+        """Return the rows of the places right in a folder, and of the folder itself, as they were first seen."""
+        first, after = f"{folder}/", f"{folder}0"  # "0" follows "/"
+        rows = self._where("source = ? and (place = ? or place between ? and ?)", source, folder, first, after)
+        return sorted((row for row in rows if "/" not in row.place[len(first) :]), key=lambda row: row.id)
+
+    def folded_at(self, source: str, place: str) -> Checkpoint | None:
+        """Return the row of a place that was folded last."""
+        rows = self._where("source = ? and place = ? and state = 'folded' order by id desc limit 1", source, place)
+        return rows[0] if rows else None
+
     def holding(self, digest: str) -> Checkpoint | None:
         """Return the row whose content was folded first with this digest."""
         rows = self._where("digest = ? and state = 'folded' and duplicate_of is null order by id limit 1", digest)
@@ -100,11 +111,11 @@ class Checkpoints:
         self._db.table("checkpoints").update(number, changes)
         return self.get(number)
 
-    def make_ready(self, number: int) -> Checkpoint:
+    def make_ready(self, number: int, **more: Any) -> Checkpoint:
         """Let a checkpoint wait for its fold; its place in the order is written when it is ready for the first time."""
         if self.get(number).order is None:
             self._db.table("checkpoints").update(number, {"order": self._next("order")})
-        return self.set_state(number, "ready")
+        return self.set_state(number, "ready", **more)
 
     def hurry(self, number: int) -> None:
         """Put a checkpoint behind those that a person asked for, before all others."""

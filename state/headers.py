@@ -7,6 +7,8 @@ The format (github.com/huggingface/safetensors, README): eight bytes of little-e
 import errno
 import math
 import os
+import pwd
+import re
 import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -62,7 +64,11 @@ def owner_of(path: str | Path) -> str:
         status = os.stat(path)
     except OSError:
         return "in a folder that we cannot enter"
-    return f"mode {stat.S_IMODE(status.st_mode):04o}, owner {status.st_uid}"
+    try:
+        owner = pwd.getpwuid(status.st_uid).pw_name
+    except KeyError:
+        owner = str(status.st_uid)
+    return f"mode {stat.S_IMODE(status.st_mode):04o}, owner {owner}"
 
 
 def read_bounded(path: str | Path, most: int) -> bytes:
@@ -120,7 +126,7 @@ def _raw_header(path: str | Path, most: int) -> tuple[bytes, int]:
             raise _bad(path, f"a header of {length} bytes", f"2 to {most} bytes")
         raw = os.pread(fd, length, 8)
         if len(raw) < length:
-            raise Busy(f"{_name(path)} misses {size(length - len(raw))} of its header")
+            raise Busy(f"{_part(path)} misses {size(length - len(raw))} of its header")
         return raw, nbytes
     finally:
         os.close(fd)
@@ -131,7 +137,7 @@ def _parsed(path: str | Path, raw: bytes, nbytes: int, most: int) -> dict[str, T
     tensors = _tiled(path, _entries(path, raw, most), 8 + len(raw))
     end = tensors[-1].start + tensors[-1].nbytes if tensors else 8 + len(raw)
     if nbytes < end:
-        raise Busy(f"{_name(path)} misses {size(end - nbytes)}")
+        raise Busy(f"{_part(path)} misses {size(end - nbytes)}")
     if nbytes > end:
         raise _bad(path, f"{nbytes - end} bytes after the last tensor", "none")
     return {tensor.name: tensor for tensor in tensors}
@@ -195,6 +201,12 @@ def _tiled(path: str | Path, tensors: Iterable[TensorInfo], data_start: int) -> 
 
 def _name(path: str | Path) -> str:
     return shown(Path(path).name)
+
+
+def _part(path: str | Path) -> str:
+    """Return what people call a file: its name, or which shard it is."""
+    shard = re.fullmatch(r".*-0*(\d+)-of-0*(\d+)\.safetensors", Path(path).name, re.ASCII)
+    return f"shard {shard[1]} of {shard[2]}" if shard else _name(path)
 
 
 def _no_file(path: str | Path) -> Reason:

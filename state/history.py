@@ -117,10 +117,12 @@ class History:
         attempt: int,
         who: str,
         hooks: Sequence[str],
+        replaced: int | None = None,
     ) -> Move:
         """Make a drafted fold true, all at once: checkpoint, version, head, and what the hooks are owed.
 
-        `digest` is the checkpoint's. Raises Busy if the head is no longer the version's parent; then nothing changed.
+        `digest` is the checkpoint's; `replaced` the head in whose stead the version comes, if not onto it. Raises Busy
+        if the head is no longer that, or the version's parent; then nothing changed.
         """
         assert version.checkpoint is not None
         with transaction(self._db):
@@ -129,7 +131,8 @@ class History:
             more = {"digest": digest, "urgent": None, "duplicate_of": first.id if first else None}
             self.checkpoints.set_state(version.checkpoint, "folded", **more)
             self.checkpoints.end_attempt(attempt, "folded")
-            return self._move(version.parent, version.number, who, "fold", hooks)
+            expected, why = (version.parent, "fold") if replaced is None else (replaced, "replace")
+            return self._move(expected, version.number, who, why, hooks)
 
     def move_head(self, to: int, who: str, why: str, hooks: Sequence[str]) -> Move:
         """Move the head to another version."""

@@ -102,3 +102,9 @@ def m003_versions(db: Database) -> None:
         foreign_keys=[("move", "moves", "id")],
         strict=True,
     )
+
+
+@migrations()
+def m004_replaces(db: Database) -> None:
+    """Which checkpoint a later step of the same run, or new content at the same place, stands in for."""
+    db.table("checkpoints").add_column("replaces", int, fk="checkpoints", fk_col="id")

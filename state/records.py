@@ -156,9 +156,10 @@ class Sighting:
 
     source: str  # the source's name
     place: str  # absolute path
-    name: str  # what people call it: the last part of the place
+    name: str  # what people call it: the last part of the place, or more where that would not tell it from others
     stamps: tuple[FileStamp, ...]  # the files that could belong to a checkpoint, sorted by name
-    unfinished: str = ""  # a file that only a copy in progress leaves, if there is one
+    run: str = ""  # the folder in which one training writes it, if one does
+    step: int | None = None  # of that training; None for its final model
 
     @property
     def changed_ns(self) -> int:
@@ -187,6 +188,7 @@ class Checkpoint:
     order: int | None = None  # its place in the order in which checkpoints were first seen ready
     urgent: int | None = None  # its place among those that a person asked to fold now
     duplicate_of: int | None = None  # the row that holds the same content
+    replaces: int | None = None  # the row in whose stead it counts, if that one is in the model when its turn comes
 
 
 # ---------------------------------------------------------------------------------------------------------- versions

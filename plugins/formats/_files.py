@@ -2,16 +2,19 @@
 
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ...state.errors import Busy, Refused
 from ...state.headers import read_bounded
 from ...state.records import Reason
+from ...state.wording import shown
 
 MAX_JSON = 4 * 2**20  # bytes
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "adapter_model.bin")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+GGUF = ".gguf"
+# What lies beside the weights of a training, and holds none.
+TRAINERS = re.compile(r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|trainer_state).*")
 CONVERT = (
     'convert it where you trust its maker: python -c "import torch, safetensors.torch as s; s.save_file({k: v.clone() '
     "for k, v in torch.load('FILE', weights_only=True).items()}, 'model.safetensors', {'format': 'pt'})\""
@@ -37,28 +40,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def refuse_pickles(place: Path, patterns: Iterable[str] = PICKLES) -> None:
-    """Refuse a folder whose weights are pickles, or of a kind that only other programs read."""
-    pickles = sorted({path.name for pattern in patterns for path in place.glob(pattern) if _holds_weights(path.name)})
-    if pickles:
-        raise Refused(pickle_reason(pickles[0]))
-    if ggufs := sorted(path.name for path in place.glob("*.gguf")):
-        raise Refused(gguf_reason(ggufs[0]))
+def never_read(name: str) -> bool:
+    """Whether a file holds weights of a kind that is never read, to judge by its name."""
+    return name.endswith((*PICKLES, GGUF)) and not TRAINERS.fullmatch(name)
 
 
-def _holds_weights(name: str) -> bool:
-    """Whether it is no trainer's own state, which lies beside the weights of a run."""
-    return not re.match(r"(optimizer|scheduler|scaler|rng_state|training_args|random_states)", name)
+def refuse_never_read(place: Path, begins: str = "") -> None:
+    """Refuse a folder for the first file in it whose weights are never read, of those whose names begin so."""
+    found = sorted(path.name for path in place.iterdir() if path.name.startswith(begins) and never_read(path.name))
+    if found:
+        raise Refused(never_read_reason(found[0]))
 
 
-def pickle_reason(name: str) -> Reason:
-    """Return why a pickle is refused."""
-    next_step = CONVERT.replace("FILE", name)
-    return Reason("pickle", f"{name}, a pickle, which can run code and is never read", "safetensors", next_step)
-
-
-def gguf_reason(name: str) -> Reason:
-    """Return why a GGUF file is refused."""
-    return Reason(
-        "quantised", f"{name}, GGUF weights", "safetensors in floating point", "drop the model it was made from"
-    )
+def never_read_reason(name: str) -> Reason:
+    """Return why such a file is refused, and what to drop instead."""
+    if name.endswith(GGUF):
+        found, expected = f"{shown(name)}, GGUF weights", "safetensors in floating point"
+        return Reason("quantised", found, expected, "drop the model it was made from")
+    found = f"{shown(name)}, a pickle, which can run code and is never read"
+    return Reason("pickle", found, "safetensors", CONVERT.replace("FILE", shown(name)))

@@ -10,7 +10,7 @@ from ...state.errors import Busy, Refused
 from ...state.headers import MAX_TENSORS, layout_of
 from ...state.records import Layout, Reason, TensorInfo
 from ...state.wording import shown
-from ._files import PICKLES, read_json, refuse_pickles
+from ._files import read_json, refuse_never_read
 from ._formulas import Both, Dora, Loha, Lokr, Lora, Scaled
 from .interface import Contents, Part, Whole
 
@@ -43,7 +43,7 @@ class Adapter:
     def contents(self, place: Path, most: int = MAX_TENSORS) -> Contents:
         """Return the formulas of the weights that it changes; all others are the base model's."""
         if not (place / WEIGHTS).exists():
-            refuse_pickles(place, [name for name in PICKLES if name.startswith("adapter_model")])
+            refuse_never_read(place, "adapter_model")
             raise Busy(f"waits for {WEIGHTS}")
         if not (place / CONFIG).exists():
             raise Busy(f"waits for {CONFIG}")  # peft writes it last

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ...state.errors import Busy, Refused
 from ...state.headers import MAX_TENSORS, layout_of
-from ._files import PICKLES, gguf_reason, pickle_reason
+from ._files import never_read, never_read_reason
 from .interface import Contents
 
 SHARD = re.compile(r".*-\d{5}-of-\d{5}\.safetensors")
@@ -16,14 +16,12 @@ class LoneFile:
 
     def recognises(self, place: Path) -> bool:
         """Whether it is a file with the suffix of weights."""
-        return place.is_file() and any(place.match(pattern) for pattern in ("*.safetensors", "*.gguf", *PICKLES))
+        return place.is_file() and (place.suffix == ".safetensors" or never_read(place.name))
 
     def contents(self, place: Path, most: int = MAX_TENSORS) -> Contents:
         """Return the tensors of the file."""
-        if place.suffix == ".gguf":
-            raise Refused(gguf_reason(place.name))
-        if place.suffix != ".safetensors":
-            raise Refused(pickle_reason(place.name))
+        if never_read(place.name):
+            raise Refused(never_read_reason(place.name))
         if SHARD.fullmatch(place.name):
             raise Busy(f"{place.name} is one of several shards", "put all of them and their index into a folder")
         return Contents.whole(layout_of([place], most))

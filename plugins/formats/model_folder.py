@@ -7,7 +7,7 @@ from ...state.header_text import JsonText
 from ...state.headers import MAX_HEADER, MAX_TENSORS, layout_of, read_bounded
 from ...state.records import Layout, Reason
 from ...state.wording import shown
-from ._files import read_json, refuse_pickles
+from ._files import read_json, refuse_never_read
 from .adapter import Adapter
 from .interface import Contents
 
@@ -32,7 +32,7 @@ class ModelFolder:
             return Contents.whole(layout_of([place / ONE_FILE], most), _config(place))
         shards = sorted(path.name for path in place.glob("*-of-*.safetensors"))
         if not shards:
-            refuse_pickles(place)
+            refuse_never_read(place)
         raise Busy(f"waits for {INDEX}" if shards else f"waits for {ONE_FILE} or {INDEX}")
 
     def _sharded(self, place: Path, most: int) -> Layout:

@@ -254,6 +254,12 @@ def test_a_folder_of_pickles_is_refused_with_the_command_that_converts_them(base
     )
 
 
+@pytest.mark.parametrize(("name", "code"), [("model.bin", "pickle"), ("last.ckpt", "pickle"), ("q4.gguf", "quantised")])
+def test_a_lone_file_of_another_kind_is_refused_by_name(base: Base, place: Path, name: str, code: str) -> None:
+    (place.parent / name).write_bytes(b"never opened")
+    assert refused_for(place.parent / name, base).keys() == {code}
+
+
 def test_pickles_beside_safetensors_are_ignored(base: Base, place: Path) -> None:
     save_model(place, tiny_base())
     (place / "pytorch_model.bin").write_bytes(b"never opened")

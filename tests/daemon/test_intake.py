@@ -1,21 +1,27 @@
 """The intake: from sightings to rows; what settles, what is blocked, what vanishes, and what comes back."""
 
 import os
+import shutil
 import socket
+import subprocess
+import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import eventually
 from support.merges import Sandbox
 from support.models import save_lone, save_model
 
-from mergd.daemon.admission import Admission
 from mergd.daemon.base import examine
+from mergd.daemon.hashing import Hasher
 from mergd.daemon.intake import Intake
 from mergd.daemon.progress import Progress
 from mergd.plugins.sources.directory import Directory
 from mergd.state.history import History
+from mergd.state.records import FileStamp
 
 
 class Watch:
@@ -24,11 +30,12 @@ class Watch:
     def __init__(self, merge: Sandbox, history: History) -> None:
         self.merge, self.history = merge, history
         self.source = Directory(merge.watch)
-        self.intake = Intake(Admission(examine(merge.base, Progress()), merge.settings), history, 60.0)
+        self.woken = threading.Event()
+        self.intake = Intake(examine(merge.base, Progress()), history, merge.settings, self.woken.set)
 
-    def see(self, quiet: float = 0.0) -> float | None:
+    def see(self, quiet: float = 0.0, **settings: Any) -> float | None:
         """Scan once, where files are quiet after so many seconds."""
-        self.intake.quiet = quiet
+        self.intake.settings = self.merge.settings.model_copy(update={"quiet": quiet, **settings})
         return self.intake.see(self.source.scan().sightings)
 
     def states(self) -> dict[str, str]:
@@ -41,7 +48,9 @@ class Watch:
 @pytest.fixture
 def watch(merge: Sandbox) -> Iterator[Watch]:
     with History(merge.store.database, write=True) as history:
-        yield Watch(merge, history)
+        watch = Watch(merge, history)
+        yield watch
+        watch.intake.close()
 
 
 def test_what_is_young_settles_and_says_for_how_long(watch: Watch) -> None:
@@ -50,7 +59,7 @@ def test_what_is_young_settles_and_says_for_how_long(watch: Watch) -> None:
     assert wait is not None
     assert 50 < wait <= 60
     assert watch.states() == {"a": "settling"}
-    assert watch.waits() == ["its files to stay unchanged for 60 s"]
+    assert watch.waits() == ["no change for 60 s"]
     assert watch.see() is None
     assert watch.states() == {"a": "ready"}
     assert watch.waits() == []
@@ -190,3 +199,101 @@ def test_ready_ones_are_ordered_by_name_where_they_were_seen_together(watch: Wat
     watch.merge.drop("0", 9)
     watch.see()
     assert [row.name for row in watch.history.checkpoints.ready()] == ["a", "b", "c", "0"]
+
+
+# ------------------------------------------------------------------------------------------------- evidence and runs
+
+
+def test_what_somebody_writes_settles_until_nobody_does(watch: Watch) -> None:
+    place = watch.merge.drop("a", 1)
+    with (place / "model.safetensors").open("ab"):
+        assert watch.see() is None  # no clock ends that
+        assert watch.waits() == ["nobody to write model.safetensors"]
+    watch.see()
+    assert watch.states() == {"a": "ready"}
+
+
+def test_a_manifest_is_waited_for_only_until_the_files_are_hashed(watch: Watch) -> None:
+    place = watch.merge.drop("a", 1)
+    write_sums(place)
+    assert watch.see(quiet=60.0) is None
+    assert watch.waits() == ["model.safetensors to be hashed, for SHA256SUMS"]
+    eventually(lambda: watch.woken.is_set() and not watch.intake.hashing)
+    assert watch.see(quiet=60.0) is None
+    assert watch.states() == {"a": "ready"}
+
+
+def test_a_file_is_hashed_once_for_as_long_as_it_is_the_same(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    real = Hasher._digest
+
+    def noting(hasher: Hasher, path: str, stamp: FileStamp) -> str | None:
+        hashed.append(path)
+        return real(hasher, path, stamp)
+
+    monkeypatch.setattr(Hasher, "_digest", noting)
+    place = watch.merge.drop("a", 1)
+    write_sums(place)
+    weights = place / "model.safetensors"
+    save_lone(weights, watch.merge.fine_tuned(2))
+    for _ in range(3):
+        watch.see()
+        eventually(lambda: not watch.intake.hashing)
+    assert watch.waits() == ["model.safetensors to have the digest that SHA256SUMS lists"]
+    assert hashed == [str(weights)]
+    save_lone(weights, watch.merge.fine_tuned(1))
+    watch.see()
+    eventually(lambda: not watch.intake.hashing)
+    watch.see()
+    assert watch.states() == {"a": "ready"}
+    assert len(hashed) == 2
+
+
+def write_sums(place: Path) -> None:
+    done = subprocess.run(["sha256sum", "model.safetensors"], cwd=place, capture_output=True, check=True)
+    (place / "SHA256SUMS").write_bytes(done.stdout)
+
+
+def test_hashing_stops_in_the_middle_of_a_file(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, real = threading.Event(), os.read
+
+    def endless(fd: int, nbytes: int) -> bytes:
+        begun.set()
+        return real(fd, nbytes) or b"more"
+
+    place = watch.merge.drop("a", 1)
+    write_sums(place)
+    monkeypatch.setattr("mergd.daemon.hashing.os.read", endless)
+    watch.see()
+    assert begun.wait(10)
+    watch.intake.close()  # returns
+
+
+def test_what_settles_for_a_day_is_told_of_once(
+    watch: Watch, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = watch.merge.drop("a", 1)
+    (place / "x.part").touch()
+    watch.see()
+    assert "has been settling" not in caplog.text
+    monkeypatch.setattr("mergd.daemon.intake.STUCK", timedelta(seconds=-1))
+    for _ in range(3):
+        watch.see()
+    assert caplog.text.count("has been settling") == 1
+    assert "x.part to be finished" in caplog.text
+
+
+def test_the_steps_of_a_run_wait_and_say_for_what(watch: Watch) -> None:
+    for step in (500, 1000):
+        place = save_model(watch.merge.watch / "alpha" / f"checkpoint-{step}", watch.merge.fine_tuned(step))
+        (place / "trainer_state.json").write_text("{}")
+    assert watch.see(run_quiet=1800.0) is None
+    assert watch.waits() == [
+        "nothing: of run alpha alpha/checkpoint-1000 counts instead",
+        "run alpha to be quiet for 30 min; a later step counts instead",
+    ]
+    watch.see(run_quiet=0.0)
+    assert watch.states() == {"alpha/checkpoint-500": "settling", "alpha/checkpoint-1000": "ready"}
+    shutil.rmtree(watch.merge.watch / "alpha" / "checkpoint-500")  # as save_total_limit does
+    watch.see(run_quiet=0.0)
+    assert watch.states() == {"alpha/checkpoint-500": "vanished", "alpha/checkpoint-1000": "ready"}

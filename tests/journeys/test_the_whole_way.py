@@ -824,4 +824,4 @@ def test_a_file_that_may_not_be_read_says_whose_it_is(of_nobody: Sandbox) -> Non
     assert of_nobody.mergd("run", "--once").code == 0
     row = next(row for row in of_nobody.mergd("list", "--json").json if row["name"] == "private.safetensors")
     assert row["state"] == "blocked"
-    assert "mode 0600, owner 0" in row["reasons"][0]["found"]
+    assert "mode 0600, owner root" in row["reasons"][0]["found"]

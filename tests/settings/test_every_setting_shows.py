@@ -1,6 +1,7 @@
 """For each setting, something that one can observe and that changes with it."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -204,8 +205,84 @@ def quiet(bench: Bench) -> None:
         loop.post("rescan")
         loop.turn()
         said = json.loads((merge.state / "status.json").read_text())
-    assert said["waits"] == {"1": "its files to stay unchanged for 3600 s"}
+    assert said["waits"] == {"1": "no change for 3600 s"}
     assert merge.states() == {"a": "settling"}
+
+
+def quiet_unsure(bench: Bench) -> None:
+    for seconds, state in ((0, "folded"), (3600, "settling")):
+        merge = make_merge(bench.place(), {"table.weight": torch.randn(200, 40)}, quiet_unsure=seconds)
+        make_a_hole(merge.drop("a.safetensors", 1))
+        take(merge)
+        assert merge.states() == {"a.safetensors": state}
+
+
+def quiet_network(bench: Bench) -> None:
+    merges = {seconds: make_merge(bench.place(), quiet_network=seconds) for seconds in (0, 3600)}
+    bench.monkeypatch.setattr("mergd.plugins.sources.evidence.on_network", lambda path: True)
+    for seconds, state in ((0, "folded"), (3600, "settling")):
+        merges[seconds].drop("a", 1)
+        take(merges[seconds])
+        assert merges[seconds].states() == {"a": state}
+
+
+def marked_only(bench: Bench) -> None:
+    merge = make_merge(bench.place(), marked_only=True)
+    place = merge.drop("a", 1)
+    assert merge.mergd("run", "--once").code == 0
+    assert merge.states() == {"a": "settling"}
+    assert merge.mergd("list", "--json").json[0]["state"] == "settling"
+    (place / "READY").touch()
+    assert merge.mergd("run", "--once").code == 0
+    assert merge.states() == {"a": "folded"}
+
+
+def on_change(bench: Bench) -> None:
+    for how, state, folded in (("hold", "held", 1), ("ignore", "refused", 1), ("add", "folded", 2),
+                               ("replace", "folded", 1)):  # fmt: skip
+        merge = bench.merge([1], on_change=how)
+        save_model(merge.watch / "seed-1", merge.fine_tuned(9))
+        assert merge.mergd("run", "--once").code == 0
+        assert (merge.checkpoints()[-1].state, merge.versions()[-1].totals.folded) == (state, folded)
+
+
+def per_run(bench: Bench) -> None:
+    for how, folded in (("last", 1), ("each", 2), ("replace", 1)):
+        merge = make_merge(bench.place(), per_run=how, run_quiet=0)
+        save_run(merge, 500, 1000)
+        assert merge.mergd("run", "--once").code == 0
+        assert merge.versions()[-1].totals.folded == folded
+
+
+def run_quiet(bench: Bench) -> None:
+    for seconds, state in ((0, "folded"), (3600, "settling")):
+        merge = make_merge(bench.place(), run_quiet=seconds)
+        save_run(merge, 500)
+        assert merge.mergd("run", "--once").code == 0
+        assert merge.states() == {"alpha/checkpoint-500": state}
+
+
+def take(merge: Sandbox) -> None:
+    """Let a loop look once at what was dropped, and fold what is ready."""
+    with merge.loop() as loop:
+        loop.post("rescan")
+        loop.run(until=lambda: list(merge.states().values()) in (["settling"], ["folded"]))
+
+
+def make_a_hole(path: Path) -> None:
+    """Leave out the end of a file, and give it its size back."""
+    nbytes = path.stat().st_size
+    os.truncate(path, nbytes // 2)
+    os.truncate(path, nbytes)
+
+
+def save_run(merge: Sandbox, *steps: int) -> None:
+    """Write steps of one training, as a trainer does."""
+    for step in steps:
+        place = save_model(merge.root / "aside", merge.fine_tuned(step))
+        (place / "trainer_state.json").write_text("{}")
+        (merge.watch / "alpha").mkdir(exist_ok=True)
+        place.rename(merge.watch / "alpha" / f"checkpoint-{step}")
 
 
 def rescan(bench: Bench) -> None:
@@ -337,6 +414,12 @@ CASES: dict[str, Callable[[Bench], None]] = {
             state,
             existing,
             quiet,
+            quiet_unsure,
+            quiet_network,
+            marked_only,
+            on_change,
+            per_run,
+            run_quiet,
             rescan,
             events,
             memory,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -216,7 +217,7 @@ def locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_a_file_that_we_may_not_read_tells_mode_and_owner(locked: Path, as_nobody: None) -> None:
-    with pytest.raises(NotPermitted, match=f"mode 0000, owner {os.getuid()}"):
+    with pytest.raises(NotPermitted, match=f"mode 0000, owner {pwd.getpwuid(os.getuid()).pw_name}"):
         read_header(locked)
 
 

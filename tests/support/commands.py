@@ -25,6 +25,7 @@ PRELOADED = [  # and what those import; the last are found by name, at the momen
     "mergd.plugins.rules.average", "mergd.plugins.rules.opcm", "mergd.plugins.rules.task_arithmetic",
     "mergd.plugins.sources.directory",
 ]  # fmt: skip
+WITHOUT_EVENTS = "TEST_WITHOUT_EVENTS"  # in the environment: every merge of the tests relies on its repeated scan alone
 PATIENCE = 60.0  # seconds; a machine that has much else to do is no failure of mergd's
 
 
@@ -35,6 +36,11 @@ def start_forking() -> None:
     process.start()
     process.join()
     process.close()
+
+
+def without_events() -> dict[str, Any]:
+    """Return the settings with which no merge of the tests is woken by events, if the environment asks for that."""
+    return {"events": False, "rescan": 0.2} if os.environ.get(WITHOUT_EVENTS) else {}
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,8 @@ def start(*arguments: object, at: Path, environment: Mapping[str, str] | None = 
     output = at / f".output-{time.monotonic_ns()}"
     output.mkdir()
     words = [str(argument) for argument in arguments]
+    if words[:1] == ["init"]:
+        words += [word for key, value in without_events().items() for word in ("--set", f"{key}={json.dumps(value)}")]
     process = FORKING.Process(target=_be_mergd, args=(words, str(at), str(output), dict(environment or {})))
     process.start()
     return Command(process, output)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from support.commands import Command, Ended, mergd, running
+from support.commands import Command, Ended, mergd, running, without_events
 from support.models import CONFIG, Model, fine_tuned, load_model, save_lone, save_model, tiny_base
 
 from mergd.daemon.initialise import initialise
@@ -19,6 +19,8 @@ from mergd.state.history import History
 from mergd.state.reading import Reader
 from mergd.state.records import Checkpoint, Version
 from mergd.state.store import Store
+
+AT_ONCE = {"quiet": 0, "quiet_unsure": 0, "quiet_network": 0}  # wherever the tests run
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def make_merge(
         save_model(merge.base, merge.model, model_config)
     merge.watch.mkdir(parents=True, exist_ok=True)
     places = {"base_model": str(merge.base), "watch": merge.watch, "state": merge.state}
-    initialise(validate(places | {"quiet": 0, **settings}, "a test"), merge.config, Progress())
+    initialise(validate(places | AT_ONCE | without_events() | settings, "a test"), merge.config, Progress())
     return merge
 
 

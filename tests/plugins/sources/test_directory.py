@@ -1,7 +1,5 @@
-"""The directory source, held to the contract of sources; what it sees as a checkpoint, and how it tends its observer."""
+"""The directory source, held to the contract of sources; what it sees, and what wakes it."""
 
-import ctypes
-import errno
 import os
 import shutil
 import threading
@@ -10,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from contracts.source import PATIENCE, SourceContract
-from support.commands import eventually
 from support.models import fine_tuned, save_lone, save_model, tiny_base
 
 from mergd.plugins.sources.directory import Directory
@@ -61,7 +58,7 @@ def test_folders_and_lone_files_are_seen_and_nothing_else(directory: Directory) 
     save_model(directory.root / "folder", tiny_base())
     save_lone(directory.root / "lone.safetensors", tiny_base())
     (directory.root / "empty").mkdir()
-    for name in ("notes.txt", ".hidden.safetensors", "x.safetensors.part", "model.bin"):
+    for name in ("notes.txt", ".hidden.safetensors", "x.safetensors.part", "optimizer.pt"):
         (directory.root / name).touch()
     os.mkfifo(directory.root / "pipe")
     assert names(directory) == ["empty", "folder", "lone.safetensors"]
@@ -141,49 +138,3 @@ def test_our_own_reading_wakes_nobody(directory: Directory) -> None:
         (place / "model.safetensors").read_bytes()
         directory.scan()
     assert not woken.wait(0.3)
-
-
-def test_a_root_that_is_moved_away_and_made_anew_is_the_one_that_is_watched(directory: Directory) -> None:
-    woken = threading.Event()
-    directory.watch(woken.set)
-    directory.root.rename(directory.root.with_name("moved"))
-    directory.root.mkdir()
-    directory.scan()
-    woken.clear()
-    save_model(directory.root / "a", tiny_base())
-    assert woken.wait(PATIENCE)
-
-
-@pytest.mark.parametrize(("call", "number"), [("inotify_add_watch", errno.ENOSPC), ("inotify_init", errno.EMFILE)])
-def test_where_no_events_can_be_had_the_scan_goes_on(
-    directory: Directory, monkeypatch: pytest.MonkeyPatch, call: str, number: int
-) -> None:
-    def at_its_limit(*arguments: object) -> int:
-        ctypes.set_errno(number)
-        return -1
-
-    save_model(directory.root / "a", tiny_base())
-    with monkeypatch.context() as patch:
-        patch.setattr(f"watchdog.observers.inotify_c.{call}", at_its_limit)
-        woken = threading.Event()
-        directory.watch(woken.set)
-        threads = threading.active_count()
-        for _ in range(3):
-            assert names(directory) == ["a"]
-        assert threading.active_count() <= threads  # each scan tries again, and leaves nothing behind
-    directory.scan()
-    save_model(directory.root / "b", tiny_base())
-    assert woken.wait(PATIENCE)
-
-
-def test_an_observer_that_died_is_replaced_at_the_next_scan(directory: Directory) -> None:
-    woken = threading.Event()
-    directory.watch(woken.set)
-    observer = directory._observer
-    assert observer is not None
-    observer.stop()
-    eventually(lambda: not observer.is_alive())
-    directory.scan()
-    woken.clear()
-    save_model(directory.root / "a", tiny_base())
-    assert woken.wait(PATIENCE)

@@ -1,0 +1,66 @@
+"""Replacing: what a fold starts from if its checkpoint counts in the stead of one that is in the model. A pure plan."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..state.records import Checkpoint, Reason, Version
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a fold starts from."""
+
+    parent: Version | None  # none: from nothing
+    replaced: Version | None = None  # the head, if that is what the new version stands in for
+    held: Reason | None = None  # why it cannot be replaced now
+
+
+def plan(row: Checkpoint, line: Sequence[Version], get: Callable[[int], Checkpoint]) -> Start:
+    """Return what the fold of a ready checkpoint that replaces another one starts from.
+
+    line: the head and its ancestors, newest first. get: returns the row of a checkpoint by its id.
+    Only what the head itself folded is replaced: nothing was folded onto it. Who asks for a fold gets one all the same.
+    """
+    head = line[0] if line else None
+    old = _in_line(row, line, get)
+    if old is None:
+        return Start(head)
+    parent = next((version for version in line if version.number == old.parent), None)
+    possible = parent is None or parent.slots_kept
+    if old is head and possible:
+        return Start(parent, replaced=head)
+    if row.urgent is not None:
+        return Start(head)
+    return Start(head, held=_later(row, old, line, get) if possible and old.kept else _dropped(row, old))
+
+
+def _in_line(row: Checkpoint, line: Sequence[Version], get: Callable[[int], Checkpoint]) -> Version | None:
+    """Return the version that folded the content that a row replaces; of what never was, what that would replace."""
+    while row.replaces is not None:
+        row = get(row.replaces)
+        for version in line if row.digest is not None else ():
+            if version.checkpoint is not None and get(version.checkpoint).digest == row.digest:
+                return version
+    return None
+
+
+def _later(row: Checkpoint, old: Version, line: Sequence[Version], get: Callable[[int], Checkpoint]) -> Reason:
+    """Say what was folded since, and the commands that let a checkpoint replace another one all the same."""
+    since = [version for version in reversed(line) if version.number > old.number]
+    later = [get(version.checkpoint) for version in since if version.checkpoint is not None]
+    again = " ".join(other.place for other in later)
+    return Reason(
+        "replace-later",
+        f"{len(later)} folded since {old}, in whose stead it would count: {', '.join(other.name for other in later)}",
+        f"that {old} is the head",
+        f"mergd rollback {old}, then mergd fold {row.place}, then mergd fold --again {again}; {_as_one_more(row)}",
+    )
+
+
+def _dropped(row: Checkpoint, old: Version) -> Reason:
+    found = f"that the files of {old}, or those before it, were dropped by retention"
+    return Reason("replace-later", found, f"slots to fold onto in the stead of {old}", _as_one_more(row))
+
+
+def _as_one_more(row: Checkpoint) -> str:
+    return f"to fold it as one more: mergd fold {row.place}"
