@@ -21,6 +21,7 @@ from ..state.store import Draft
 from ..state.writing import Planned, Writer
 from .base import Base, float32_bytes, read_layout, row_blocks
 from .progress import Progress
+from .sketch import Projection, Sketch
 
 SlotKey = tuple[str, str]  # (statistic, slot), as the manifest names them
 
@@ -45,12 +46,13 @@ class FoldResult:
     files: list[FileDigest]
     bytes_read: int
     bytes_written: int
+    sketch: bytes  # of the task vector
 
 
 def fold(
-    base: Base, candidate: Candidate, head: Head, rule: Rule, draft: Draft, memory: int, progress: Progress
+    base: Base, candidate: Candidate, head: Head, rule: Rule, draft: Draft | None, memory: int, progress: Progress
 ) -> FoldResult:
-    """Fold one candidate onto the head's slots, into the draft.
+    """Fold one candidate onto the head's slots, into the draft; without one nothing is written, only measured.
 
     `memory` bounds the working buffers of blocks, in bytes; a matrix that a rule needs whole is held whole.
     Raises Busy if the candidate changed or shrank meanwhile, Refused if tied weights differ, Abandoned on request.
@@ -97,7 +99,7 @@ class _Trip:
         candidate: Candidate,
         head: Head,
         rule: Rule,
-        draft: Draft,
+        draft: Draft | None,
         memory: int,
         progress: Progress,
         stack: ExitStack,
@@ -107,11 +109,9 @@ class _Trip:
         self._base = stack.enter_context(Reader(base.layout))
         self.candidate = stack.enter_context(Reader(candidate.layout))
         self._kept = {key: stack.enter_context(Reader(layout)) for key, layout in head.slots.items()}
-        self._slots = {
-            key: stack.enter_context(self._slot_writer(i, key, planned))
-            for i, (key, planned) in enumerate(plan_slots(base, rule).items(), start=1)
-        }
-        self._content = ContentDigest()
+        plans = enumerate(plan_slots(base, rule).items() if draft else (), start=1)
+        self._slots = {key: stack.enter_context(self._slot_writer(i, key, planned)) for i, (key, planned) in plans}
+        self._content, self._sketch = ContentDigest(), Sketch()
         self._counts = Counts(head.totals.folded + 1, head.totals.shares + 1.0)
         self._reports: dict[str, WeightReport] = {}
         self._readouts: dict[str, Readout] = {}
@@ -119,6 +119,7 @@ class _Trip:
         self._spilled: list[Writer] = []
 
     def _slot_writer(self, number: int, key: SlotKey, planned: list[Planned]) -> Writer:
+        assert self._draft is not None
         metadata = {"format": "pt", "statistic": key[0], "slot": key[1]}
         return Writer(self._draft.slots, f"slots-{number:05d}", planned, metadata)
 
@@ -127,11 +128,15 @@ class _Trip:
     def fold_weight(self, w: Weight) -> None:
         """Fold one weight, block by block, and read it out at once."""
         statistics = self._rule.keeps(w)
-        gathered = _Gathered()
+        gathered, projection = _Gathered(), Projection(w.name, w.shape)
         for rows in self._blocks(w, statistics):
             delta = self._task_vector(w, rows, statistics, gathered)
-            after = {statistic: self._fold_block(w, statistic, rows, delta, gathered) for statistic in statistics}
-            self._read_out(w, rows, after)
+            self._sketch.add(projection, delta, rows)
+            before = {statistic: self._kept_blocks(w, statistic, rows, delta) for statistic in statistics}
+            gathered.dot += self._dot(w, before, delta)
+            if self._draft is not None:
+                after = {s: self._fold_block(w, s, kept, delta, gathered) for s, kept in before.items()}
+                self._read_out(w, rows, after)
         if self._spilled and w.name in self._spilled[-1].order:
             self._spilled[-1].finish()  # one file at a time is open
         self._task_square += gathered.task
@@ -156,10 +161,18 @@ class _Trip:
         gathered.task += square(delta)
         return delta if wide else delta.float()
 
-    def _fold_block(
-        self, w: Weight, statistic: Statistic, rows: tuple[int, int] | None, delta: Tensor, gathered: "_Gathered"
-    ) -> Slots:
-        kept = {slot: self._kept_block(w, statistic, slot, rows, delta) for slot in statistic.slots(w)}
+    def _kept_blocks(self, w: Weight, statistic: Statistic, rows: tuple[int, int] | None, delta: Tensor) -> Slots:
+        return {slot: self._kept_block(w, statistic, slot, rows, delta) for slot in statistic.slots(w)}
+
+    def _dot(self, w: Weight, before: Mapping[Statistic, Slots], delta: Tensor) -> float:
+        """Return the task vector's inner product with the head's read-out, in one block."""
+        totals = self._head.totals
+        if not totals.folded:
+            return 0.0
+        merged = self._rule.merged(before, w, Counts(totals.folded, totals.shares))
+        return float((merged * delta).sum(dtype=torch.float64))
+
+    def _fold_block(self, w: Weight, statistic: Statistic, kept: Slots, delta: Tensor, gathered: "_Gathered") -> Slots:
         folded = statistic.fold(kept, Update(delta), w, self._head.totals.folded, NOTHING)
         for slot, tensor in folded.slots.items():
             self._slots[key_of(statistic, slot)].write(w.name, tensor)
@@ -189,6 +202,7 @@ class _Trip:
             return
         if w.name not in self._readouts:
             planned = [Planned(w.name, "F32", w.shape)]
+            assert self._draft is not None
             spill = Writer(self._draft.folder, f"spill-{len(self._spilled):05d}", planned, {"format": "pt"})
             self._spilled.append(self._stack.enter_context(spill))
             self._readouts[w.name] = Readout(spill.layout, w.name)
@@ -227,6 +241,7 @@ class _Trip:
             files=files,
             bytes_read=sum(reader.nbytes for reader in (self._base, self.candidate, *self._kept.values())),
             bytes_written=sum(writer.nbytes for writer in (*self._slots.values(), *self._spilled)),
+            sketch=self._sketch.tobytes(),
         )
 
 
@@ -238,10 +253,11 @@ class _Gathered:
     task: float = 0.0
     removed: float = 0.0
     split_rank: float = 0.0
+    dot: float = 0.0
 
     def report(self) -> WeightReport:
         survived = 1.0 - self.removed / self.task if self.task else 1.0
-        return WeightReport(sqrt(self.task), sqrt(self.base), self.split_rank, survived)
+        return WeightReport(sqrt(self.task), sqrt(self.base), self.split_rank, survived, self.dot)
 
 
 def plan_slots(base: Base, rule: Rule) -> dict[SlotKey, list[Planned]]:

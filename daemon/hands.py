@@ -4,7 +4,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ..state.errors import Abandoned, Damaged
-from .drafting import Job, Made, Outcome
+from .drafting import Made, Outcome
+from .judging import Job
 from .machine import settle_threads
 from .progress import Progress
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from .errors import Busy, NotPermitted, Refused, Unavailable
 from .records import Layout, Reason, TensorInfo
+from .users import name_of
 
 MAX_HEADER = 16 * 2**20  # bytes; 30,000 tensors need about 4 MiB
 MAX_NAME = 512  # bytes
@@ -149,4 +150,4 @@ def owner_of(path: str | Path) -> str:
         status = os.stat(path)
     except OSError:
         return "in a folder that we cannot enter"
-    return f"mode {stat.S_IMODE(status.st_mode):04o}, owner {status.st_uid}"
+    return f"mode {stat.S_IMODE(status.st_mode):04o}, owner {name_of(status.st_uid)}"

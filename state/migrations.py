@@ -102,3 +102,22 @@ def m003_versions(db: Database) -> None:
         foreign_keys=[("move", "moves", "id")],
         strict=True,
     )
+
+
+@migrations()
+def m004_contributions_and_decisions(db: Database) -> None:
+    """What later checkpoints are judged by, who owns which, and what people decided."""
+    db.table("checkpoints").add_column("owner", str)
+    db.table("contributions").create(
+        {"version": int, "contributor": str, "norm": float, "sketch": bytes},
+        pk="version",
+        not_null={"contributor", "norm", "sketch"},
+        foreign_keys=[("version", "versions", "number")],
+        strict=True,
+    )
+    db.table("decisions").create(
+        {"id": int, "content": str, "verdict": str, "code": str, "why": str, "who": str, "at": str},
+        pk="id",
+        not_null={"content", "verdict", "code", "why", "who", "at"},
+        strict=True,
+    )

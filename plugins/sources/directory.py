@@ -26,6 +26,7 @@ from watchdog.observers.api import BaseObserver
 
 from ...state.errors import Unavailable
 from ...state.records import FileStamp, Sighting
+from ...state.users import owner_name
 from .interface import Scan
 
 log = logging.getLogger(__name__)
@@ -71,9 +72,10 @@ class Directory:
         try:
             if place.is_dir():
                 stamps = tuple(_stamps(place))
-                return Sighting(self.name, str(place), place.name, stamps, _in_progress(place))
+                return Sighting(self.name, str(place), place.name, stamps, _in_progress(place), _owner(place, stamps))
             if place.suffix == ".safetensors":
-                return Sighting(self.name, str(place), place.name, (_stamp(place, place.name),))
+                stamps = (_stamp(place, place.name),)
+                return Sighting(self.name, str(place), place.name, stamps, owner=owner_name(place))
         except FileNotFoundError:
             log.debug("%s went away while it was looked at", place)
         except PermissionError:
@@ -158,6 +160,11 @@ def _stamp(path: Path, name: str) -> FileStamp:
     s = os.stat(path)
     size = s.st_size if stat.S_ISREG(s.st_mode) else -1
     return FileStamp(name, s.st_dev, s.st_ino, size, s.st_mtime_ns, s.st_ctime_ns)
+
+
+def _owner(folder: Path, stamps: tuple[FileStamp, ...]) -> str:
+    """Return who owns the weights: the largest file."""
+    return owner_name(folder / max(stamps, key=lambda stamp: stamp.size).name if stamps else folder)
 
 
 def _in_progress(folder: Path) -> str:

@@ -30,6 +30,7 @@ from support.models import (
 )
 
 from mergd.state.lock import Lock
+from mergd.state.users import name_of
 
 SEEDS = {"a": 1, "b": 2, "c": 3, "d.safetensors": 4}  # in name order, which is the order of their folds
 LOGGED = {
@@ -400,8 +401,9 @@ def test_a_touched_checkpoint_is_a_no_op_and_a_changed_one_is_held(folded: Sandb
     assert newest[str(folded.watch / "a")]["state"] == "folded"
     held = newest[str(folded.watch / "b")]
     assert (held["state"], held["reasons"][0]["code"]) == ("held", "changed")
-    assert held["reasons"][0]["next_step"].endswith(f"mergd fold {folded.watch / 'b'}")
-    assert folded.mergd("fold", folded.watch / "b").code == 0
+    assert f"mergd approve {folded.watch / 'b'}" in held["reasons"][0]["next_step"]
+    assert folded.mergd("approve", folded.watch / "b").code == 0
+    assert folded.mergd("run", "--once").code == 0
     assert folded.log()[0]["totals"]["folded"] == 5
 
 
@@ -824,4 +826,4 @@ def test_a_file_that_may_not_be_read_says_whose_it_is(of_nobody: Sandbox) -> Non
     assert of_nobody.mergd("run", "--once").code == 0
     row = next(row for row in of_nobody.mergd("list", "--json").json if row["name"] == "private.safetensors")
     assert row["state"] == "blocked"
-    assert "mode 0600, owner 0" in row["reasons"][0]["found"]
+    assert f"mode 0600, owner {name_of(0)}" in row["reasons"][0]["found"]
