@@ -32,9 +32,10 @@ test: $(READY)  ## the tests, warnings as errors
 demo: $(READY)  ## train, fold, compare with plain averaging, roll back; about a minute
 	$(BIN)/python benchmarks/demo
 
-bench: $(READY)  ## measure memory and the cost of late folds; GB=2 and FOLDS=100 set the sizes
+bench: $(READY)  ## measure memory, late folds and near-copies; GB=2, FOLDS=100, PAIRS=1000 and SEED=0 set the sizes
 	$(BIN)/python benchmarks/memory.py --gb $(or $(GB),2)
 	$(BIN)/python benchmarks/steady.py --folds $(or $(FOLDS),100)
+	$(BIN)/python benchmarks/near_copies.py --pairs $(or $(PAIRS),1000) --seed $(or $(SEED),0)
 
 clean:  ## remove everything that was made here
 	rm -rf $(VENV) build dist .demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

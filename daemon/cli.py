@@ -83,8 +83,7 @@ def _end_otherwise(error: Exception) -> NoReturn:
         if not error.format_message():  # the help was shown
             sys.exit(Usage.exit_code)
         _end(Usage(error.format_message(), "mergd --help, or mergd COMMAND --help, says what there is"))
-    if logging.getLogger("mergd").level == logging.DEBUG:
-        raise error
+    logging.getLogger(__name__).debug("a traceback, as -v asks for", exc_info=error)
     _end(MergdError(f"unforeseen: {type(error).__name__}: {error}", "please report it, with what mergd -v says"))
 
 
