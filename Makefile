@@ -39,9 +39,10 @@ arrivals: $(READY)  ## checkpoints arrive in every style, with stalls: a quarter
 demo: $(READY)  ## train, fold, compare with plain averaging, roll back; about a minute
 	$(BIN)/python benchmarks/demo
 
-bench: $(READY)  ## measure memory and the cost of late folds; GB=2 and FOLDS=100 set the sizes
+bench: $(READY)  ## measure memory, late folds and near-copies; GB=2, FOLDS=100, PAIRS=1000 and SEED=0 set the sizes
 	$(BIN)/python benchmarks/memory.py --gb $(or $(GB),2)
 	$(BIN)/python benchmarks/steady.py --folds $(or $(FOLDS),100)
+	$(BIN)/python benchmarks/near_copies.py --pairs $(or $(PAIRS),1000) --seed $(or $(SEED),0)
 
 fuzz: $(READY)  ## mutated headers against an independent reader; COUNT=10000 and SEED=1 set how many, and which
 	cd tests && ../$(BIN)/python -m hostile.fuzz --count $(or $(COUNT),10000) --seed $(or $(SEED),1)

@@ -1,17 +1,20 @@
-"""Admission: from headers alone, does this belong to the base model? It admits, refuses with every reason, or holds."""
+"""Admission: from headers alone, does this belong to the base model? It admits, or refuses with every reason there is."""
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..plugins.formats.interface import Candidate, Contents, Part, Whole
-from ..state.errors import Refused
+from ..state.errors import MergdError, Refused
 from ..state.headers import COUNTING, FLOATING
 from ..state.records import ADMITTED, Reason, Sighting, Verdict
 from ..state.wording import shown, size
 from .base import Base, read_contents
 from .matching import Match, closest, match, rename_hint
 from .settings import Settings
+
+log = logging.getLogger(__name__)
 
 SHOWN = 10  # names in a reason
 ROOM = 64 * 2**20  # bytes of tensors beside the weights that are let through, however small the base model is
@@ -29,11 +32,18 @@ class Admission:
 
         Raises Busy while it is not complete, and NotPermitted where it cannot be read: neither is a verdict.
         """
-        place = Path(sighting.place)
         try:
-            contents = read_contents(place, self.most_tensors)
+            return self._examine(sighting, Path(sighting.place))
         except Refused as refusal:
             return None, Verdict("refused", refusal.reasons)
+        except MergdError:
+            raise
+        except Exception as error:
+            log.exception("%s could not be examined", sighting.name)
+            return None, Verdict("refused", (_unforeseen(error),))
+
+    def _examine(self, sighting: Sighting, place: Path) -> tuple[Candidate | None, Verdict]:
+        contents = read_contents(place, self.most_tensors)
         if link := _link(place, contents):
             return None, Verdict("refused", (link,))
         found = match(contents, self.base, self.settings, place)
@@ -49,16 +59,16 @@ class Admission:
         return max(4 * ours, ours + 1000)
 
     def judge(self, contents: Contents, found: Match) -> Verdict:
-        """Refuse with every reason there is; hold what fits but is not to be believed."""
+        """Refuse with every reason there is."""
         if quantised := _quantised(contents):
             return Verdict("refused", (quantised,))  # its names and shapes follow from that
         checks: tuple[Callable[[Match], Reason | None], ...] = (_missing, _extra, _shapes, _vocabulary, _twice)
         reasons = [reason for check in checks if (reason := check(self._allowed(found)))]
         reasons += [reason for reason in (_dtypes(contents, found), _beside(contents, self.base)) if reason]
-        if reasons:
-            return Verdict("refused", tuple(reasons))
-        doubts = tuple(self._doubts(found))
-        return Verdict("held", doubts) if doubts else ADMITTED
+        if not reasons and not found.parts:
+            what = "no weight of the base model in it"
+            reasons = [Reason("nothing-changed", what, "weights that were trained", "look at skip and rename")]
+        return Verdict("refused", tuple(reasons)) if reasons else ADMITTED
 
     def _allowed(self, found: Match) -> Match:
         """Return the match without what the settings let pass."""
@@ -66,14 +76,11 @@ class Admission:
         extra = found.extra if self.settings.extra == "refuse" else []
         return Match(found.parts, found.aliases, missing, extra, found.twice, found.shapes, found.vocabulary)
 
-    def _doubts(self, found: Match) -> Iterator[Reason]:
-        if not found.parts:
-            yield Reason(
-                "nothing-changed",
-                "no weight of the base model in it",
-                "weights that were trained",
-                "look at skip and rename in the configuration",
-            )
+
+def _unforeseen(error: Exception) -> Reason:
+    """Return the reason that a format, which may be anybody's, failed: one checkpoint must not end the daemon."""
+    found = f"what its format failed at ({type(error).__name__}: {shown(error)})"
+    return Reason("format-failed", found, "what the format can read", "tell whoever made the format; the log says more")
 
 
 def _link(place: Path, contents: Contents) -> Reason | None:

@@ -2,11 +2,13 @@
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..state.records import WeightReport
-from ..state.wording import size
+from ..state.wording import quoted, size
 from .display import facts, lines, out, safe
 from .settings import Settings
 
@@ -39,13 +41,23 @@ def checkpoints(rows: Sequence[Mapping[str, Any]]) -> None:
         if row["waits_for"]:
             out.print(f"    waits for {safe(row['waits_for'])}")
         reasons(row["reasons"])
+        decisions(row["decisions"])
 
 
 def reasons(values: Sequence[Mapping[str, str]]) -> None:
-    """Print why, and what to do."""
-    for reason in values:
-        out.print(f"    {safe(reason['code'])}: found {safe(reason['found'])}; expected {safe(reason['expected'])}")
-        out.print(f"    next: {safe(reason['next_step'])}")
+    """Print why, and what to do; the same step for several reasons once."""
+    for next_step, same in groupby(values, key=itemgetter("next_step")):
+        for reason in same:
+            out.print(f"    {safe(reason['code'])}: found {safe(reason['found'])}; expected {safe(reason['expected'])}")
+        out.print(f"    next: {safe(next_step)}")
+
+
+def decisions(values: Sequence[Mapping[str, str]]) -> None:
+    """Print what people decided, by whom and when."""
+    for made in values:
+        what = " ".join(filter(None, (made["verdict"], made["code"])))
+        why = f": {safe(made['why'])}" if made["why"] else ""
+        out.print(f"    {safe(what)} by {safe(made['who'])}, {_when(made['at'])}{why}")
 
 
 def log(entries: Sequence[Mapping[str, Any]]) -> None:
@@ -104,13 +116,45 @@ def status(answer: Mapping[str, Any]) -> None:
     )
 
 
-def verdict(answer: Mapping[str, Any]) -> None:
-    """Print what admission says of a checkpoint."""
-    if answer["decision"] == "incomplete":
-        out.print(f"not complete: {safe(answer['waits_for'])}")
-    else:
-        out.print("it would be admitted" if answer["decision"] == "admitted" else answer["decision"])
+def verdict(answer: Mapping[str, Any], deep: bool) -> None:
+    """Print the verdict that a checkpoint would get, and what the daemon cannot read of it."""
+    said = {
+        "admitted": "it would be folded" if deep else "it would be admitted",
+        "known": "there would be nothing to fold",
+        "incomplete": f"not complete: {safe(answer['waits_for'])}",
+    }
+    out.print(said.get(answer["decision"], answer["decision"]))
     reasons(answer["reasons"])
+    daemon = answer["daemon"] or {"cannot_read": []}
+    for file in daemon["cannot_read"]:
+        out.print(f"the daemon (user {safe(daemon['user'])}) cannot read {safe(file)}")
+
+
+def approved(answer: Mapping[str, Any]) -> None:
+    """Say what was approved, and when it is folded."""
+    for item in answer["approved"]:
+        out.print(f"{safe(item['name'])} is approved: {safe(', '.join(item['lifted']))} is no reason any more")
+    out.print(_goes_on(answer, "folded"))
+
+
+def refused(answer: Mapping[str, Any]) -> None:
+    """Say what was refused."""
+    out.print(f"{safe(answer['name'])} is refused (it was {answer['was']})")
+
+
+def retried(answer: Mapping[str, Any]) -> None:
+    """Say what will be looked at again."""
+    out.print(f"the refusal of {safe(answer['name'])} is taken back\n{_goes_on(answer, 'looked at again')}")
+
+
+def _goes_on(answer: Mapping[str, Any], what: str) -> str:
+    if answer["paused"]:
+        return "nothing is folded while it is paused; to go on: mergd resume"
+    return (
+        f"{what} on the head of that moment"
+        if answer["daemon"]
+        else f"{what} when the daemon runs, or: mergd run --once"
+    )
 
 
 def folded(answer: Mapping[str, Any]) -> None:
@@ -124,8 +168,9 @@ def folded(answer: Mapping[str, Any]) -> None:
 
 def shown(answer: Mapping[str, Any]) -> None:
     """Print a version with its per-weight statistics, or a checkpoint."""
-    facts({key: value for key, value in answer.items() if key not in ("weights", "reasons")})
+    facts({key: value for key, value in answer.items() if key not in ("weights", "reasons", "decisions")})
     reasons(answer.get("reasons", []))
+    decisions(answer.get("decisions", []))
     if answer.get("weights"):
         lines(_weights({name: WeightReport(**report) for name, report in answer["weights"].items()}))
 
@@ -148,7 +193,8 @@ def rolled_back(answer: Mapping[str, Any]) -> None:
         return
     names = [safe(item["name"]) for item in answer["out"]]
     out.print(f"no longer in the model: {', '.join(names)}")
-    out.print(f"    to put one back:   mergd fold --again {names[-1]}")
+    words = [safe(quoted(item["place" if item["name"].startswith("-") else "name"])) for item in answer["out"]]
+    out.print(f"    to put one back:   mergd fold --again {words[-1]}")
     if len(names) > 1:
-        out.print(f"    to take out {names[0]} only: mergd fold --again {' '.join(names[1:])}")
+        out.print(f"    to take out {names[0]} only: mergd fold --again {' '.join(words[1:])}")
     out.print(f"    to put all back:   mergd rollback v{before}")

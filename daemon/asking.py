@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..state.errors import Busy, Damaged, MergdError, Misconfigured, NotPermitted, Usage
+from ..state.errors import Damaged, MergdError, Misconfigured, NotPermitted, Usage
 from ..state.history import History
 from ..state.lock import Lock, holder_of
 from ..state.store import Store
 from . import display
-from .naming import absolute, find_checkpoint, find_version
+from .naming import find_checkpoint, find_version
 from .settings import Settings
 from .status import describe_checkpoint, describe_log, describe_version, in_model
 from .status import status as describe_status
@@ -31,12 +31,13 @@ def ask(settings: Settings, request: "AnyRequest") -> dict[str, Any]:
     """Have a request carried out, by the daemon if one runs, else here by the same code. Raises what it raises."""
     from . import control
 
-    store = _store(settings)
+    store = store_of(settings)
     holder = holder_of(store.lock)
     if holder and holder.get("socket"):
-        return control.ask(Path(holder["socket"]), request, lambda text: display.err.print(display.safe(text)))
+        answer = control.ask(Path(holder["socket"]), request, lambda text: display.err.print(display.safe(text)))
+        return answer | {"daemon": True}
     if request.verb != "fold":
-        return _ask_here(settings, store, request)
+        return _ask_here(settings, store, request) | {"daemon": False}
     from .loop import Loop
 
     with display.shown_progress() as show, Loop(settings, f"mergd {request.verb}", show) as loop:
@@ -74,7 +75,7 @@ def run_once(settings: Settings) -> bool:
     """Fold all that is ready or about to be; returns whether a checkpoint was refused."""
     from .loop import Loop
 
-    _store(settings)
+    store_of(settings)
     with display.shown_progress() as show, Loop(settings, "mergd run --once", show) as loop:
         loop.post("rescan")
         loop.run(until=loop.idle)
@@ -96,17 +97,24 @@ def become_owner(settings: Settings) -> None:
     os.setuid(owner.st_uid)
 
 
-def _store(settings: Settings) -> Store:
-    store = Store(settings.state)
-    if not store.database.exists():
-        raise Misconfigured(f"{settings.state} holds no merge", "make one: mergd init --help")
+def store_of(settings: Settings) -> Store:
+    """Return the state's store, as its owner. Raises Misconfigured where there is none."""
+    store = store_to_look_at(settings)
     become_owner(settings)
     return store
 
 
-def _history(settings: Settings) -> History:
+def store_to_look_at(settings: Settings) -> Store:
+    """Return the state's store as whoever we are, for what everybody may read. Raises Misconfigured where there is none."""
+    store = Store(settings.state)
+    if not store.database.exists():
+        raise Misconfigured(f"{settings.state} holds no merge", "make one: mergd init --help")
+    return store
+
+
+def history_of(settings: Settings) -> History:
     """Open the history to read. Raises NotPermitted for those who may only read status.json and log.jsonl."""
-    store = _store(settings)
+    store = store_of(settings)
     try:
         return History(store.database)
     except sqlite3.DatabaseError as error:
@@ -122,17 +130,18 @@ def _history(settings: Settings) -> History:
 
 def status(settings: Settings) -> dict[str, Any]:
     """Return the status, from the history and what a running daemon last said; else from status.json alone."""
-    store = _store(settings)
-    said = _said(store)
+    store = store_of(settings)
+    said = said_by(store)
     try:
-        with _history(settings) as history:
+        with history_of(settings) as history:
             answer = describe_status(history, store, {"gates": list(settings.gates)})
     except NotPermitted:
         return said
     return answer | ({key: said[key] for key in LIVE if key in said} if holder_of(store.lock) else {})
 
 
-def _said(store: Store) -> dict[str, Any]:
+def said_by(store: Store) -> dict[str, Any]:
+    """Return what status.json says, which everybody may read; nothing where there is none yet."""
     try:
         return dict(json.loads((store.root / "status.json").read_text()))
     except (OSError, ValueError):
@@ -146,18 +155,18 @@ def is_well(answer: Mapping[str, Any]) -> bool:
 
 def log(settings: Settings) -> list[dict[str, Any]]:
     """Return the versions, newest first."""
-    with _history(settings) as history:
+    with history_of(settings) as history:
         return describe_log(history)
 
 
 def checkpoints(settings: Settings) -> list[dict[str, Any]]:
     """Return every checkpoint, with what it waits for."""
-    store = _store(settings)
-    waits = _said(store).get("waits", {})
-    with _history(settings) as history:
-        rows, held = history.checkpoints.all(), in_model(history)
+    store = store_of(settings)
+    waits = said_by(store).get("waits", {})
+    with history_of(settings) as history:
+        rows, held, decisions = history.checkpoints.all(), in_model(history), history.decided.all()
         return [
-            describe_checkpoint(row, history, held)
+            describe_checkpoint(row, history, held, decisions)
             | {"waits_for": {"ready": "its turn", "settling": waits.get(str(row.id), "")}.get(row.state, "")}
             for row in rows
         ]
@@ -165,7 +174,7 @@ def checkpoints(settings: Settings) -> list[dict[str, Any]]:
 
 def show(settings: Settings, what: str) -> dict[str, Any]:
     """Return one version with its per-weight statistics, or one checkpoint with its attempts and versions."""
-    with _history(settings) as history:
+    with history_of(settings) as history:
         try:
             version = find_version(history, what)
         except Usage:
@@ -178,7 +187,7 @@ def show(settings: Settings, what: str) -> dict[str, Any]:
                 if entry["checkpoint"] and entry["checkpoint"]["place"] == row.place
             ]
             attempts = [vars(attempt) for attempt in history.checkpoints.attempts(row.id)]
-            return describe_checkpoint(row, history, in_model(history)) | {
+            return describe_checkpoint(row, history, in_model(history), history.decided.all()) | {
                 "versions": [e["version"] for e in mine],
                 "attempts": attempts,
             }
@@ -189,37 +198,9 @@ def show(settings: Settings, what: str) -> dict[str, Any]:
         }
 
 
-def check(settings: Settings, path: Path) -> dict[str, Any]:
-    """Return what admission says of a checkpoint: decision, reasons, and what it waits for."""
-    from ..plugins.sources import evidence
-    from ..plugins.sources.directory import Directory
-    from .admission import Admission
-    from .base import locate, open_base
-
-    with _history(settings) as history:
-        pins = history.pins()
-    place = absolute(path)
-    sighting = Directory(place.parent).sight(place)
-    if sighting is None:
-        raise Usage(f"there is no checkpoint at {path}", "give a model folder or a .safetensors file")
-    if unfinished := evidence.gather(sighting).unfinished:
-        return {
-            "decision": "incomplete",
-            "waits_for": f"{unfinished} to be finished",
-            "hint": "",
-            "reasons": [],
-        }
-    base_place, _ = locate(settings.base_model, pins["base_commit"])
-    try:
-        _, verdict = Admission(open_base(base_place, pins), settings).examine(sighting)
-    except Busy as error:
-        return {"decision": "incomplete", "waits_for": str(error), "hint": error.hint, "reasons": []}
-    return {"decision": verdict.decision, "waits_for": "", "reasons": [vars(reason) for reason in verdict.reasons]}
-
-
 def verify(settings: Settings, version: str | None) -> list[str]:
     """Return the damaged files of a version, or of all kept ones."""
-    with _history(settings) as history:
+    with history_of(settings) as history:
         versions = [find_version(history, version)] if version else history.versions()
-        store = _store(settings)
+        store = store_of(settings)
         return [file for v in versions if v.kept for file in store.damaged(v.number)]

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..state.errors import MergdError
+from ..state.errors import MergdError, Usage
 from ..state.history import History
 from ..state.records import Sighting
 from ..state.store import Store
-from . import requests
+from . import deciding, requests
 from .control import Answer, Ask
 from .intake import Intake
 
@@ -43,7 +43,10 @@ class Desk:
         self.waiting: list[_Waiting] = []  # asked folds without an answer yet
 
     def carry_out(self, ask: Ask) -> None:
-        """Record a request, act, and answer it or let it wait for its folds."""
+        """Record a request, act, and answer it or let it wait for its folds. A look changes nothing, and leaves no row."""
+        if isinstance(ask.request, requests.Look):
+            ask.result(deciding.look(Path(ask.request.place), self._sight))
+            return
         number = self._history.record_request(ask.request.verb, ask.request.model_dump(exclude={"verb"}), ask.who)
         try:
             result = self._act(ask)
@@ -69,6 +72,17 @@ class Desk:
                 self.again.update(rows if request.again else ())
                 self.waiting.append(_Waiting(ask, rows))
                 return None
+        return self._decide(ask)
+
+    def _decide(self, ask: Ask) -> Answer:
+        match ask.request:
+            case requests.Approve() as request:
+                return deciding.approve(request, self._history, ask.who)
+            case requests.Refuse() as request:
+                return deciding.refuse(request, self._history, ask.who)
+            case requests.Retry() as request:
+                return deciding.retry(request, self._history, ask.who)
+        raise Usage(f"nobody does {ask.request.verb}")
 
     def say(self, progress: str) -> None:
         """Tell those who wait how far it is, now and then."""

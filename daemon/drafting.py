@@ -3,33 +3,22 @@
 It runs on the folding thread and touches only files: no row of the history.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
-from ..plugins.formats.interface import Candidate
 from ..state.clock import utc_now
 from ..state.errors import Refused
-from ..state.records import ADMITTED, Checkpoint, Drafted, Reason, Verdict, Version
+from ..state.records import ADMITTED, Drafted, Verdict, Version
 from ..state.store import Draft, Store, version_digest
-from .folding import FoldResult, Head, content_digest, fold
+from .folding import FoldResult, Head, fold
+from .forming import content_digest
+from .judging import Job, Known, Turned, held_at_start, judged, seen_here
 from .opening import Merge, parameters_of
 from .progress import Progress
 from .publishing import Published, publish
-from .replacing import Start
 from .settings import Settings
-
-
-@dataclass(frozen=True)
-class Job:
-    """One attempt at a fold: all that drafting needs to know."""
-
-    attempt: int
-    checkpoint: Checkpoint
-    candidate: Candidate
-    number: int
-    start: Start
-    folded_here: frozenset[str]  # digests folded from this place before; empty if a person asked for this one too
-    known: frozenset[str]  # digests that would be folded for nothing
 
 
 @dataclass(frozen=True)
@@ -41,14 +30,7 @@ class Made:
     result: FoldResult
 
 
-@dataclass(frozen=True)
-class Known:
-    """No draft: this content counts already."""
-
-    digest: str
-
-
-Outcome = Made | Known | Verdict
+Outcome = Made | Known | Turned
 
 
 class Drafting:
@@ -66,18 +48,16 @@ class Drafting:
         progress.seconds.clear()
         if job.folded_here:
             digest = content_digest(job.candidate, self.settings.memory, progress)
-            if digest in job.folded_here:
-                return Known(digest)
-            if (verdict := _changed(job, self.settings.on_change)) != ADMITTED:
-                return verdict
-        if job.start.held is not None:
-            return Verdict("held", (job.start.held,))
+            if (outcome := seen_here(job, digest, self.settings.on_change)) is not None:
+                return outcome
+        if (turned := held_at_start(job)) is not None:
+            return turned
         draft = self._store.draft(job.number)
         made: Outcome | None = None
         try:
             made = self._make(job, draft, progress)
         except Refused as refusal:
-            made = Verdict("refused", refusal.reasons)
+            made = Turned(Verdict("refused", refusal.reasons))
         finally:
             if not isinstance(made, Made):
                 draft.drop()
@@ -88,28 +68,20 @@ class Drafting:
         settings, merge, parent = self.settings, self.merge, job.start.parent
         head = Head(parent.totals, self._store.slot_layouts(parent.number)) if parent else Head()
         result = fold(merge.base, job.candidate, head, merge.rule, draft, settings.memory, progress)
-        if result.digest in job.known:
-            return Known(result.digest)
-        drafted = Drafted(
-            version=job.number,
-            parent=parent.number if parent else None,
-            checkpoint=job.checkpoint.name,
-            model=None,
-            totals=result.totals,
-            weights=result.reports,
-        )
-        if (verdict := merge.sane.judge(drafted)) != ADMITTED:
-            return verdict
+        drafted = judged(job, result, merge)
+        if not isinstance(drafted, Drafted):
+            return drafted
         scale = merge.rule.scale(result.totals)
         published = publish(merge.base, result.readouts, scale, draft, settings, progress)
-        if (verdict := self._ask_gates(replace(drafted, model=str(draft.model)), progress)) != ADMITTED:
-            return verdict
+        lift = partial(job.past.decisions.lift, contents=(result.digest, job.checkpoint.fingerprint))
+        if (verdict := self._ask_gates(replace(drafted, model=str(draft.model)), lift, progress)) != ADMITTED:
+            return Turned(verdict, result.digest)
         return self._seal(job, draft, result, scale, published, progress)
 
-    def _ask_gates(self, drafted: Drafted, progress: Progress) -> Verdict:
-        """Return the first verdict of a user's gate that does not admit the draft."""
+    def _ask_gates(self, drafted: Drafted, lift: Callable[[Verdict], Verdict], progress: Progress) -> Verdict:
+        """Return the first verdict of a user's gate that does not admit the draft, and that nobody lifted."""
         progress.begin("gates", 0, 0)
-        verdicts = (gate.judge(drafted) for gate in self.merge.gates.values())
+        verdicts = (lift(gate.judge(drafted)) for gate in self.merge.gates.values())
         verdict = next((verdict for verdict in verdicts if verdict != ADMITTED), ADMITTED)
         progress.end()
         return verdict
@@ -157,13 +129,3 @@ class Drafting:
             "slots": result.slots,
             "model": [asdict(file) for file in published.files],
         }
-
-
-def _changed(job: Job, on_change: str) -> Verdict:
-    """Say what becomes of other content at a place that was folded before, as the setting `on_change` has it."""
-    if on_change in ("add", "replace"):
-        return ADMITTED
-    found = "other content than what was folded from this place before"
-    next_step = f"to fold it as one more checkpoint: mergd fold {job.checkpoint.place}"
-    reason = Reason("changed", found, "a new name for a new checkpoint", next_step)
-    return Verdict("held" if on_change == "hold" else "refused", (reason,))

@@ -13,15 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..plugins.formats.interface import Candidate, Whole
+from ..plugins.formats.interface import Candidate
 from ..plugins.rules.interface import NOTHING, LowRank, Rule, Slots, Statistic, Update
-from ..state.errors import Busy, Refused
-from ..state.reading import TORCH_DTYPE, ContentDigest, Reader
-from ..state.records import Counts, FileDigest, Layout, Readout, Reason, TensorInfo, Totals, Weight, WeightReport
+from ..state.errors import Busy
+from ..state.reading import TORCH_DTYPE, Reader
+from ..state.records import Counts, FileDigest, Layout, Readout, Totals, Weight, WeightReport
 from ..state.store import Draft
 from ..state.writing import Planned, Writer
 from .base import Base, float32_bytes, read_contents, row_blocks, square
+from .forming import Forming, Rows
 from .progress import Progress
+from .sketch import Projection, Sketch
 
 SlotKey = tuple[str, str]  # (statistic, slot), as the manifest names them
 
@@ -46,12 +48,13 @@ class FoldResult:
     files: list[FileDigest]
     bytes_read: int
     bytes_written: int
+    sketch: bytes  # of the task vector
 
 
 def fold(
-    base: Base, candidate: Candidate, head: Head, rule: Rule, draft: Draft, memory: int, progress: Progress
+    base: Base, candidate: Candidate, head: Head, rule: Rule, draft: Draft | None, memory: int, progress: Progress
 ) -> FoldResult:
-    """Fold one candidate onto the head's slots, into the draft.
+    """Fold one candidate onto the head's slots, into the draft; without one nothing is written, only measured.
 
     `memory` bounds the working buffers of blocks, in bytes; a matrix that a rule needs whole is held whole.
     Raises Busy if the candidate changed or shrank meanwhile, Refused if tied weights differ, Abandoned on request.
@@ -70,31 +73,6 @@ def fold(
         return trip.finish()
 
 
-def content_digest(candidate: Candidate, memory: int, progress: Progress) -> str:
-    """Return the digest of a candidate's content by reading all of it, without folding.
-
-    Raises Busy if it changed or shrank meanwhile, Abandoned on request.
-    """
-    layout = candidate.contents.layout
-    progress.begin("reading", len(layout.tensors), layout.nbytes)
-    content = ContentDigest(candidate.contents.formulas)
-    with Reader(layout) as reader:
-        for info in layout.tensors.values():
-            _gather(content, reader, info, memory, progress)
-            progress.advance(info.nbytes)
-            progress.next_weight()
-        if not (reader.opened_as(candidate.stamps) and reader.same_as_before()):
-            raise Busy(f"{candidate.name} was changed while it was read")
-    return content.hexdigest()
-
-
-def _gather(content: ContentDigest, reader: Reader, info: TensorInfo, memory: int, progress: Progress) -> None:
-    """Read for the digest alone what it has not seen of one tensor."""
-    for piece in reader.pieces(info.name, memory, content.begin(info)):
-        content.add(info, piece)
-        progress.advance(0)  # may end it
-
-
 class _Trip:
     """One pass over all weights: the open files, and what is gathered on the way."""
 
@@ -104,22 +82,19 @@ class _Trip:
         candidate: Candidate,
         head: Head,
         rule: Rule,
-        draft: Draft,
+        draft: Draft | None,
         memory: int,
         progress: Progress,
         stack: ExitStack,
     ) -> None:
         self._model, self._head, self._rule, self._draft = base, head, rule, draft
         self._memory, self._progress, self._stack = memory, progress, stack
-        self._newcomer = candidate
         self._base = stack.enter_context(Reader(base.layout))
         self.candidate = stack.enter_context(Reader(candidate.contents.layout))
         self._kept = {key: stack.enter_context(Reader(layout)) for key, layout in head.slots.items()}
-        self._slots = {
-            key: stack.enter_context(self._slot_writer(i, key, planned))
-            for i, (key, planned) in enumerate(plan_slots(base, rule).items(), start=1)
-        }
-        self._content = ContentDigest(candidate.contents.formulas)
+        plans = enumerate(plan_slots(base, rule).items() if draft else (), start=1)
+        self._slots = {key: stack.enter_context(self._slot_writer(i, key, planned)) for i, (key, planned) in plans}
+        self._vectors, self._sketch = Forming(candidate, self._base, self.candidate), Sketch()
         self._counts = Counts(head.totals.folded + 1, head.totals.shares + 1.0)
         self._reports: dict[str, WeightReport] = {}
         self._readouts: dict[str, Readout] = {}
@@ -127,6 +102,7 @@ class _Trip:
         self._spilled: list[Writer] = []
 
     def _slot_writer(self, number: int, key: SlotKey, planned: list[Planned]) -> Writer:
+        assert self._draft is not None
         metadata = {"format": "pt", "statistic": key[0], "slot": key[1]}
         return Writer(self._draft.slots, f"slots-{number:05d}", planned, metadata)
 
@@ -135,12 +111,18 @@ class _Trip:
     def fold_weight(self, w: Weight) -> None:
         """Fold one weight, block by block, and read it out at once."""
         statistics = self._rule.keeps(w)
-        gathered = _Gathered()
-        for rows, delta in self._task_vectors(w, statistics):
+        gathered, projection = _Gathered(), Projection(w.name, w.shape)
+        wide = any(spec.dtype == "F64" for s in statistics for spec in s.slots(w).values())
+        dtype = torch.float64 if wide else torch.float32
+        for rows, delta in self._vectors.of(w, self._blocks(w, statistics), dtype):
             gathered.task += delta.norm() ** 2 if isinstance(delta, LowRank) else square(delta)
-            update = Update(delta)
-            after = {statistic: self._fold_block(w, statistic, rows, update, gathered) for statistic in statistics}
-            self._read_out(w, rows, after)
+            self._sketch.add(projection, delta, rows)
+            before = {statistic: self._kept_blocks(w, statistic, rows) for statistic in statistics}
+            gathered.dot += self._dot(w, before, delta)
+            if self._draft is not None:
+                update = Update(delta)
+                after = {s: self._fold_block(w, s, kept, update, gathered) for s, kept in before.items()}
+                self._read_out(w, rows, after)
             whole = self._model.layout.tensors[w.name].nbytes
             self._progress.advance(whole * (rows[1] - rows[0]) // w.shape[0] if rows else whole)
         if self._spilled and w.name in self._spilled[-1].order:
@@ -148,48 +130,19 @@ class _Trip:
         self._task_square += gathered.task
         self._reports[w.name] = gathered.report(self._model.norms[w.name])
 
-    def _task_vectors(
-        self, w: Weight, statistics: tuple[Statistic, ...]
-    ) -> Iterator[tuple[tuple[int, int] | None, Tensor | LowRank]]:
-        """Yield the task vector block by block, float32, or float64 where a slot is; new values stream by."""
+    def _blocks(self, w: Weight, statistics: tuple[Statistic, ...]) -> list[Rows]:
         by_rows = self._rule.rowwise(w) and all(statistic.rowwise(w) for statistic in statistics)
-        blocks = row_blocks(w.shape, float32_bytes(w.shape), self._memory) if by_rows else [None]
-        wide = any(spec.dtype == "F64" for s in statistics for spec in s.slots(w).values())
-        part = self._newcomer.parts.get(w.name)
-        if isinstance(part, Whole):
-            return ((rows, self._difference(w, part, rows, wide)) for rows in blocks)
-        if part is not None:
-            delta = part.task_vector(self._read_whole, lambda: self._base.read(w.name))
-        else:
-            delta = LowRank.zero(w.shape) if len(w.shape) > 1 else torch.zeros(w.shape)
-        delta = delta.to(torch.float64 if wide else torch.float32)
-        return ((rows, _rows_of(delta, rows)) for rows in blocks)
+        return row_blocks(w.shape, float32_bytes(w.shape), self._memory) if by_rows else [None]
 
-    def _difference(self, w: Weight, part: Whole, rows: tuple[int, int] | None, wide: bool) -> Tensor:
-        """Return new values minus the base's for one block; zero below the rows that count."""
-        theta0 = self._base.read(w.name, rows)
-        first, last = rows or (0, w.shape[0] if w.shape else 1)
-        shared = last if part.rows is None else max(first, min(last, part.rows))
-        theta = self.candidate.read(part.tensor, (first, shared) if part.rows is not None else rows)
-        self._content.add(self._newcomer.contents.layout.tensors[part.tensor], theta)
-        dtype = torch.float64 if wide or torch.float64 in (theta0.dtype, theta.dtype) else torch.float32
-        delta = theta0.to(dtype).neg_()
-        if shared < last:
-            delta[shared - first :] = 0
-            delta[: shared - first] += theta.to(dtype)
-        else:
-            delta += theta.to(dtype)
-        return delta if wide else delta.float()
+    def _dot(self, w: Weight, before: Mapping[Statistic, Slots], delta: Tensor | LowRank) -> float:
+        """Return the task vector's inner product with the head's read-out, in one block."""
+        totals = self._head.totals
+        if not totals.folded or (isinstance(delta, LowRank) and not delta.rank):
+            return 0.0
+        merged = self._rule.merged(before, w, Counts(totals.folded, totals.shares))
+        return delta.dot(merged) if isinstance(delta, LowRank) else float((merged * delta).sum(dtype=torch.float64))
 
-    def _read_whole(self, name: str) -> Tensor:
-        tensor = self.candidate.read(name)
-        self._content.add(self._newcomer.contents.layout.tensors[name], tensor)
-        return tensor
-
-    def _fold_block(
-        self, w: Weight, statistic: Statistic, rows: tuple[int, int] | None, update: Update, gathered: "_Gathered"
-    ) -> Slots:
-        kept = {slot: self._kept_block(w, statistic, slot, rows) for slot in statistic.slots(w)}
+    def _fold_block(self, w: Weight, statistic: Statistic, kept: Slots, update: Update, gathered: "_Gathered") -> Slots:
         folded = statistic.fold(kept, update, w, self._head.totals.folded, NOTHING)
         for slot, tensor in folded.slots.items():
             self._slots[key_of(statistic, slot)].write(w.name, tensor)
@@ -197,7 +150,10 @@ class _Trip:
         gathered.removed += folded.removed
         return folded.slots
 
-    def _kept_block(self, w: Weight, statistic: Statistic, slot: str, rows: tuple[int, int] | None) -> Tensor:
+    def _kept_blocks(self, w: Weight, statistic: Statistic, rows: Rows) -> Slots:
+        return {slot: self._kept_block(w, statistic, slot, rows) for slot in statistic.slots(w)}
+
+    def _kept_block(self, w: Weight, statistic: Statistic, slot: str, rows: Rows) -> Tensor:
         """Return the head's slot, or zeros before the first fold."""
         reader = self._kept.get(key_of(statistic, slot))
         if reader is not None:
@@ -206,7 +162,7 @@ class _Trip:
         shape = (rows[1] - rows[0], *spec.shape[1:]) if rows is not None else spec.shape
         return torch.zeros(shape, dtype=TORCH_DTYPE[spec.dtype])
 
-    def _read_out(self, w: Weight, rows: tuple[int, int] | None, after: Mapping[Statistic, Slots]) -> None:
+    def _read_out(self, w: Weight, rows: Rows, after: Mapping[Statistic, Slots]) -> None:
         """Read the merged task vector; unless it is itself a slot it is spilled, for the scale is not known yet."""
         merged = self._rule.merged(after, w, self._counts)
         self._readout_square += square(merged)
@@ -217,6 +173,7 @@ class _Trip:
             return
         if w.name not in self._readouts:
             planned = [Planned(w.name, "F32", w.shape)]
+            assert self._draft is not None
             spill = Writer(self._draft.folder, f"spill-{len(self._spilled):05d}", planned, {"format": "pt"})
             self._spilled.append(self._stack.enter_context(spill))
             self._readouts[w.name] = Readout(spill.layout, w.name)
@@ -226,12 +183,8 @@ class _Trip:
 
     def read_the_rest(self) -> None:
         """Read what is not folded, for the digest, and hold tied weights against each other."""
-        for info in self._newcomer.contents.layout.tensors.values():
-            _gather(self._content, self.candidate, info, self._memory, self._progress)
-        for second, first in self._newcomer.aliases.items():
-            if self._content.of(second) != self._content.of(first):
-                found = f"{second} differs from {first}, which the base model ties"
-                raise Refused(Reason("untied", found, "one weight under two names", "save the checkpoint tied"))
+        self._vectors.read_the_rest(self._memory, self._progress)
+        self._vectors.check_ties()
 
     def finish(self) -> FoldResult:
         """Close the files that were written, and add up."""
@@ -243,7 +196,7 @@ class _Trip:
                 slots.append({**vars(file), "statistic": key[0], "slot": key[1]})
         totals = self._head.totals.with_checkpoint(sqrt(self._task_square), 1.0, sqrt(self._readout_square))
         return FoldResult(
-            digest=self._content.hexdigest(),
+            digest=self._vectors.hexdigest(),
             totals=totals,
             reports=self._reports,
             readouts=self._readouts,
@@ -251,6 +204,7 @@ class _Trip:
             files=files,
             bytes_read=sum(reader.nbytes for reader in (self._base, self.candidate, *self._kept.values())),
             bytes_written=sum(writer.nbytes for writer in (*self._slots.values(), *self._spilled)),
+            sketch=self._sketch.tobytes(),
         )
 
 
@@ -261,16 +215,11 @@ class _Gathered:
     task: float = 0.0
     removed: float = 0.0
     split_rank: float = 0.0
+    dot: float = 0.0
 
     def report(self, base_norm: float) -> WeightReport:
         survived = 1.0 - self.removed / self.task if self.task else 1.0
-        return WeightReport(sqrt(self.task), base_norm, self.split_rank, survived)
-
-
-def _rows_of(delta: Tensor | LowRank, rows: tuple[int, int] | None) -> Tensor | LowRank:
-    if rows is None:
-        return delta
-    return delta.rows(*rows) if isinstance(delta, LowRank) else delta[rows[0] : rows[1]]
+        return WeightReport(sqrt(self.task), base_norm, self.split_rank, survived, self.dot)
 
 
 def plan_slots(base: Base, rule: Rule) -> dict[SlotKey, list[Planned]]:

@@ -5,7 +5,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from traceback import clear_frames
 
 from ..state.errors import Abandoned, Damaged
-from .drafting import Job, Made, Outcome
+from .drafting import Made, Outcome
+from .judging import Job
 from .machine import settle_threads
 from .progress import Progress
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from ..state.history import History
 from ..state.lock import Lock
 from ..state.records import Checkpoint, CheckpointState, Reason
 from ..state.store import Store
+from ..state.wording import decide, quoted
 from .base import Base, examine, locate
 from .intake import Intake
 from .opening import make_rule, make_source, parameters_of, pins_of
 from .progress import Progress
 from .publishing import version_bytes
-from .settings import Settings, check_apart, check_owner, described
+from .settings import Limits, Settings, check_apart, check_owner
 
 
 @dataclass(frozen=True)
@@ -71,16 +73,16 @@ def _take_existing(settings: Settings, base: Base, history: History) -> list[Che
     else:
         state: CheckpointState = "held" if settings.existing == "hold" else "refused"
         for sighting in sightings:
-            history.checkpoints.add(sighting, state, _existing(settings.existing))
+            history.checkpoints.add(sighting, state, _existing(settings.existing, sighting.place))
     return history.checkpoints.all()
 
 
-def _existing(how: str) -> Reason:
+def _existing(how: str, place: str) -> Reason:
     return Reason(
         "existing",
         "it lay in the watched folder at init",
         f"checkpoints that arrive later (existing = {how})",
-        "to fold it: mergd fold PATH",
+        decide(place) if how == "hold" else f"to fold it: mergd fold {quoted(place)}",
     )
 
 
@@ -97,17 +99,25 @@ def write_config(settings: Settings, path: Path) -> None:
 
 def config_text(settings: Settings) -> str:
     """Return a configuration file's text."""
-    lines = ["# mergd's configuration. What is commented out has its default.", ""]
     tables = []
-    for name in Settings.model_fields:
+    for name, field in Settings.model_fields.items():
         value = getattr(settings, name)
         if isinstance(value, dict):
             entries = (f"{toml_key(k)} = {toml_value(v)}" for k, v in value.items())
-            tables += [f"# {described(name)}", f"[{name}]", *entries, ""]
-            continue
-        mark = "# " if name not in settings.model_fields_set else ""
-        lines += [f"# {described(name)}", f"{mark}{name} = {toml_value(value)}", ""]
-    return "\n".join([*lines, *tables])
+            tables += [f"# {field.description}", f"[{name}]", *entries, ""]
+        elif isinstance(value, Limits):
+            tables += [f"# {field.description}", f"[{name}]", *_lines(value)]
+    head = "# mergd's configuration. What is commented out has its default."
+    return "\n".join([head, "", *_lines(settings), *tables])
+
+
+def _lines(settings: Settings | Limits) -> Iterator[str]:
+    """Yield what a table says: each setting with its description, as a comment where it was not chosen."""
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if not isinstance(value, dict | Limits):
+            mark = "# " if name not in settings.model_fields_set else ""
+            yield from (f"# {field.description}", f"{mark}{name} = {toml_value(value)}", "")
 
 
 def toml_key(key: str) -> str:

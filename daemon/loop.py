@@ -17,14 +17,15 @@ from ..state.records import Checkpoint
 from ..state.store import Store
 from .control import Answer, Ask
 from .desk import Desk
-from .drafting import Drafting, Job
+from .drafting import Drafting
 from .hands import Hands
 from .inbox import STOPPING, Inbox, Message
 from .intake import Intake
+from .judging import Job
 from .opening import make_source, open_merge, reopen_merge
 from .progress import Progress
 from .recovery import check_head, recover
-from .requests import PREEMPTING, AnyRequest
+from .requests import PREEMPTING, AnyRequest, Retry
 from .settings import Settings
 from .status import write_log, write_status
 from .worker import Worker
@@ -203,6 +204,8 @@ class Loop:
                     self._abandon()
             finally:
                 self._desk.carry_out(message)
+            if isinstance(message.request, Retry):
+                self._rescan()
             self._worker.after_move()
             self.tell(log_too=True)
         elif message == "rescan":

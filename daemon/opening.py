@@ -57,6 +57,12 @@ def make_source(settings: Settings) -> Source:
     return source
 
 
+def make_sane(settings: Settings) -> Gate:
+    """Return the built-in gate with the settings' limits."""
+    gate: Gate = load("gates", "sane")(**settings.limits.model_dump())
+    return gate
+
+
 def open_merge(settings: Settings, history: History, progress: Progress) -> Merge:
     """Return the merge that init pinned. Raises Misconfigured, with both values, where the settings differ from it."""
     pins = history.pins()
@@ -67,7 +73,6 @@ def open_merge(settings: Settings, history: History, progress: Progress) -> Merg
     return Merge(
         base=_open_pinned_base(settings, history, pins, progress),
         rule=rule,
-        sane=load("gates", "sane")(),
         **_judges_and_listeners(settings),
     )
 
@@ -85,6 +90,7 @@ def reopen_merge(merge: Merge, old: Settings, new: Settings, pins: Mapping[str, 
 
 def _judges_and_listeners(settings: Settings) -> dict[str, Any]:
     return {
+        "sane": make_sane(settings),
         "gates": {name: load("gates", name)() for name in settings.gates},
         "hooks": make_hooks(settings.hooks),
     }

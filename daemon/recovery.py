@@ -6,6 +6,7 @@ from ..state.errors import Damaged
 from ..state.history import History
 from ..state.records import Checkpoint, Reason
 from ..state.store import Store
+from ..state.wording import decide
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def wait_again(row: Checkpoint, history: History, strikes: int = STRIKES) -> Che
         "no-verdict",
         f"{failures} attempts that ended without a verdict (a crash, or an error in the log)",
         "a fold that ends",
-        f"look into the log, then: mergd fold {row.place}",
+        f"look into the log; {decide(row.place)}",
     )
     log.error("%s is held: %s", row.name, reason)
     return history.checkpoints.set_state(row.id, "held", reason, urgent=None)

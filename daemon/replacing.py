@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..state.records import Checkpoint, Reason, Version
+from ..state.wording import decide, quoted
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,13 @@ def _later(row: Checkpoint, old: Version, line: Sequence[Version], get: Callable
     """Say what was folded since, and the commands that let a checkpoint replace another one all the same."""
     since = [version for version in reversed(line) if version.number > old.number]
     later = [get(version.checkpoint) for version in since if version.checkpoint is not None]
-    again = " ".join(other.place for other in later)
+    again = " ".join(quoted(other.place) for other in later)
     return Reason(
         "replace-later",
         f"{len(later)} folded since {old}, in whose stead it would count: {', '.join(other.name for other in later)}",
         f"that {old} is the head",
-        f"mergd rollback {old}, then mergd fold {row.place}, then mergd fold --again {again}; {_as_one_more(row)}",
+        f"{_as_one_more(row)}; for it to replace that one: mergd rollback {old}; mergd fold {quoted(row.place)}; "
+        f"mergd fold --again {again}",
     )
 
 
@@ -63,4 +65,4 @@ def _dropped(row: Checkpoint, old: Version) -> Reason:
 
 
 def _as_one_more(row: Checkpoint) -> str:
-    return f"to fold it as one more: mergd fold {row.place}"
+    return decide(row.place)

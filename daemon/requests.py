@@ -11,6 +11,7 @@ from ..state.errors import Busy, Damaged, Refused, Usage
 from ..state.history import History
 from ..state.records import Checkpoint, Version
 from ..state.store import Store
+from ..state.wording import quoted
 from .naming import absolute, find_checkpoint, find_version
 
 if TYPE_CHECKING:  # the client side of the socket needs no torch
@@ -50,9 +51,41 @@ class Fold(_Request):
     again: bool = False
 
 
-AnyRequest = Rollback | Pause | Resume | Fold
+Names = Annotated[tuple[str, ...], Field(min_length=1, max_length=10_000)]
+
+
+class Approve(_Request):
+    """Lift the reasons for which these are held; each is folded when its turn comes."""
+
+    verb: Literal["approve"] = "approve"
+    checkpoints: Names
+
+
+class Refuse(_Request):
+    """Refuse a checkpoint that is not folded, whatever the gates say."""
+
+    verb: Literal["refuse"] = "refuse"
+    checkpoint: str
+    why: str = Field(min_length=1)
+
+
+class Retry(_Request):
+    """Take a refusal back: the checkpoint is looked at again from the start."""
+
+    verb: Literal["retry"] = "retry"
+    checkpoint: str
+
+
+class Look(_Request):
+    """Say whether the daemon can read what lies at a place; changes nothing."""
+
+    verb: Literal["look"] = "look"
+    place: str
+
+
+AnyRequest = Rollback | Pause | Resume | Fold | Approve | Refuse | Retry | Look
 REQUEST: TypeAdapter[AnyRequest] = TypeAdapter(Annotated[AnyRequest, Field(discriminator="verb")])
-PREEMPTING = (Rollback, Pause)  # these abandon a running fold, whose checkpoint waits again
+PREEMPTING = (Rollback, Pause, Refuse)  # these abandon a running fold, whose checkpoint waits again
 
 
 def parse(line: bytes) -> AnyRequest:
@@ -166,4 +199,6 @@ def _check_again(row: Checkpoint, again: bool, history: History) -> None:
     if row.digest and history.checkpoint_in_line(row.digest, head.number if head else None):
         raise Usage(f"{row.name} is in the model already", "the same content counts once")
     if not again:
-        raise Usage(f"{row.name} was folded and then rolled away", f"to have it back: mergd fold --again {row.name}")
+        raise Usage(
+            f"{row.name} was folded and then rolled away", f"to have it back: mergd fold --again {quoted(row.place)}"
+        )

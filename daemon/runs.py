@@ -10,6 +10,7 @@ from typing import Literal
 
 from ..plugins.sources.places import FINAL, STEP
 from ..state.records import Checkpoint, Reason, Sighting
+from ..state.wording import decide
 
 PerRun = Literal["last", "each", "replace"]
 COUNTING = ("ready", "folding", "folded")  # states of what counts, or soon will
@@ -81,5 +82,5 @@ def _counted(sighting: Sighting, row: Checkpoint) -> Reason:
         "run-counted",
         f"{sighting.name}, later than {row.name} of the same run",
         "one checkpoint of a run (per_run = last)",
-        f"to fold it as one more: mergd fold {sighting.place}; or leave it",
+        decide(sighting.place),
     )

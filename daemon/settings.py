@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 
 from ..state.errors import Misconfigured, NotPermitted, Usage
 
@@ -29,8 +30,44 @@ def _absolute(value: Any) -> Any:
     return os.path.abspath(Path(value).expanduser()) if isinstance(value, str | Path) else value
 
 
+def _switched(value: Any) -> Any:
+    """Read `false` as 0, which switches a limit off; `true` says no limit."""
+    if value is True:
+        raise ValueError("give a number, or false to switch it off")
+    return 0 if value is False else value
+
+
 Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
 Folder = Annotated[Path, BeforeValidator(_absolute)]
+
+
+Limit = Annotated[float, BeforeValidator(_switched), Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, BeforeValidator(_switched), Field(ge=0, le=1)]
+
+
+class Limits(BaseModel):
+    """What the built-in gate holds a checkpoint for; 0 or false switches a limit off."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    norm: Limit = 0.5
+    """The largest norm of a task vector, as a multiple of the base model's norm, over all weights together."""
+    weight_norm: Limit = 1.0
+    """The same for each matrix; one that the base model has near zero is left out."""
+    sigmas: Limit = 6.0
+    """Robust sigmas that a norm may be away from the usual one, once 5 were folded; within a factor of 3 it always may."""
+    cosine: Annotated[float, BeforeValidator(_switched), Field(ge=-1, le=0)] = -0.5
+    """The smallest cosine of a task vector with the running merge."""
+    near_copy: Share = 0.99
+    """The largest cosine with a checkpoint in the model whose norm differs by less than 2 %; it is estimated."""
+    share: Share = 0.0
+    """The largest share of the summed norm that one owner or source may have, such as `0.5`, where there are several."""
+    adapter_rank: Annotated[int, BeforeValidator(_switched), Field(ge=0)] = 1024
+    """The largest rank of an adapter's factors."""
+    adapter_scale: Limit = 64.0
+    """The largest factor that an adapter's product is scaled by, `lora_alpha / r` for LoRA."""
+    per_day: Annotated[int, BeforeValidator(_switched), Field(ge=0)] = 0
+    """How many folds there may be in 24 hours; those after them are held."""
 
 
 class Settings(BaseModel):
@@ -96,6 +133,8 @@ class Settings(BaseModel):
     """How many of the newest versions keep their files."""
     keep_within: Duration = 7 * 86400.0
     """Versions younger than this keep their files too, such as `7d`."""
+    limits: Limits = Limits()
+    """What the built-in gate holds a checkpoint for until a person approves it; 0 or false switches a limit off."""
     gates: tuple[str, ...] = ()
     """Gates of installed packages that judge each drafted version, by name, in order."""
     hooks: tuple[str, ...] = ()
@@ -117,9 +156,14 @@ class Settings(BaseModel):
         return {name: getattr(self, name) for name in PINNED}
 
 
-def described(name: str) -> str:
-    """Return a setting's description, on one line."""
-    return " ".join((Settings.model_fields[name].description or "").split())
+def keys() -> dict[str, FieldInfo]:
+    """Return every setting by the key that `--set` takes: those of a table with a point, `limits.norm`."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in Settings.model_fields.items():
+        table = field.annotation
+        inner = table.model_fields if isinstance(table, type) and issubclass(table, BaseModel) else None
+        found |= {f"{name}.{key}": part for key, part in inner.items()} if inner else {name: field}
+    return found
 
 
 PINNED = ("base_model", "rule", "parameters", "out_dtype", "threads", "convolutions")
@@ -150,11 +194,7 @@ def validate(values: dict[str, Any], origin: str) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"
-        hint = (
-            f"known keys: {', '.join(Settings.model_fields)}"
-            if first["type"] == "extra_forbidden"
-            else f"correct {key}"
-        )
+        hint = f"known keys: {', '.join(keys())}" if first["type"] == "extra_forbidden" else f"correct {key}"
         raise Misconfigured(f"{origin}: {key}: {first['msg']}", hint) from None
     check_apart(settings)
     return settings
@@ -171,7 +211,11 @@ def values_of(pairs: Sequence[str]) -> dict[str, Any]:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text
-        (values if key in Settings.model_fields else values["parameters"])[key] = value
+        table, point, name = key.partition(".")
+        if point and table in Settings.model_fields:
+            values.setdefault(table, {})[name] = value
+        else:
+            (values if key in Settings.model_fields else values["parameters"])[key] = value
     return values
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..state.history import History
-from ..state.records import Checkpoint, Move, News, Version
+from ..state.records import Checkpoint, Decisions, Move, News, Version
 from ..state.store import Store, replace_file
 
 LOG_LINES = 1000  # newest versions in log.jsonl
@@ -37,6 +37,8 @@ def status(history: History, store: Store, live: Mapping[str, Any] | None = None
         "versions": {"all": history.count_versions(), "kept": len(history.with_files())},
         "base_model": pins.get("base_model"),
         "base_digest": pins.get("base_digest"),
+        "base_commit": pins.get("base_commit"),
+        "tied": pins.get("tied"),
         "state": str(store.root),
         "disk": {"used": store.used(), "free": shutil.disk_usage(store.root).free},
         "daemon": None,
@@ -73,7 +75,9 @@ def describe_log(history: History, last: int = -1) -> list[dict[str, Any]]:
     return [describe_version(version, history, number) for version in reversed(history.versions(last))]
 
 
-def describe_checkpoint(row: Checkpoint, history: History, in_model: frozenset[str]) -> dict[str, Any]:
+def describe_checkpoint(
+    row: Checkpoint, history: History, in_model: frozenset[str], decisions: Decisions
+) -> dict[str, Any]:
     """Return a checkpoint as scripts see it; `in_model` has the digests of what the head holds."""
     return {
         "name": row.name,
@@ -85,8 +89,13 @@ def describe_checkpoint(row: Checkpoint, history: History, in_model: frozenset[s
         "source": row.source,
         "place": row.place,
         "order": row.order,
+        "owner": row.owner,
         "duplicate_of": history.checkpoints.get(row.duplicate_of).name if row.duplicate_of else None,
         "replaces": history.checkpoints.get(row.replaces).name if row.replaces else None,
+        "decisions": [
+            {key: value for key, value in vars(decision).items() if key != "content"}
+            for decision in decisions.on((row.digest, row.fingerprint))
+        ],
     }
 
 

@@ -8,17 +8,21 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from math import sqrt
 from pathlib import Path
 
 from ..plugins.formats.interface import Candidate
 from ..state.errors import Abandoned, Busy, Damaged, Misconfigured, NotPermitted, Unavailable
 from ..state.history import History
-from ..state.records import ADMITTED, Checkpoint, Reason, Sighting, Verdict
+from ..state.records import ADMITTED, Checkpoint, Contribution, Reason, Sighting
 from ..state.store import Store
+from ..state.wording import quoted
 from . import replacing
 from .admission import Admission
-from .drafting import Job, Known, Made, Outcome
+from .drafting import Made, Outcome
+from .judging import Job, Known, Past, Turned
 from .opening import Merge
 from .publishing import version_bytes
 from .recovery import STRIKES, check_head, wait_again
@@ -32,6 +36,8 @@ log = logging.getLogger(__name__)
 
 RESERVE = 64 * 2**20  # bytes that stay free for the history
 RETRY_AFTER = 30.0  # seconds, after a failure that is nobody's fault; doubled each time
+LOOKS_BACK = 1000  # folds that a newcomer is compared with
+DAY = timedelta(days=1)
 
 
 class Worker:
@@ -66,22 +72,8 @@ class Worker:
         if candidate is None:
             checkpoints.set_state(row.id, "settling", urgent=None)
             return None
-        start = self._start(row)
-        here = frozenset[str]() if row.urgent else checkpoints.digests_from(row.place)
-        in_line = self._history.digests_in_line(start.parent.number if start.parent else None)
-        if start.replaced is not None:  # what it replaces is no longer in the model: only what stays counts already
-            here, known = here & self._history.digests_in_line(start.replaced.number), in_line
-        else:
-            known = in_line if again else in_line | checkpoints.folded_digests()
-        attempt = checkpoints.begin_attempt(row.id)
-        return Job(attempt, row, candidate, self._history.next_number(), start, here, known)
-
-    def _start(self, row: Checkpoint) -> Start:
-        """Return the version that a fold starts from: the head, or its parent if the row replaces what the head folded."""
-        head = self._history.head()
-        if row.replaces is None or head is None:
-            return Start(head)
-        return replacing.plan(row, self._history.lineage(head.number), self._history.checkpoints.get)
+        job = job_for(row, candidate, self._history, again=again)
+        return replace(job, attempt=checkpoints.begin_attempt(row.id))
 
     def _candidate(self, row: Checkpoint) -> Candidate | None:
         sighting = self._sight(Path(row.place))
@@ -110,27 +102,25 @@ class Worker:
         Raises Busy if the head moved meanwhile: then nothing changed.
         """
         self._later.pop(job.checkpoint.id, None)
-        if isinstance(outcome, Verdict):
+        if isinstance(outcome, Turned):
             return self._record_verdict(job, outcome)
         if isinstance(outcome, Known):
             return self._record_duplicate(job, outcome.digest)
         return self._commit(job, outcome, who)
 
-    def _record_verdict(self, job: Job, verdict: Verdict) -> Checkpoint:
+    def _record_verdict(self, job: Job, turned: Turned) -> Checkpoint:
+        verdict, more = turned.verdict, {"digest": turned.digest} if turned.digest else {}
         assert verdict.decision != "admitted"
         self._history.checkpoints.end_attempt(job.attempt, verdict.decision)
         log.warning("%s is %s: %s", job.checkpoint.name, verdict.decision, "; ".join(map(str, verdict.reasons)))
-        return self._history.checkpoints.set_state(job.checkpoint.id, verdict.decision, *verdict.reasons, urgent=None)
+        return self._history.checkpoints.set_state(
+            job.checkpoint.id, verdict.decision, *verdict.reasons, urgent=None, **more
+        )
 
     def _record_duplicate(self, job: Job, digest: str) -> Checkpoint:
         """Record that this content counts already, under its first name."""
         known = self._history.checkpoints.holding(digest) or job.checkpoint
-        reason = Reason(
-            "known-content",
-            f"the content of {known.name} under the name {job.checkpoint.name}",
-            "content that was not folded before",
-            f"nothing; to have it back after a rollback: mergd fold --again {known.name}",
-        )
+        reason = known_content(job.checkpoint, known)
         same = None if known.id == job.checkpoint.id else known.id
         log.info("%s holds the content of %s: nothing to fold", job.checkpoint.name, known.name)
         self._history.checkpoints.end_attempt(job.attempt, "duplicate")
@@ -141,10 +131,11 @@ class Worker:
     def _commit(self, job: Job, made: Made, who: str) -> Checkpoint:
         """Rename the draft in, and make it true in one transaction; `after_move` lets the link follow."""
         version, reports = made.version, list(made.result.reports.values())
+        digest, brought = made.result.digest, contribution_of(job, made)
         self._store.install(made.draft, version.number)
         replaced = job.start.replaced.number if job.start.replaced else None
         hooks = list(self.merge.hooks)
-        self._history.commit_fold(version, made.result.digest, reports, job.attempt, who, hooks, replaced)
+        self._history.commit_fold(version, digest, reports, job.attempt, who, hooks, replaced, brought)
         folded, scale = version.totals.folded, version.scale
         log.info("%s is folded: %s, %d checkpoints, scale %.4g", job.checkpoint.name, version, folded, scale)
         return self._history.checkpoints.get(job.checkpoint.id)
@@ -206,3 +197,43 @@ class Worker:
             self._history.drop_files(number)
             self._store.drop(number)
             log.info("the files of v%d are dropped; its row stays", number)
+
+
+def job_for(row: Checkpoint, candidate: Candidate, history: History, *, again: bool = False) -> Job:
+    """Return the job that a fold of a checkpoint would be now, without an attempt."""
+    start = start_of(row, history)
+    line = start.parent.number if start.parent else None
+    here = frozenset[str]() if row.urgent else history.checkpoints.digests_from(row.place)
+    known = history.digests_in_line(line)
+    if start.replaced is not None:  # what it replaces is no longer in the model: only what stays counts already
+        here &= history.digests_in_line(start.replaced.number)
+    elif not again:
+        known |= history.checkpoints.folded_digests()
+    brought, last_day = history.contributions.in_line(line, LOOKS_BACK), history.contributions.count_since(DAY)
+    past = Past(brought, last_day, history.decided.all())
+    return Job(0, row, candidate, history.next_number(), start, here, known, past)
+
+
+def start_of(row: Checkpoint, history: History) -> Start:
+    """Return the version that a fold starts from: the head, or its parent if the row replaces what the head folded."""
+    head = history.head()
+    if row.replaces is None or head is None:
+        return Start(head)
+    return replacing.plan(row, history.lineage(head.number), history.checkpoints.get)
+
+
+def known_content(row: Checkpoint, known: Checkpoint) -> Reason:
+    """Return why there is nothing to fold: this content counts already, under its first name."""
+    return Reason(
+        "known-content",
+        f"the content of {known.name} under the name {row.name}",
+        "content that was not folded before",
+        f"nothing; to have it back after a rollback: mergd fold --again {quoted(known.place)}",
+    )
+
+
+def contribution_of(job: Job, made: Made) -> Contribution:
+    """Return what a fold brought, for those after it."""
+    norm = sqrt(sum(report.task_norm**2 for report in made.result.reports.values()))
+    row = job.checkpoint
+    return Contribution(made.version.number, row.name, row.contributor, norm, made.result.sketch)

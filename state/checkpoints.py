@@ -92,14 +92,14 @@ class Checkpoints:
             "state": state,
             "since": utc_now(),
             "reasons": _dump(reasons),
+            "owner": sighting.owner or None,
         }
         return self.get(inserted(self._db.table("checkpoints"), row))
 
     def resight(self, number: int, sighting: Sighting) -> Checkpoint:
         """Record that what lies at a place has changed before it was folded: it settles again."""
-        self._db.table("checkpoints").update(
-            number, {"fingerprint": sighting.fingerprint, "order": None, "urgent": None, "digest": None}
-        )
+        anew = {"fingerprint": sighting.fingerprint, "owner": sighting.owner or None}
+        self._db.table("checkpoints").update(number, anew | {"order": None, "urgent": None, "digest": None})
         return self.set_state(number, "settling")
 
     def set_state(self, number: int, state: CheckpointState, *reasons: Reason, **more: Any) -> Checkpoint:

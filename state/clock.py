@@ -1,8 +1,13 @@
 """The wall clock, as it is written down."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 
 def utc_now() -> str:
     """Return the time as it is stored: UTC, ISO 8601, whole milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return utc_before(timedelta())
+
+
+def utc_before(age: timedelta) -> str:
+    """Return the time so long ago, as it is stored."""
+    return (datetime.now(UTC) - age).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -10,9 +10,11 @@ from typing import Any
 from sqlite_utils import Database
 from sqlite_utils.db import Table
 
-from .errors import Damaged, Misconfigured
+from .errors import Damaged, Misconfigured, Unavailable
 from .migrations import migrations
 
+# A version's number and those of its ancestors, as the table `line`; takes the number.
+LINE = "with recursive line(n) as (select ? union all select parent from versions join line on number = n)"
 _COMMON = "PRAGMA busy_timeout=5000; PRAGMA foreign_keys=on;"
 # FULL: each commit is on the disk before anybody is told of it. The published files are there before the commit.
 _WRITER = "PRAGMA journal_mode=wal; PRAGMA synchronous=full; PRAGMA journal_size_limit=16777216;"
@@ -47,9 +49,15 @@ def _prepared(db: Database, path: Path) -> Database:
 
 
 def open_reader(path: Path) -> Database:
-    """Open the database to read only; a writer may be at work."""
+    """Open the database to read only; a writer may be at work. Raises Unavailable if an older mergd wrote it last."""
     db = Database(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=5))
-    db.conn.executescript(_COMMON + "PRAGMA query_only=on;")
+    try:
+        db.conn.executescript(_COMMON + "PRAGMA query_only=on;")
+        if migrations.pending(db):
+            raise Unavailable(f"{path} is an older mergd's", "to bring it up to date: mergd run, or mergd run --once")
+    except BaseException:
+        db.close()
+        raise
     return db
 
 

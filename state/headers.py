@@ -7,7 +7,6 @@ The format (github.com/huggingface/safetensors, README): eight bytes of little-e
 import errno
 import math
 import os
-import pwd
 import re
 import stat
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 from .errors import Busy, NotPermitted, Refused, Unavailable
 from .header_text import JsonText
 from .records import Layout, Reason, TensorInfo
+from .users import name_of
 from .wording import shown, size
 
 MAX_HEADER = 16 * 2**20  # bytes; 30,000 tensors need about 4 MiB
@@ -64,11 +64,7 @@ def owner_of(path: str | Path) -> str:
         status = os.stat(path)
     except OSError:
         return "in a folder that we cannot enter"
-    try:
-        owner = pwd.getpwuid(status.st_uid).pw_name
-    except KeyError:
-        owner = str(status.st_uid)
-    return f"mode {stat.S_IMODE(status.st_mode):04o}, owner {owner}"
+    return f"mode {stat.S_IMODE(status.st_mode):04o}, owner {name_of(status.st_uid)}"
 
 
 def read_bounded(path: str | Path, most: int) -> bytes:
@@ -120,13 +116,13 @@ def _raw_header(path: str | Path, most: int) -> tuple[bytes, int]:
         if head.startswith(b"version "):
             raise Busy(f"{_name(path)} is a git-lfs pointer, not the weights", "run: git lfs pull")
         if len(head) < 8:
-            raise Busy(f"{_name(path)} misses its header: it has {nbytes} bytes")
+            raise Busy(f"{_name(path)}, which is missing its header: it has {nbytes} bytes")
         length = int.from_bytes(head, "little")
         if not 2 <= length <= most:
             raise _bad(path, f"a header of {length} bytes", f"2 to {most} bytes")
         raw = os.pread(fd, length, 8)
         if len(raw) < length:
-            raise Busy(f"{_part(path)} misses {size(length - len(raw))} of its header")
+            raise Busy(f"{_part(path)}, which is missing {size(length - len(raw))} of its header")
         return raw, nbytes
     finally:
         os.close(fd)
@@ -137,7 +133,7 @@ def _parsed(path: str | Path, raw: bytes, nbytes: int, most: int) -> dict[str, T
     tensors = _tiled(path, _entries(path, raw, most), 8 + len(raw))
     end = tensors[-1].start + tensors[-1].nbytes if tensors else 8 + len(raw)
     if nbytes < end:
-        raise Busy(f"{_part(path)} misses {size(end - nbytes)}")
+        raise Busy(f"{_part(path)}, which is missing {size(end - nbytes)}")
     if nbytes > end:
         raise _bad(path, f"{nbytes - end} bytes after the last tensor", "none")
     return {tensor.name: tensor for tensor in tensors}

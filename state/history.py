@@ -12,17 +12,24 @@ from typing import Any, Self
 
 from .checkpoints import Checkpoints
 from .clock import utc_now
-from .database import inserted, open_reader, open_writer, transaction
+from .contributions import Contributions
+from .database import LINE, inserted, open_reader, open_writer, transaction
+from .decided import Decided
 from .errors import Busy
-from .records import Checkpoint, Move, Totals, Version, WeightReport
+from .records import Checkpoint, Contribution, Move, Totals, Version, WeightReport
 
 
 class History:
-    """The versions, the head and its moves, the pins, the pauses and the requests; `checkpoints` has the rest."""
+    """The versions, the head and its moves, the pins, the pauses and the requests.
+
+    `checkpoints` has the rows of checkpoints, `contributions` what they brought, `decided` what people decided on them.
+    """
 
     def __init__(self, path: Path, write: bool = False) -> None:
         self._db = open_writer(path) if write else open_reader(path)
         self.checkpoints = Checkpoints(self._db)
+        self.contributions = Contributions(self._db)
+        self.decided = Decided(self._db)
 
     def __enter__(self) -> Self:
         return self
@@ -79,19 +86,19 @@ class History:
 
     def lineage(self, number: int | None) -> list[Version]:
         """Return a version and its ancestors, newest first."""
-        query = f"{_LINE} select {_COLUMNS} from versions join line on number = n order by number desc"  # noqa: S608
+        query = f"{LINE} select {_COLUMNS} from versions join line on number = n order by number desc"  # noqa: S608
         return [_version(row) for row in self._db.query(query, [number])]
 
     def checkpoint_in_line(self, digest: str, number: int | None) -> Checkpoint | None:
         """Return the row that holds this content, if a version or one of its ancestors folded it."""
-        query = f"""{_LINE} select checkpoint from line join versions on number = n
+        query = f"""{LINE} select checkpoint from line join versions on number = n
             join checkpoints on checkpoints.id = versions.checkpoint where checkpoints.digest = ? limit 1"""  # noqa: S608
         rows = list(self._db.query(query, [number, digest]))
         return self.checkpoints.get(rows[0]["checkpoint"]) if rows else None
 
     def digests_in_line(self, number: int | None) -> frozenset[str]:
         """Return the digests of what a version and its ancestors folded."""
-        query = f"""{_LINE} select checkpoints.digest as content from line join versions on number = n
+        query = f"""{LINE} select checkpoints.digest as content from line join versions on number = n
             join checkpoints on checkpoints.id = versions.checkpoint where content is not null"""  # noqa: S608
         return frozenset(row["content"] for row in self._db.query(query, [number]))
 
@@ -103,9 +110,9 @@ class History:
     def weight_reports(self, number: int) -> dict[str, WeightReport]:
         """Return what a version's fold did to each weight."""
         (packed,) = self._db.conn.execute("select weights from versions where number = ?", [number]).fetchone()
-        values = array("d", packed or b"")
-        reports = [WeightReport(*values[i : i + 4]) for i in range(0, len(values), 4)]
-        return dict(zip(self.pins()["weights"], reports, strict=True)) if reports else {}
+        values, names = array("d", packed or b""), self.pins()["weights"]
+        width = len(values) // len(names)  # an older mergd wrote fewer numbers a weight
+        return {name: WeightReport(*values[i * width : (i + 1) * width]) for i, name in enumerate(names) if width}
 
     # ------------------------------------------------------------------------------------------------ the commit point
 
@@ -118,15 +125,19 @@ class History:
         who: str,
         hooks: Sequence[str],
         replaced: int | None = None,
+        contribution: Contribution | None = None,
     ) -> Move:
         """Make a drafted fold true, all at once: checkpoint, version, head, and what the hooks are owed.
 
-        `digest` is the checkpoint's; `replaced` the head in whose stead the version comes, if not onto it. Raises Busy
-        if the head is no longer that, or the version's parent; then nothing changed.
+        `digest` is the checkpoint's; `replaced` the head in whose stead the version comes, if not onto it;
+        `contribution` what later ones are judged by. Raises Busy if the head is no longer that, or the version's
+        parent; then nothing changed.
         """
         assert version.checkpoint is not None
         with transaction(self._db):
             self._insert(version, weights)
+            if contribution is not None:
+                self.contributions.add(contribution)
             first = self.checkpoints.holding(digest)  # the same content may come back after a rollback
             more = {"digest": digest, "urgent": None, "duplicate_of": first.id if first else None}
             self.checkpoints.set_state(version.checkpoint, "folded", **more)
@@ -207,7 +218,6 @@ class History:
         self._db.table("requests").update(request, {"answer": answer})
 
 
-_LINE = "with recursive line(n) as (select ? union all select parent from versions join line on number = n)"
 _COLUMNS = """number, parent, cause, checkpoint, rule, folded, shares, mean_norm, readout_norm, scale, digest, created_at,
     seconds, bytes_read, bytes_written, slots_kept, model_kept"""
 

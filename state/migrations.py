@@ -108,3 +108,22 @@ def m003_versions(db: Database) -> None:
 def m004_replaces(db: Database) -> None:
     """Which checkpoint a later step of the same run, or new content at the same place, stands in for."""
     db.table("checkpoints").add_column("replaces", int, fk="checkpoints", fk_col="id")
+
+
+@migrations()
+def m005_contributions_and_decisions(db: Database) -> None:
+    """What later checkpoints are judged by, who owns which, and what people decided."""
+    db.table("checkpoints").add_column("owner", str)
+    db.table("contributions").create(
+        {"version": int, "contributor": str, "norm": float, "sketch": bytes},
+        pk="version",
+        not_null={"contributor", "norm", "sketch"},
+        foreign_keys=[("version", "versions", "number")],
+        strict=True,
+    )
+    db.table("decisions").create(
+        {"id": int, "content": str, "verdict": str, "code": str, "why": str, "who": str, "at": str},
+        pk="id",
+        not_null={"content", "verdict", "code", "why", "who", "at"},
+        strict=True,
+    )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from math import prod
+from math import prod, sqrt
 from typing import Literal
 
 CheckpointState = Literal["settling", "ready", "folding", "folded", "refused", "held", "blocked", "vanished"]
@@ -109,6 +109,7 @@ class WeightReport:
     base_norm: float  # Frobenius norm of the base model's weight
     split_rank: float  # leading directions that were protected; 0 where nothing is projected
     survived: float  # share of the newcomer's squared norm that was kept, 0 to 1
+    dot: float = 0.0  # inner product of the newcomer's task vector with the parent's read-out, here
 
 
 # ------------------------------------------------------------------------------------------- checkpoints and verdicts
@@ -139,6 +140,42 @@ ADMITTED = Verdict("admitted")
 
 
 @dataclass(frozen=True)
+class Decision:
+    """What a person decided about one content: its digest, or the fingerprint of its files where that is not known."""
+
+    content: str
+    verdict: Literal["approved", "refused", "retried"]
+    code: str  # of the reason that was approved; else empty
+    why: str  # that a person gave
+    who: str
+    at: str  # UTC, ISO 8601
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What people decided, oldest first."""
+
+    made: tuple[Decision, ...] = ()
+
+    def on(self, contents: Collection[str | None]) -> tuple[Decision, ...]:
+        """Return those about one of these contents."""
+        return tuple(decision for decision in self.made if decision.content in contents)
+
+    def lift(self, verdict: Verdict, contents: Collection[str | None]) -> Verdict:
+        """Return a verdict without the reasons for holding that were approved for one of these contents."""
+        approved = {decision.code for decision in self.on(contents) if decision.verdict == "approved"}
+        left = tuple(reason for reason in verdict.reasons if reason.code not in approved)
+        if verdict.decision != "held" or left == verdict.reasons:
+            return verdict
+        return Verdict("held", left) if left else ADMITTED
+
+    def refusal(self, contents: Collection[str | None]) -> Decision | None:
+        """Return the refusal of one of these contents that nobody took back."""
+        last = next((d for d in reversed(self.on(contents)) if d.verdict != "approved"), None)
+        return last if last is not None and last.verdict == "refused" else None
+
+
+@dataclass(frozen=True)
 class FileStamp:
     """What tells that a file is still the same one, without reading it."""
 
@@ -160,6 +197,7 @@ class Sighting:
     stamps: tuple[FileStamp, ...]  # the files that could belong to a checkpoint, sorted by name
     run: str = ""  # the folder in which one training writes it, if one does
     step: int | None = None  # of that training; None for its final model
+    owner: str = ""  # the user who owns its files, where the source knows
 
     @property
     def changed_ns(self) -> int:
@@ -189,6 +227,12 @@ class Checkpoint:
     urgent: int | None = None  # its place among those that a person asked to fold now
     duplicate_of: int | None = None  # the row that holds the same content
     replaces: int | None = None  # the row in whose stead it counts, if that one is in the model when its turn comes
+    owner: str | None = None  # the user who owns its files, where the source knows
+
+    @property
+    def contributor(self) -> str:
+        """Who it counts for: the owner of its files, or else its source."""
+        return self.owner or self.source
 
 
 # ---------------------------------------------------------------------------------------------------------- versions
@@ -254,6 +298,17 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class Contribution:
+    """What one fold brought: what later checkpoints are judged by."""
+
+    version: int
+    checkpoint: str  # name
+    contributor: str  # the owner of its files, or its source
+    norm: float  # Frobenius norm of the whole task vector
+    sketch: bytes  # of the task vector: a few kilobytes, from which its cosine with another one is estimated
+
+
+@dataclass(frozen=True)
 class Drafted:
     """What a gate sees of a drafted version."""
 
@@ -263,6 +318,24 @@ class Drafted:
     model: str | None  # path of the drafted model folder; None while only the norms are known
     totals: Totals
     weights: Mapping[str, WeightReport]
+    place: str = ""  # absolute path of the checkpoint
+    contributor: str = ""  # the owner of its files, or its source
+    shapes: Mapping[str, Weight] = field(default_factory=dict)  # what each weight is
+    strength: tuple[int, float] = (0, 0.0)  # of an adapter: the largest rank, the largest scale of a product
+    parent_norm: float = 0.0  # Frobenius norm of the parent's whole read-out
+    past: tuple[Contribution, ...] = ()  # folds in the parent's line, newest first; at most 1,000
+    cosines: tuple[float, ...] = ()  # of the newcomer's task vector with each of the past, by sketch
+    last_day: int = 0  # folds of the last 24 hours, in any line
+
+    @property
+    def norm(self) -> float:
+        """Frobenius norm of the newcomer's whole task vector."""
+        return sqrt(sum(report.task_norm**2 for report in self.weights.values()))
+
+    @property
+    def base_norm(self) -> float:
+        """Frobenius norm of the base model's weights."""
+        return sqrt(sum(report.base_norm**2 for report in self.weights.values()))
 
 
 @dataclass(frozen=True)

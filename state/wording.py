@@ -1,4 +1,6 @@
-"""How messages word what came from outside: foreign text that can do nothing to a log, and sizes as people read them."""
+"""How messages word things: foreign text that can do nothing to a log, sizes as people read them, commands for a shell."""
+
+import shlex
 
 LONG = 100  # characters of foreign text in a message
 
@@ -17,3 +19,19 @@ def size(nbytes: float) -> str:
             return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
         nbytes /= 1000
     return f"{nbytes:.1f} TB"
+
+
+def quoted(text: str) -> str:
+    """Return a word of a command line for a shell; what cannot be printed is written as $'...' has it."""
+    if text.isprintable():
+        return shlex.quote(text)
+    return "$'" + "".join(c if c.isprintable() and c not in "'\\" else _escape(c) for c in text) + "'"
+
+
+def _escape(c: str) -> str:
+    return f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}"
+
+
+def decide(place: str) -> str:
+    """Return the next step for a checkpoint that is held: a person decides."""
+    return f"to fold it all the same: mergd approve {quoted(place)}; else: mergd refuse {quoted(place)} --why TEXT"

@@ -4,10 +4,12 @@ import gc
 import os
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import repository
 from support.merges import Sandbox, make_merge
 
 GRACE = 3.0  # seconds that a thread or a file may take to go away by itself
@@ -58,3 +60,23 @@ def merge(tmp_path: Path) -> Sandbox:
 def new_merge(tmp_path: Path) -> Callable[..., Sandbox]:
     """Make further merges: `new_merge("other", rule="average")`."""
     return lambda name="other", *arguments, **settings: make_merge(tmp_path / name, *arguments, **settings)
+
+
+@pytest.fixture
+def their_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have the plugins of tests/third_party found as if they were installed; returns the file of their hook's news."""
+    project = tomllib.loads((repository.ROOT / "tests" / "third_party" / "pyproject.toml").read_text())["project"]
+    made = tmp_path / "site" / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    made.mkdir(parents=True)
+    (made / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    lines = [
+        line
+        for group, points in project["entry-points"].items()
+        for line in (f"[{group}]", *(f"{name} = third_party.{place}" for name, place in points.items()))
+    ]
+    (made / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    monkeypatch.syspath_prepend(made.parent)
+    news = tmp_path / "news"
+    news.touch()
+    monkeypatch.setenv("THEIR_NEWS", str(news))
+    return news

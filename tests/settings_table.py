@@ -8,7 +8,7 @@ from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
 from mergd.daemon.initialise import toml_value
-from mergd.daemon.settings import UNITS, Settings
+from mergd.daemon.settings import UNITS, _seconds, keys
 
 PATH = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
 HEAD = """# Settings
@@ -18,6 +18,7 @@ descriptions by `python tests/settings_table.py --write`; a test compares.
 
 """
 AFTER = """
+A key with a point stands in a table, `norm` in `[limits]`; a command line takes it whole, as in `--set limits.norm=2`.
 Durations are written `500ms`, `5s`, `10m`, `12h` or `7d`; a bare number is seconds. Sizes are written `256MB` or `2GiB`; a
 bare number is bytes.
 
@@ -29,7 +30,7 @@ for `watch`, `source` and `state`, at each SIGHUP.
 
 def text() -> str:
     """Return docs/settings.md."""
-    rows = [f"| `{name}` | {default(field)} | {field.description} |" for name, field in Settings.model_fields.items()]
+    rows = [f"| `{name}` | {default(field)} | {field.description} |" for name, field in keys().items()]
     table = "\n".join(["| setting | default | what it is |", "|---|---|---|", *rows])
     return HEAD + table + "\n" + AFTER
 
@@ -48,7 +49,7 @@ def written(field: FieldInfo, value: Any) -> str:
     """Return a value as TOML, with the largest unit that leaves a whole number."""
     if field.annotation is ByteSize:
         return toml_value(_in_units(value, {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}))
-    if field.annotation is float:  # every one of them is a duration
+    if any(getattr(part, "func", None) is _seconds for part in field.metadata):
         return toml_value(_in_units(value, UNITS))
     return toml_value(value)
 

@@ -3,7 +3,6 @@
 import ast
 import importlib
 import re
-import shlex
 from collections.abc import Iterator
 from functools import reduce
 from pathlib import Path
@@ -11,19 +10,13 @@ from pathlib import Path
 import pytest
 import repository
 import settings_table
-import typer
-import typer.main
+from support.command_line import COMMANDS, check_command
 
-from mergd.daemon.cli import app
-from mergd.daemon.settings import Settings, validate
+from mergd.daemon.settings import keys, validate
 
 DOCS = sorted((repository.ROOT / "docs").rglob("*.md"))
 DESIGN = repository.ROOT / "docs" / "design.md"
 PAGES = [repository.ROOT / "README.md", repository.ROOT / "CHANGELOG.md", *DOCS]
-CLI = typer.main.get_command(app)
-CONTEXT = typer.Context(CLI, info_name="mergd", **CLI.context_settings)
-assert isinstance(CLI, typer.core.TyperGroup)
-COMMANDS = CLI.commands
 
 
 def name_of(path: Path) -> str:
@@ -37,21 +30,22 @@ def test_the_settings_page_is_what_the_settings_say() -> None:
     assert settings_table.PATH.read_text() == settings_table.text(), "run: python tests/settings_table.py --write"
 
 
-@pytest.mark.parametrize("name", Settings.model_fields)
+@pytest.mark.parametrize("name", keys())
 def test_every_setting_has_a_description_of_one_line(name: str) -> None:
-    description = Settings.model_fields[name].description
+    description = keys()[name].description
     assert description
     assert "\n" not in description
     assert "|" not in description  # it stands in a table
     assert description.endswith(".")
 
 
-@pytest.mark.parametrize("name", [name for name, field in Settings.model_fields.items() if not field.is_required()])
+@pytest.mark.parametrize("name", [name for name, field in keys().items() if not field.is_required()])
 def test_a_default_is_read_back_as_the_page_writes_it(name: str) -> None:
     needed = {"base_model": "/base", "watch": "/watch", "state": "/state"}
-    shown = settings_table.default(Settings.model_fields[name]).strip("`").strip('"')
+    shown = settings_table.default(keys()[name]).strip("`").strip('"')
     value = {"true": True, "false": False, "[]": [], "the rule's own": {}}.get(shown, shown)
-    assert getattr(validate(needed | {name: value}, "a test"), name) == getattr(validate(needed, "a test"), name)
+    table, point, key = name.partition(".")
+    assert validate(needed | {table: {key: value} if point else value}, "a test") == validate(needed, "a test")
 
 
 # ---------------------------------------------------------------------------------------------------------- commands
@@ -62,20 +56,6 @@ def test_every_command_and_option_has_a_help_text(name: str) -> None:
     command = COMMANDS[name]
     assert command.help
     assert not [parameter.name for parameter in command.params if not getattr(parameter, "help", None)]
-
-
-def check_command(line: str) -> None:
-    """Parse one command line after the word `mergd`; what it shows as optional or repeated is taken once."""
-    words = shlex.split(re.split(r"\s(?:#|&&|\||;)\s|;$", line)[0].translate({ord(c): "" for c in "[]…"}))
-    words = [word.split("|")[0].rstrip(",").removesuffix("...") for word in words]
-    _, rest, _ = CLI.make_parser(CONTEXT).parse_args([word for word in words if word])
-    if not rest:
-        return
-    assert rest[0] in COMMANDS, f"there is no command {rest[0]!r}"
-    command = COMMANDS[rest[0]]
-    context = typer.Context(command, parent=CONTEXT, info_name=rest[0])
-    _, left, _ = command.make_parser(context).parse_args(rest[1:])
-    assert not left, f"{left} is too much"
 
 
 def shown_commands(text: str) -> Iterator[str]:
@@ -209,7 +189,7 @@ def test_imports_are_seen() -> None:
         "state/store.py",
         "plugins/rules/interface.py",
     }
-    assert "daemon/asking.py" in imported_files(Path("daemon/cli.py"))  # from . import asking
+    assert "daemon/asking.py" in imported_files(Path("daemon/cli_versions.py"))  # from . import asking
 
 
 # --------------------------------------------------------------------------------------------------------- the words

@@ -24,6 +24,7 @@ class Lora:
     B: str
     A: str
     scale: float  # alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv 2312.03732)
+    rank: int
     product: Shape  # of B A: (out, in), or (out, in, k, k)
     fan_in_fan_out: bool = False  # how a square weight is stored: GPT-2's Conv1D has (in, out)
     shape: Shape = ()  # the weight's, once fitted
@@ -32,6 +33,11 @@ class Lora:
     def tensors(self) -> tuple[str, ...]:
         """B and A."""
         return self.B, self.A
+
+    @property
+    def strength(self) -> tuple[int, float]:
+        """Its rank and scale."""
+        return self.rank, self.scale
 
     @property
     def turned(self) -> bool:
@@ -63,6 +69,11 @@ class Dora:
         """Those of the low-rank part, and m."""
         return (*self.lora.tensors, self.magnitude)
 
+    @property
+    def strength(self) -> tuple[int, float]:
+        """Those of its low-rank part."""
+        return self.lora.strength
+
     def fit(self, shape: Shape) -> "Dora | None":
         """As its low-rank part does."""
         lora = self.lora.fit(shape) if len(shape) == 2 else None
@@ -88,6 +99,7 @@ class Loha:
     w2_a: str
     w2_b: str
     scale: float
+    rank: int
     product: Shape  # (out, in), or (out, in x k x k)
     shape: Shape = ()
 
@@ -95,6 +107,11 @@ class Loha:
     def tensors(self) -> tuple[str, ...]:
         """The four factors."""
         return self.w1_a, self.w1_b, self.w2_a, self.w2_b
+
+    @property
+    def strength(self) -> tuple[int, float]:
+        """Its rank and scale."""
+        return self.rank, self.scale
 
     def fit(self, shape: Shape) -> "Loha | None":
         """It is reshaped to the weight's shape."""
@@ -114,6 +131,7 @@ class Lokr:
     w1: tuple[str, ...]  # one tensor, or two whose product it is
     w2: tuple[str, ...]
     scale: float
+    rank: int
     product: Shape  # (out, in), or (out, in, k, k) where w2 is stored whole
     shape: Shape = ()
 
@@ -121,6 +139,11 @@ class Lokr:
     def tensors(self) -> tuple[str, ...]:
         """Those of both factors."""
         return self.w1 + self.w2
+
+    @property
+    def strength(self) -> tuple[int, float]:
+        """Its rank and scale."""
+        return self.rank, self.scale
 
     def fit(self, shape: Shape) -> "Lokr | None":
         """It is reshaped to the weight's shape."""
@@ -152,6 +175,11 @@ class Scaled:
         """One."""
         return (self.tensor,)
 
+    @property
+    def strength(self) -> tuple[int, float]:
+        """Its scale; it has no factors."""
+        return 0, self.scale
+
     def fit(self, shape: Shape) -> "Scaled | None":
         """It fits its own shape."""
         return self if shape == self.shape else None
@@ -172,6 +200,11 @@ class Both:
     def tensors(self) -> tuple[str, ...]:
         """Those of both."""
         return (*self.whole.tensors, *self.change.tensors)
+
+    @property
+    def strength(self) -> tuple[int, float]:
+        """Those of the change."""
+        return self.change.strength
 
     def fit(self, shape: Shape) -> "Both | None":
         """Both have to fit."""

@@ -120,7 +120,7 @@ class Parts:
         product = (B.shape[0], *A.shape[1:])
         # peft stores an embedding's weight as (rows, width), the product's transpose
         turned = embedding or bool(self._config.get("fan_in_fan_out"))
-        part: Part = Lora(B.name, A.name, scale, product, fan_in_fan_out=turned)
+        part: Part = Lora(B.name, A.name, scale, rank, product, fan_in_fan_out=turned)
         if magnitude is not None:
             if embedding or len(product) != 2:
                 raise _not_computed(f"DoRA of {shown(module)}, which is no linear map")
@@ -148,7 +148,7 @@ class Parts:
             raise _bad(f"factors {[list(f.shape) for f in factors]} of {shown(module)}", "two products of one shape")
         names = [factor.name for factor in factors]
         scale = self._scale(module, self._setting(module, "rank_pattern", "r"))
-        return {f"{module}.weight": Loha(names[0], names[1], names[2], names[3], scale, (a[0], b[1]))}
+        return {f"{module}.weight": Loha(names[0], names[1], names[2], names[3], scale, a[1], (a[0], b[1]))}
 
     def _lokr(self, module: str, found: dict[str, TensorInfo]) -> dict[str, Part]:
         w1, w2 = self._kron_factor(module, found, "w1"), self._kron_factor(module, found, "w2")
@@ -156,9 +156,9 @@ class Parts:
             raise _not_computed(f"{shown(', '.join(found))} of {shown(module)}")
         one, two = _product_shape(w1), _product_shape(w2)
         product = (one[0] * two[0], one[1] * two[1], *two[2:])
-        scale = self._scale(module, self._setting(module, "rank_pattern", "r"))
+        rank = self._setting(module, "rank_pattern", "r")
         names = tuple(f.name for f in w1), tuple(f.name for f in w2)
-        return {f"{module}.weight": Lokr(*names, scale, product)}
+        return {f"{module}.weight": Lokr(*names, self._scale(module, rank), int(rank), product)}
 
     def _kron_factor(self, module: str, found: dict[str, TensorInfo], name: str) -> list[TensorInfo]:
         whole = found.pop(f"lokr_{name}", None)

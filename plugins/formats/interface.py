@@ -22,6 +22,11 @@ class Part(Protocol):
         """Return the names of the tensors that it is formed from, as the checkpoint's files have them."""
         ...
 
+    @property
+    def strength(self) -> tuple[int, float]:
+        """Return the rank of its factors and what their product is scaled by; zeros where it has no factors."""
+        ...
+
     def fit(self, shape: tuple[int, ...]) -> "Part | None":
         """Return this part, turned as a weight of that shape needs it; None where it does not fit."""
         ...
@@ -46,6 +51,11 @@ class Whole:
     def tensors(self) -> tuple[str, ...]:
         """One."""
         return (self.tensor,)
+
+    @property
+    def strength(self) -> tuple[int, float]:
+        """It has no factors."""
+        return 0, 0.0
 
     def fit(self, shape: tuple[int, ...]) -> "Whole | None":
         """It fits its own shape."""

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from ...state.records import FileStamp, Sighting
+from ...state.users import owner_name
 from ..formats._files import never_read
 
 log = logging.getLogger(__name__)
@@ -48,10 +49,11 @@ def sight(source: str, root: Path, place: Path) -> Sighting | None:
     try:
         if place.is_dir():
             run, step = _run_of(place)
-            return Sighting(source, str(place), name, tuple(_stamps(place)), run, step)
+            stamps = tuple(_stamps(place))
+            return Sighting(source, str(place), name, stamps, run, step, _owner(place, stamps))
         if place.suffix == WEIGHTS or never_read(place.name):
             run = str(place.parent) if place.name == FINAL and _steps(place.parent) else ""
-            return Sighting(source, str(place), name, (_stamp(place, place.name),), run)
+            return Sighting(source, str(place), name, (_stamp(place, place.name),), run, owner=owner_name(place))
     except PermissionError:
         return Sighting(source, str(place), name, ())
     except OSError as error:  # it went away, or is a link that leads round in a circle
@@ -143,6 +145,11 @@ def _stamps(folder: Path) -> Iterator[FileStamp]:
         except OSError:  # gone meanwhile, or a link that leads nowhere or round in a circle
             continue
         yield stamp
+
+
+def _owner(folder: Path, stamps: tuple[FileStamp, ...]) -> str:
+    """Return who owns the weights: the largest file."""
+    return owner_name(folder / max(stamps, key=lambda stamp: stamp.size).name if stamps else folder)
 
 
 def _stamp(path: Path, name: str) -> FileStamp:

@@ -221,7 +221,7 @@ def test_what_is_incomplete_is_waited_for(base: Base, place: Path) -> None:
     data = second.read_bytes()
     for size in (0, 5, 40, len(data) - 1):
         second.write_bytes(data[:size])
-        with pytest.raises(Busy, match="misses"):
+        with pytest.raises(Busy, match="is missing"):
             verdict_on(place, base)
     second.unlink()
     with pytest.raises(Busy, match=r"waits for shard model-00002-of-00003.safetensors \(1 of 3"):

@@ -15,7 +15,8 @@ from torch import Tensor
 from mergd.daemon.admission import Admission
 from mergd.daemon.base import Base, read_contents
 from mergd.daemon.base import examine as examine_base
-from mergd.daemon.folding import FoldResult, Head, content_digest, fold
+from mergd.daemon.folding import FoldResult, Head, fold
+from mergd.daemon.forming import content_digest
 from mergd.daemon.progress import Progress
 from mergd.daemon.publishing import publish
 from mergd.daemon.settings import Settings

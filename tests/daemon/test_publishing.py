@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from support.merges import Sandbox, make_merge
+from support.merges import NO_LIMITS, Sandbox, make_merge
 from support.models import CONFIG, Model, fine_tuned, load_model, save_lone, save_model, save_sharded, tiny_base
 
 from mergd.daemon.initialise import initialise
@@ -200,7 +200,7 @@ def test_the_bases_dtype_is_kept_where_none_is_asked_for(tmp_path: Path, dtype: 
 
 
 def test_a_weight_beyond_the_published_dtype_refuses_its_checkpoint(tmp_path: Path) -> None:
-    merge = make_merge(tmp_path, out_dtype="float16")
+    merge = make_merge(tmp_path, out_dtype="float16", limits=NO_LIMITS)
     model = merge.fine_tuned(1)
     model["layer.matrix.bias"][2] = 1e6
     merge.drop("a", model)

@@ -67,5 +67,5 @@ def test_what_stands_in_the_way_is_named_with_the_commands_that_help() -> None:
     held = plan(known[9], [version(3), version(2), version(1)], known.__getitem__).held
     assert held is not None
     assert held.found.endswith("2, 3")
-    commands = "mergd rollback v1, then mergd fold /watch/9, then mergd fold --again /watch/2 /watch/3"
+    commands = "mergd rollback v1; mergd fold /watch/9; mergd fold --again /watch/2 /watch/3"
     assert commands in held.next_step

@@ -13,7 +13,18 @@ from support.merges import make_merge
 
 from mergd.daemon import settings as module
 from mergd.daemon.initialise import config_text
-from mergd.daemon.settings import Settings, check_owner, find_config, new_config, read_settings, validate
+from mergd.daemon.settings import (
+    Limits,
+    Settings,
+    check_owner,
+    find_config,
+    keys,
+    new_config,
+    read_settings,
+    validate,
+    values_of,
+)
+from mergd.plugins.gates.sane import Sane
 from mergd.state.errors import Misconfigured, NotPermitted
 
 Values = dict[str, Any]
@@ -55,21 +66,36 @@ BAD: dict[str, list[Any]] = {
     "copy_code": ["perhaps", 7],
     "keep_last": [0, -1, "all", 2.5],
     "keep_within": [-1, "for ever"],
+    "limits.norm": [-0.1, "much", None, "inf", "nan", True],
+    "limits.weight_norm": [-1, "much", None],
+    "limits.sigmas": [-6, "six", None],
+    "limits.cosine": [0.5, -1.5, "opposite", True],
+    "limits.near_copy": [1.5, -0.99, "near"],
+    "limits.share": [1.1, -0.5, "half"],
+    "limits.adapter_rank": [-1, 2.5, "few"],
+    "limits.adapter_scale": [-1, "much", None],
+    "limits.per_day": [-1, 2.5, "few"],
     "gates": ["one", 7, [1]],
     "hooks": ["one", 7, [1]],
 }
 
 
 def test_the_table_of_bad_values_has_every_key() -> None:
-    assert BAD.keys() == Settings.model_fields.keys()
+    assert BAD.keys() == keys().keys()
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in BAD.items() for value in values])
 def test_a_bad_value_is_told_of_by_its_key(least: Values, key: str, value: Any) -> None:
     with pytest.raises(Misconfigured) as raised:
-        validate(least | {key: value}, "mergd.toml")
+        validate(least | nested(key, value), "mergd.toml")
     assert str(raised.value).startswith(f"mergd.toml: {key}")
     assert key in raised.value.hint
+
+
+def nested(key: str, value: Any) -> Values:
+    """Return a key with its value as the file has it: one with a point stands in a table."""
+    table, point, name = key.partition(".")
+    return {table: {name: value}} if point else {key: value}
 
 
 GOOD: list[tuple[str, Any, Any]] = [
@@ -86,7 +112,22 @@ GOOD: list[tuple[str, Any, Any]] = [
     ("shard_size", 1000, 1000),
     ("gates", ["a", "b"], ("a", "b")),
     ("out_dtype", "bfloat16", "bfloat16"),
+    ("limits", {"norm": False, "per_day": False}, Limits(norm=0, per_day=0)),
+    ("limits", {"cosine": -0.25, "share": 0.5}, Limits(cosine=-0.25, share=0.5)),
 ]
+
+
+@pytest.mark.parametrize("name", Limits.model_fields)
+def test_a_limit_has_the_same_default_with_and_without_settings(name: str) -> None:
+    assert getattr(Sane(), name) == getattr(Limits(), name)
+
+
+def test_a_limit_on_the_command_line_is_a_key_with_a_point() -> None:
+    assert values_of(["limits.norm=2", "limits.share=false", "alpha=0.4", "beta.gamma=1", "quiet=5s"]) == {
+        "parameters": {"alpha": 0.4, "beta.gamma": 1},
+        "limits": {"norm": 2, "share": False},
+        "quiet": "5s",
+    }
 
 
 @pytest.mark.parametrize(("key", "value", "expected"), GOOD)
@@ -111,11 +152,11 @@ def test_what_has_no_default_must_be_there(least: Values, key: str) -> None:
 def test_an_unknown_key_is_named_with_those_that_are_known(least: Values) -> None:
     with pytest.raises(Misconfigured, match="quite") as raised:
         validate(least | {"quite": "5s"}, "mergd.toml")
-    assert all(key in raised.value.hint for key in Settings.model_fields)
+    assert all(key in raised.value.hint for key in keys())
 
 
 def test_every_setting_is_described() -> None:
-    assert all(len(field.description or "") > 20 for field in Settings.model_fields.values())
+    assert all(len(field.description or "") > 20 for field in keys().values())
 
 
 def test_the_settings_are_a_value(least: Values) -> None:

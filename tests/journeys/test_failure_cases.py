@@ -8,7 +8,7 @@ import pytest
 import torch
 from references.opcm_published import published_task_vectors
 from safetensors.torch import load_file
-from support.merges import Sandbox, make_merge
+from support.merges import NO_LIMITS, Sandbox, make_merge
 from support.models import CONFIG, MATRICES, Model, norm, save_sharded, task_vector, tiny_base, weight_errors
 from torch import Tensor
 
@@ -68,7 +68,9 @@ def test_a_first_checkpoint_that_equals_the_base_publishes_the_base(merge: Sandb
 
 
 def test_checkpoints_that_cancel_leave_a_finite_model(new_merge: Callable[..., Sandbox]) -> None:
-    merge = new_merge(rule="opcm", parameters={"alpha": 0.0})  # nothing is projected, so that they cancel
+    merge = new_merge(
+        rule="opcm", parameters={"alpha": 0.0}, limits=NO_LIMITS
+    )  # nothing is projected, so that they cancel
     delta = {name: tensor * 0.25 for name, tensor in merge.fine_tuned(1).items() if tensor.is_floating_point()}
     models = [merge.model | {name: merge.model[name] + sign * delta[name] for name in delta} for sign in (1.0, -1.0)]
     fold(merge, models)
@@ -99,12 +101,13 @@ def test_the_same_content_has_one_vote_under_any_name_and_in_any_files(merge: Sa
     assert merge.weight_files(1) == before
 
 
-def test_the_same_change_in_another_dtype_is_another_checkpoint(merge: Sandbox) -> None:
+def test_the_same_change_in_another_dtype_is_held_as_a_near_copy(merge: Sandbox) -> None:
     one = merge.fine_tuned(1)
-    fold(
-        merge, [one, {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in one.items()}]
-    )
-    assert len(merge.versions()) == 2
+    fold(merge, [one])
+    merge.drop("wide", {name: t.double() if t.is_floating_point() else t for name, t in one.items()})
+    row = {row.name: row for row in merge.fold_all()}["wide"]
+    assert (row.state, [reason.code for reason in row.reasons]) == ("held", ["near-copy"])
+    assert len(merge.versions()) == 1
 
 
 def test_alpha_one_protects_every_direction_that_is_there(tmp_path: Path) -> None:
@@ -222,7 +225,7 @@ OTHER_SHAPES: dict[str, tuple[Tensor, bool]] = {  # tensor, and whether it is pr
 def test_what_is_projected_is_decided_by_name_and_shape(tmp_path: Path) -> None:
     base = {name: tensor for name, (tensor, _) in OTHER_SHAPES.items()}
     projected = [name for name, (_, yes) in OTHER_SHAPES.items() if yes]
-    merge = make_merge(tmp_path, base)
+    merge = make_merge(tmp_path, base, limits=NO_LIMITS)
     models = [merge.fine_tuned(seed, 0.3) for seed in range(4)]
     fold(merge, models)
     assert {name for name, report in reports(merge, 4).items() if report.split_rank} == set(projected)
@@ -274,7 +277,8 @@ def test_a_checkpoint_may_have_another_floating_dtype_than_the_base(merge: Sandb
     assert_published(merge, reference(merge.model, models))
 
 
-def test_checkpoints_of_very_different_norms_are_folded_as_they_are(merge: Sandbox) -> None:
+def test_checkpoints_of_very_different_norms_are_folded_as_they_are(tmp_path: Path) -> None:
+    merge = make_merge(tmp_path, limits=NO_LIMITS)
     models = [merge.fine_tuned(1, 1e-3), merge.fine_tuned(2, 10.0), merge.fine_tuned(3, 0.1)]
     fold(merge, models)
     assert_published(merge, reference(merge.model, models))

@@ -104,10 +104,11 @@ def test_where_others_were_folded_since_it_is_held_and_the_commands_it_names_do_
     (*_, held) = merge.checkpoints()
     assert (held.name, held.state, held.reasons[0].code) == ("b", "held", "replace-later")
     assert len(merge.versions()) == 3
-    way, one_more = held.reasons[0].next_step.split("; ")
-    assert one_more.endswith(f"mergd fold {place}")
-    for command in way.split(", then "):
-        ended = merge.mergd(*shlex.split(command)[1:])
+    one_more, otherwise, *way = held.reasons[0].next_step.split("; ")
+    assert one_more.endswith(f"mergd approve {place}")
+    assert f"mergd refuse {place}" in otherwise
+    for command in way:
+        ended = merge.mergd(*shlex.split(command.rpartition(": ")[2])[1:])
         assert ended.code == 0, ended.err
     model = [merge.fine_tuned(seed) for seed in (1, 4, 3)]
     assert without_number(merge, 5) == only(tmp_path / "other", *model)

@@ -30,6 +30,7 @@ from support.models import (
 )
 
 from mergd.state.lock import Lock
+from mergd.state.users import name_of
 
 SEEDS = {"a": 1, "b": 2, "c": 3, "d.safetensors": 4}  # in name order, which is the order of their folds
 LOGGED = {
@@ -400,8 +401,9 @@ def test_a_touched_checkpoint_is_a_no_op_and_a_changed_one_is_held(folded: Sandb
     assert newest[str(folded.watch / "a")]["state"] == "folded"
     held = newest[str(folded.watch / "b")]
     assert (held["state"], held["reasons"][0]["code"]) == ("held", "changed")
-    assert held["reasons"][0]["next_step"].endswith(f"mergd fold {folded.watch / 'b'}")
-    assert folded.mergd("fold", folded.watch / "b").code == 0
+    assert f"mergd approve {folded.watch / 'b'}" in held["reasons"][0]["next_step"]
+    assert folded.mergd("approve", folded.watch / "b").code == 0
+    assert folded.mergd("run", "--once").code == 0
     assert folded.log()[0]["totals"]["folded"] == 5
 
 
@@ -474,13 +476,13 @@ def test_the_run_goes_on_after_refusals_and_ends_well(spoiled: tuple[Sandbox, En
 def test_a_truncated_checkpoint_waits_and_says_for_what(spoiled: tuple[Sandbox, Ended]) -> None:
     row = next(row for row in spoiled[0].mergd("list", "--json").json if row["name"] == "short.safetensors")
     assert row["state"] == "settling"
-    assert "short.safetensors misses" in row["waits_for"]
+    assert "short.safetensors, which is missing" in row["waits_for"]
 
 
 def test_asking_for_a_refused_checkpoint_refuses_it_again(spoiled: tuple[Sandbox, Ended]) -> None:
     merge, _ = spoiled
     assert_complains(merge.mergd("fold", "wrong-shape"), 65, "shape", "layer.matrix.bias")
-    assert_complains(merge.mergd("fold", "short.safetensors"), 75, "misses")
+    assert_complains(merge.mergd("fold", "short.safetensors"), 75, "is missing")
 
 
 @pytest.mark.parametrize(("name", "code"), [("a-good", 0), ("wrong-shape", 65), ("short.safetensors", 75)])
@@ -824,4 +826,4 @@ def test_a_file_that_may_not_be_read_says_whose_it_is(of_nobody: Sandbox) -> Non
     assert of_nobody.mergd("run", "--once").code == 0
     row = next(row for row in of_nobody.mergd("list", "--json").json if row["name"] == "private.safetensors")
     assert row["state"] == "blocked"
-    assert "mode 0600, owner root" in row["reasons"][0]["found"]
+    assert f"mode 0600, owner {name_of(0)}" in row["reasons"][0]["found"]

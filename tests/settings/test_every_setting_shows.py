@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from support.commands import eventually
-from support.merges import Sandbox, make_merge, set_in
-from support.models import CONFIG, Model, fine_tuned, load_model, save_model, tiny_base
+from support.merges import NO_LIMITS, Sandbox, make_merge, set_in
+from support.models import CONFIG, Model, drop_adapter, fine_tuned, load_model, save_model, tiny_base
 
-from mergd.daemon.settings import Settings
+from mergd.daemon.settings import keys
+from mergd.state.history import History
 from mergd.state.reading import Reader
 
 SHORT = 1.0  # seconds in which something must not happen that otherwise happens at once
@@ -55,7 +56,9 @@ def matrix(merge: Sandbox) -> torch.Tensor:
 
 
 def base_model(bench: Bench) -> None:
-    one, other = (make_merge(bench.place(), tiny_base(seed), rule="task_arithmetic") for seed in (0, 1))
+    one, other = (
+        make_merge(bench.place(), tiny_base(seed), rule="task_arithmetic", limits=NO_LIMITS) for seed in (0, 1)
+    )
     for merge in (one, other):
         merge.drop("a", fine_tuned(tiny_base(0), 5))
         merge.fold_all()
@@ -374,6 +377,97 @@ def keep_within(bench: Bench) -> None:
         assert [version.number for version in merge.versions() if version.kept] == kept
 
 
+# --------------------------------------------------------------------------------------------------------- limits
+
+
+def judged(bench: Bench, models: Sequence[Model], **limits: float) -> list[str]:
+    """Return what a run says of checkpoints that are dropped one after the other, under these limits alone."""
+    merge = make_merge(bench.place(), rule="average", limits=NO_LIMITS | limits)
+    for number, model in enumerate(models):
+        merge.drop(f"{number:02d}", model)
+    assert merge.mergd("run", "--once").code == 0
+    rows = sorted(merge.mergd("list", "--json").json, key=lambda row: str(row["name"]))
+    return [", ".join(reason["code"] for reason in row["reasons"]) for row in rows]
+
+
+def away(seed: int, size: float) -> Model:
+    """Return a fine-tune of the tiny base, whose task vector has about `size` times its norm."""
+    return fine_tuned(tiny_base(), seed, size)
+
+
+def limits_norm(bench: Bench) -> None:
+    assert judged(bench, [away(1, 0.4), away(2, 0.9)], norm=0.5) == ["", "far-from-base"]
+    assert judged(bench, [away(1, 0.4), away(2, 0.9)], norm=2) == ["", ""]
+
+
+def limits_weight_norm(bench: Bench) -> None:
+    wild = away(1, 0.1) | {"layer.wide.weight": away(2, 2.0)["layer.wide.weight"]}
+    for limit, found in ((1, "far-weight"), (5, "")):
+        assert judged(bench, [wild], weight_norm=limit) == [found]
+
+
+def limits_sigmas(bench: Bench) -> None:
+    merge = bench.merge([1, 2, 3, 4, 5], rule="average", limits=NO_LIMITS | {"sigmas": 6})
+    merge.drop("wild", away(9, 1.0))
+    passes_only_under(merge, "wild", "unusual-norm", sigmas="1000")
+
+
+def passes_only_under(merge: Sandbox, name: str, code: str, **limit: str) -> None:
+    """Assert that a checkpoint is held for a reason, and that it is folded as soon as the configuration says otherwise."""
+    assert merge.mergd("fold", merge.watch / name).code == 65
+    row = next(row for row in merge.checkpoints() if row.name == name)
+    assert (row.state, [reason.code for reason in row.reasons]) == ("held", [code])
+    set_in(merge.config, **limit)
+    assert merge.mergd("fold", merge.watch / name).code == 0
+
+
+def limits_cosine(bench: Bench) -> None:
+    base, one = tiny_base(), away(1, 0.1)
+    back = {
+        name: tensor - (one[name] - tensor) if tensor.is_floating_point() else tensor for name, tensor in base.items()
+    }
+    for limit, found in ((-0.5, "against-merge"), (-1, "")):
+        assert judged(bench, [one, back], cosine=limit) == ["", found]
+
+
+def limits_near_copy(bench: Bench) -> None:
+    one = away(1, 0.1)
+    again = {name: t + 0.001 * t if t.is_floating_point() else t for name, t in one.items()}
+    for limit, found in ((0.99, "near-copy"), (1, "")):
+        assert judged(bench, [one, again], near_copy=limit) == ["", found]
+
+
+def limits_share(bench: Bench) -> None:
+    merge = bench.merge([1, 2, 3, 4, 5], limits=NO_LIMITS | {"share": 0.5})
+    with History(merge.store.database, write=True) as history:  # only root could give files away
+        history._db.execute("update contributions set contributor = 'somebody' where version = 1")
+    merge.drop("z", 9)
+    passes_only_under(merge, "z", "too-much-of-one", share="0.95")
+
+
+def limits_adapter_rank(bench: Bench) -> None:
+    for limit, found in ((3, "wild-adapter"), (4, "")):
+        assert judged_adapter(bench, r=4, lora_alpha=4, adapter_rank=limit) == found
+
+
+def limits_adapter_scale(bench: Bench) -> None:
+    for limit, found in ((15, "wild-adapter"), (16, "")):
+        assert judged_adapter(bench, r=4, lora_alpha=64, adapter_scale=limit) == found
+
+
+def judged_adapter(bench: Bench, r: int, lora_alpha: int, **limit: float) -> str:
+    """Return the code of what an adapter is held for, with this limit alone."""
+    merge = bench.merge(limits=NO_LIMITS | limit)
+    drop_adapter(merge.watch / "a", r, lora_alpha)
+    return "".join(reason.code for row in merge.fold_all() for reason in row.reasons)
+
+
+def limits_per_day(bench: Bench) -> None:
+    models = [away(seed, 0.1) for seed in range(3)]
+    assert judged(bench, models, per_day=2) == ["", "", "too-many"]
+    assert judged(bench, models, per_day=3) == ["", "", ""]
+
+
 # ------------------------------------------------------------------------------------------------ plugins of others
 
 
@@ -394,45 +488,24 @@ def hooks(bench: Bench) -> None:
     assert load_model(Path(news[-1]["model"])).keys() == merge.model.keys()
 
 
-CASES: dict[str, Callable[[Bench], None]] = {
-    case.__name__: case
-    for case in (
-        *(
-            base_model,
-            source,
-            rule,
-            parameters,
-            out_dtype,
-            threads,
-            convolutions,
-            missing,
-            extra,
-            skip,
-            rename,
-            vocabulary,
-            watch,
-            state,
-            existing,
-            quiet,
-            quiet_unsure,
-            quiet_network,
-            marked_only,
-            on_change,
-            per_run,
-            run_quiet,
-            rescan,
-            events,
-            memory,
-        ),
-        *(shard_size, copy_code, keep_last, keep_within, gates, hooks),
-    )
-}
+Case = Callable[[Bench], None]
+LIMITS: tuple[Case, ...] = (
+    *(limits_norm, limits_weight_norm, limits_sigmas, limits_cosine, limits_near_copy, limits_share),
+    *(limits_per_day, limits_adapter_rank, limits_adapter_scale),
+)
+OTHERS: tuple[Case, ...] = (
+    *(base_model, source, rule, parameters, out_dtype, threads, convolutions, watch, state, existing),
+    *(missing, extra, skip, rename, vocabulary),
+    *(quiet, quiet_unsure, quiet_network, marked_only, on_change, per_run, run_quiet, rescan, events, memory),
+    *(shard_size, copy_code, keep_last, keep_within, gates, hooks),
+)
+CASES = {case.__name__: case for case in OTHERS} | {case.__name__.replace("_", ".", 1): case for case in LIMITS}
 
 
-@pytest.mark.parametrize("name", Settings.model_fields)
+@pytest.mark.parametrize("name", keys())
 def test_something_changes_with_every_setting(bench: Bench, name: str) -> None:
     CASES[name](bench)
 
 
 def test_every_case_is_of_a_setting() -> None:
-    assert CASES.keys() == Settings.model_fields.keys()
+    assert CASES.keys() == keys().keys()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pwd
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors.torch import save, save_file
 from mergd.state.errors import Busy, MergdError, NotPermitted, Refused
 from mergd.state.headers import BITS, MAX_HEADER, MAX_NAME, layout_of, read_header
 from mergd.state.reading import TORCH_DTYPE
+from mergd.state.users import name_of
 
 NOBODY = 65534
 
@@ -217,7 +217,7 @@ def locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_a_file_that_we_may_not_read_tells_mode_and_owner(locked: Path, as_nobody: None) -> None:
-    with pytest.raises(NotPermitted, match=f"mode 0000, owner {pwd.getpwuid(os.getuid()).pw_name}"):
+    with pytest.raises(NotPermitted, match=f"mode 0000, owner {name_of(os.getuid())}"):
         read_header(locked)
 
 

@@ -18,7 +18,7 @@ from support.merges import make_merge
 from support.models import Model, fine_tuned, save_sharded
 
 from mergd.daemon.base import read_contents
-from mergd.daemon.folding import content_digest
+from mergd.daemon.forming import content_digest
 from mergd.daemon.progress import Progress
 from mergd.plugins.formats.interface import Candidate
 from mergd.plugins.sources.directory import Directory

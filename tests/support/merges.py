@@ -14,13 +14,14 @@ from support.models import CONFIG, Model, fine_tuned, load_model, save_lone, sav
 from mergd.daemon.initialise import initialise
 from mergd.daemon.loop import Loop
 from mergd.daemon.progress import Progress
-from mergd.daemon.settings import Settings, read_settings, validate
+from mergd.daemon.settings import Limits, Settings, read_settings, validate
 from mergd.state.history import History
 from mergd.state.reading import Reader
 from mergd.state.records import Checkpoint, Version
 from mergd.state.store import Store
 
 AT_ONCE = {"quiet": 0, "quiet_unsure": 0, "quiet_network": 0}  # wherever the tests run
+NO_LIMITS: dict[str, float] = dict.fromkeys(Limits.model_fields, 0)  # for checkpoints that the gate would hold
 
 
 @dataclass(frozen=True)

@@ -88,3 +88,16 @@ def weight_errors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
         name: float((found[name].double() - tensor.double()).norm() / (tensor.double().norm() or 1.0))
         for name, tensor in expected.items()
     }
+
+
+def drop_adapter(place: Path, r: int = 4, lora_alpha: float = 4, **config: Any) -> Path:
+    """Write an adapter of the square matrix of `tiny_base`, with no library's help; returns its folder."""
+    place.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(r)
+    module = "base_model.model.layer.matrix"
+    B, A = (0.01 * torch.randn(shape, generator=generator) for shape in ((6, r), (r, 6)))
+    save_lone(place / "adapter_model.safetensors", {f"{module}.lora_B.weight": B, f"{module}.lora_A.weight": A})
+    (place / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": r, "lora_alpha": lora_alpha} | config)
+    )
+    return place

@@ -74,13 +74,15 @@ class TheirFormat:
 
 
 class TheirGate:
-    """Refuses a checkpoint by its name, once it has seen that the draft is there to be looked at; notes its threads."""
+    """Refuses or holds a checkpoint by its name, once it has seen that the draft is there to be looked at; notes its threads."""
 
     def judge(self, drafted: Drafted) -> Verdict:
         assert drafted.model is not None
         assert (Path(drafted.model) / "model.safetensors").is_file()
         if notes := os.environ.get("THEIR_GATE_NOTES"):
             Path(notes).write_text(str(torch.get_num_threads()))
+        if drafted.checkpoint.startswith("doubtful"):
+            return Verdict("held", (Reason("doubtful", drafted.checkpoint, "a name that says more", "decide on it"),))
         if not drafted.checkpoint.startswith("unwanted"):
             return ADMITTED
         reason = Reason("unwanted", drafted.checkpoint, "a name that does not begin so", "rename it")

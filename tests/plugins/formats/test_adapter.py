@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig
 from support.adapters import Small, gpt2, llama, save_adapter, save_base, weights_of
-from support.merges import Sandbox, make_merge
+from support.merges import NO_LIMITS, Sandbox, make_merge
 from support.models import Model, weight_errors
 from torch import nn
 
@@ -58,7 +58,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], PeftConfig]] = {
 def folded(root: Path, base: nn.Module, *configs: PeftConfig, **settings: Any) -> tuple[Sandbox, list[Model]]:
     """Fold adapters one after the other; returns what peft merges each to."""
     save_base(root / "base", base)
-    chosen = {"rule": "task_arithmetic", "parameters": {"lambda": 1.0}} | settings
+    chosen = {"rule": "task_arithmetic", "parameters": {"lambda": 1.0}, "limits": NO_LIMITS} | settings
     merge = make_merge(root, weights_of(base), **chosen)
     theirs = [save_adapter(merge.watch / f"adapter-{i}", base, c, seed=i) for i, c in enumerate(configs)]
     merge.fold_all()
@@ -80,7 +80,7 @@ def test_a_fold_gives_what_peft_gives(tmp_path: Path, name: str) -> None:
 def test_factors_of_any_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
     base = llama()
     save_base(tmp_path / "base", base)
-    merge = make_merge(tmp_path, weights_of(base), rule="task_arithmetic", parameters={"lambda": 1.0})
+    merge = make_merge(tmp_path, weights_of(base), rule="task_arithmetic", parameters={"lambda": 1.0}, limits=NO_LIMITS)
     config = LoraConfig(r=4, target_modules=ATTENTION)
     theirs = save_adapter(merge.watch / "a", base, config, dtype=dtype)
     merge.fold_all()
@@ -102,7 +102,7 @@ def test_adapters_and_full_models_in_one_stream_equal_the_dense_ones(
     base = llama()
     configs = [CASES["all linear maps"][1], CASES["dora"][1], CASES["rslora"][1]]
     mixed, theirs = folded(tmp_path / "mixed", base, *configs, rule=rule, parameters=parameters)
-    dense = make_merge(tmp_path / "dense", weights_of(base), rule=rule, parameters=parameters)
+    dense = make_merge(tmp_path / "dense", weights_of(base), rule=rule, parameters=parameters, limits=NO_LIMITS)
     for i, model in enumerate(theirs):
         dense.drop(f"adapter-{i}", model)
     dense.fold_all()

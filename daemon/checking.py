@@ -1,0 +1,117 @@
+"""Checking a checkpoint before it is dropped: the verdict that it would get now, and whether the daemon can read it."""
+
+from pathlib import Path
+from typing import Any
+
+from ..plugins.formats.interface import Candidate
+from ..plugins.sources import evidence
+from ..plugins.sources.directory import Directory
+from ..state.errors import Busy, MergdError, Refused, Usage
+from ..state.lock import holder_of
+from ..state.records import ADMITTED, Checkpoint, Drafted, Sighting, Verdict
+from ..state.store import Store
+from . import control
+from .admission import Admission
+from .asking import history_of, said_by, store_of, store_to_look_at
+from .base import Base, locate, open_base
+from .folding import Head, fold
+from .judging import Known, judged, seen_here
+from .machine import settle_threads
+from .naming import absolute
+from .opening import Merge, check_pins, make_rule, make_sane
+from .progress import Progress
+from .requests import Look
+from .settings import Settings
+from .worker import job_for, known_content
+
+PINS = ("base_digest", "base_commit", "tied")  # that headers are compared by
+
+
+def check(settings: Settings, path: Path, deep: bool, progress: Progress) -> dict[str, Any]:
+    """Return the verdict on a checkpoint, from its headers or, if `deep`, from all of it. Writes nothing anywhere.
+
+    `decision` is admitted, refused, held, known or incomplete; `daemon` says what the running daemon cannot read.
+    Headers are read as whoever asks, who need not be the state's owner. Raises NotPermitted where they cannot be.
+    """
+    place, store = absolute(path), store_to_look_at(settings)
+    sighting = Directory(place.parent).sight(place)
+    if sighting is None:
+        raise Usage(f"there is no checkpoint at {path}", "give a model folder or a .safetensors file")
+    base = _base(settings, store, deep)
+    try:
+        candidate, answer = _of_headers(sighting, Admission(base, settings))
+        daemon = _ask_daemon(store, place)
+        if deep and candidate is not None and answer["decision"] == "admitted":
+            answer = _of_content(settings, sighting, candidate, base, progress)
+    except Busy as error:
+        return _incomplete(str(error), error.hint) | {"daemon": None}
+    return answer | {"daemon": daemon}
+
+
+def _base(settings: Settings, store: Store, deep: bool) -> Base:
+    """Return the base model, for headers by what everybody is told: its norms are in the history alone."""
+    pins = {"base_norms": {}, "convolutions": settings.convolutions} | said_by(store)
+    if deep or any(key not in pins for key in PINS):
+        with history_of(settings) as history:
+            pins = history.pins()
+    place, _ = locate(settings.base_model, pins["base_commit"])
+    return open_base(place, pins)
+
+
+def _of_headers(sighting: Sighting, admission: Admission) -> tuple[Candidate | None, dict[str, Any]]:
+    if unfinished := evidence.gather(sighting).unfinished:
+        return None, _incomplete(f"{unfinished} to be finished")
+    candidate, verdict = admission.examine(sighting)
+    return candidate, _answer(verdict)
+
+
+def _of_content(
+    settings: Settings, sighting: Sighting, candidate: Candidate, base: Base, progress: Progress
+) -> dict[str, Any]:
+    """Read all of it as a fold would, and have it judged by the built-in gate."""
+    settle_threads(settings.threads)
+    store = store_of(settings)
+    with history_of(settings) as history:
+        rule = make_rule(settings.rule, settings.parameters)
+        check_pins(settings, rule, history.pins())
+        row = _row(sighting)
+        job = job_for(row, candidate, history)
+        parent = job.start.parent
+        head = Head(parent.totals, store.slot_layouts(parent.number)) if parent else Head()
+        try:
+            result = fold(base, candidate, head, rule, None, settings.memory, progress)
+        except Refused as refusal:
+            return _answer(Verdict("refused", refusal.reasons))
+        progress.end()
+        merge = Merge(base, rule, make_sane(settings), {}, {})
+        seen = seen_here(job, result.digest, settings.on_change) if job.folded_here else None
+        outcome = seen or judged(job, result, merge)
+        if isinstance(outcome, Known):
+            first = history.checkpoints.holding(outcome.digest) or row
+            return _answer(Verdict("admitted", (known_content(row, first),))) | {"decision": "known"}
+    return _answer(ADMITTED if isinstance(outcome, Drafted) else outcome.verdict)
+
+
+def _row(sighting: Sighting) -> Checkpoint:
+    """Return the row that a sighting would get."""
+    place, fingerprint = sighting.place, sighting.fingerprint
+    return Checkpoint(0, sighting.source, place, sighting.name, fingerprint, "ready", "", owner=sighting.owner)
+
+
+def _answer(verdict: Verdict) -> dict[str, Any]:
+    return {"decision": verdict.decision, "waits_for": "", "reasons": [vars(reason) for reason in verdict.reasons]}
+
+
+def _incomplete(waits_for: str, hint: str = "") -> dict[str, Any]:
+    return {"decision": "incomplete", "waits_for": waits_for, "hint": hint, "reasons": []}
+
+
+def _ask_daemon(store: Store, place: Path) -> dict[str, Any] | None:
+    """Return who the running daemon is and what it cannot read; None if none runs, or if we may not ask it."""
+    holder = holder_of(store.lock)
+    if not holder or not holder.get("socket"):
+        return None
+    try:
+        return control.ask(Path(holder["socket"]), Look(place=str(place)), lambda text: None)
+    except MergdError:
+        return None

@@ -1,0 +1,62 @@
+"""The commands that make a merge and run it."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from . import answers, asking, display
+from .cli_options import ConfigOption, NameOption, config_path
+from .settings import new_config, read_settings, validate, values_of
+
+
+def init(
+    context: typer.Context,
+    base: Annotated[str, typer.Option(help="The base model: a folder, a .safetensors file or org/name@revision.")],
+    watch: Annotated[Path, typer.Option(help="The directory that checkpoints will be dropped into.")],
+    state: Annotated[Path, typer.Option(help="A new directory for history, slots and published models.")],
+    rule: Annotated[str, typer.Option(help="The fold rule.")] = "opcm",
+    existing: Annotated[
+        Literal["hold", "fold", "ignore"], typer.Option(help="What to do with what lies in the directory already.")
+    ] = "hold",
+    values: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Another setting, or a parameter of the rule: --set alpha=0.4."
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    name: NameOption = None,
+) -> None:
+    """Create a state and its configuration, and say what a version will cost on disk. Overwrites nothing."""
+    from .initialise import initialise
+    from .progress import Progress
+
+    path = new_config(config or context.obj["config"], name or context.obj["name"])
+    base_model = str(Path(base).expanduser().resolve()) if Path(base).expanduser().exists() else base
+    chosen = {"base_model": base_model, "watch": watch, "state": state, "rule": rule, "existing": existing}
+    more = values_of(values or [])
+    settings = validate({"threads": len(os.sched_getaffinity(0))} | more | chosen, "the command line")
+    with display.shown_progress() as show:
+        found = initialise(settings, path, Progress(show))
+    answers.initialised(settings, path, found)
+
+
+def run(
+    context: typer.Context,
+    once: Annotated[bool, typer.Option("--once", help="Fold all that is ready, then exit.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="With --once: exit 65 if a checkpoint was refused.")] = False,
+    config: ConfigOption = None,
+    name: NameOption = None,
+) -> None:
+    """Watch the directory and fold what arrives, until stopped. Exit 0 also when a checkpoint was refused."""
+    path = config_path(context, config, name)
+    settings = read_settings(path)
+    asking.become_owner(settings)
+    if not once:
+        from .service import Service
+
+        Service(settings, lambda: read_settings(path)).run()
+    elif asking.run_once(settings) and strict:
+        raise typer.Exit(65)

@@ -1,0 +1,95 @@
+"""The commands about versions and the head: how it stands, what there is, and going back."""
+
+from typing import Annotated
+
+import typer
+
+from . import answers, asking, display
+from .cli_options import ConfigOption, JsonOption, NameOption, settings_of, show_as
+
+
+def status(
+    context: typer.Context,
+    as_json: JsonOption = False,
+    check: Annotated[bool, typer.Option("--check", help="Say nothing; exit 0 if all is well, else 1.")] = False,
+    config: ConfigOption = None,
+    name: NameOption = None,
+) -> None:
+    """The head, what runs and what waits, whether it is paused, the disk, the rule and the totals."""
+    answer = asking.status(settings_of(context, config, name))
+    if check:
+        raise typer.Exit(0 if asking.is_well(answer) else 1)
+    show_as(answer, as_json, lambda: answers.status(answer))
+
+
+def log(
+    context: typer.Context, as_json: JsonOption = False, config: ConfigOption = None, name: NameOption = None
+) -> None:
+    """The versions, newest first, as a small graph where history branches."""
+    answer = asking.log(settings_of(context, config, name))
+    show_as(answer, as_json, lambda: answers.log(answer))
+
+
+def show(
+    context: typer.Context,
+    what: Annotated[str, typer.Argument(metavar="VERSION|CHECKPOINT", help="7, v7, head, head~2; or a checkpoint.")],
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    name: NameOption = None,
+) -> None:
+    """One version: cause, totals, per-weight statistics, seconds by step. Or a checkpoint's story."""
+    answer = asking.show(settings_of(context, config, name), what)
+    show_as(answer, as_json, lambda: answers.shown(answer))
+
+
+def rollback(
+    context: typer.Context,
+    version: Annotated[str | None, typer.Argument(help="7, v7, head~2; where the head was before if left out.")] = None,
+    pause: Annotated[
+        bool, typer.Option("--pause", help="And pause, so that nothing is folded until mergd resume.")
+    ] = False,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    name: NameOption = None,
+) -> None:
+    """Move the head to an earlier version. Nothing is rewritten; says which checkpoints that takes out."""
+    from .requests import Rollback
+
+    answer = asking.ask(settings_of(context, config, name), Rollback(version=version, pause=pause))
+    show_as(answer, as_json, lambda: answers.rolled_back(answer))
+
+
+def pause(
+    context: typer.Context,
+    why: Annotated[str, typer.Option(help="Kept, and shown by status.")] = "",
+    config: ConfigOption = None,
+    name: NameOption = None,
+) -> None:
+    """Stop moving the head, also over restarts; scanning and the commands that read go on."""
+    from .requests import Pause
+
+    asking.ask(settings_of(context, config, name), Pause(why=why))
+    display.out.print("paused; to go on: mergd resume")
+
+
+def resume(context: typer.Context, config: ConfigOption = None, name: NameOption = None) -> None:
+    """Go on moving the head."""
+    from .requests import Resume
+
+    answer = asking.ask(settings_of(context, config, name), Resume())
+    display.out.print("resumed" if answer["was_paused"] else "it was not paused")
+
+
+def verify(
+    context: typer.Context,
+    version: Annotated[str | None, typer.Argument(help="7, v7, head; every kept version if left out.")] = None,
+    config: ConfigOption = None,
+    name: NameOption = None,
+) -> None:
+    """Read the files of a version again and compare them with its manifest. Exit 74 if one is damaged."""
+    damaged = asking.verify(settings_of(context, config, name), version)
+    for file in damaged:
+        display.err.print(f"damaged: {display.safe(file)}")
+    if damaged:
+        raise typer.Exit(74)
+    display.out.print("all files are as they were written")

@@ -1,0 +1,104 @@
+"""Forming: a candidate's tensors become task vectors, weight by weight and block by block; each tensor is hashed once."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..plugins.formats.interface import Candidate, Whole
+from ..plugins.rules.interface import LowRank
+from ..state.errors import Busy, Refused
+from ..state.reading import ContentDigest, Reader
+from ..state.records import Reason, TensorInfo, Weight
+from .progress import Progress
+
+Rows = tuple[int, int] | None  # first and last (exclusive) of a block; None is the whole weight
+
+
+class Forming:
+    """Forms the task vectors of one candidate, over open files."""
+
+    def __init__(self, candidate: Candidate, base: Reader, reader: Reader) -> None:
+        self._candidate, self._base, self._reader = candidate, base, reader
+        self._tensors = candidate.contents.layout.tensors
+        self._content = ContentDigest(candidate.contents.formulas)
+
+    def of(self, w: Weight, blocks: Sequence[Rows], dtype: torch.dtype) -> Iterator[tuple[Rows, Tensor | LowRank]]:
+        """Yield each block of the task vector of one weight, in `dtype`: new values stream by, a formula is formed once."""
+        part = self._candidate.parts.get(w.name)
+        if isinstance(part, Whole):
+            return ((rows, self._difference(w, part, rows, dtype)) for rows in blocks)
+        if part is not None:
+            delta = part.task_vector(self._read, lambda: self._base.read(w.name))
+        else:
+            delta = LowRank.zero(w.shape) if len(w.shape) > 1 else torch.zeros(w.shape)
+        delta = delta.to(dtype)
+        return ((rows, _rows_of(delta, rows)) for rows in blocks)
+
+    def _difference(self, w: Weight, part: Whole, rows: Rows, dtype: torch.dtype) -> Tensor:
+        """Return new values minus the base's for one block; zero below the rows that count."""
+        theta0 = self._base.read(w.name, rows)
+        first, last = rows or (0, w.shape[0] if w.shape else 1)
+        shared = last if part.rows is None else max(first, min(last, part.rows))
+        theta = self._reader.read(part.tensor, rows if part.rows is None else (first, shared))
+        self._content.add(self._tensors[part.tensor], theta)
+        wide = torch.float64 if torch.float64 in (dtype, theta0.dtype, theta.dtype) else torch.float32
+        if shared == last:
+            return theta.to(wide).sub(theta0.to(wide)).to(dtype)
+        delta = torch.zeros(theta0.shape, dtype=dtype)
+        delta[: shared - first] = theta.to(wide) - theta0[: shared - first].to(wide)
+        return delta
+
+    def _read(self, name: str) -> Tensor:
+        tensor = self._reader.read(name)
+        self._content.add(self._tensors[name], tensor)
+        return tensor
+
+    # ------------------------------------------------------------------------------------------------ the whole content
+
+    def read_the_rest(self, memory: int, progress: Progress) -> None:
+        """Read what no task vector was formed from, for the digest alone, in pieces of at most `memory` bytes."""
+        for info in self._tensors.values():
+            gather(self._content, self._reader, info, memory, progress)
+
+    def check_ties(self) -> None:
+        """Raise Refused if what stands under both names of a tied weight differs. All must have been read."""
+        for second, first in self._candidate.aliases.items():
+            if self._content.of(second) != self._content.of(first):
+                found = f"{second} differs from {first}, which the base model ties"
+                raise Refused(Reason("untied", found, "one weight under two names", "save the checkpoint tied"))
+
+    def hexdigest(self) -> str:
+        """Return the digest of the candidate's content. All must have been read."""
+        return self._content.hexdigest()
+
+
+def content_digest(candidate: Candidate, memory: int, progress: Progress) -> str:
+    """Return the digest of a candidate's content by reading all of it, without folding.
+
+    Raises Busy if it changed or shrank meanwhile, Abandoned on request.
+    """
+    layout = candidate.contents.layout
+    progress.begin("reading", len(layout.tensors), layout.nbytes)
+    content = ContentDigest(candidate.contents.formulas)
+    with Reader(layout) as reader:
+        for info in layout.tensors.values():
+            gather(content, reader, info, memory, progress)
+            progress.advance(info.nbytes)
+            progress.next_weight()
+        if not (reader.opened_as(candidate.stamps) and reader.same_as_before()):
+            raise Busy(f"{candidate.name} was changed while it was read")
+    return content.hexdigest()
+
+
+def gather(content: ContentDigest, reader: Reader, info: TensorInfo, memory: int, progress: Progress) -> None:
+    """Read for the digest alone what it has not seen of one tensor."""
+    for piece in reader.pieces(info.name, memory, content.begin(info)):
+        content.add(info, piece)
+        progress.advance(0)  # may end it
+
+
+def _rows_of(delta: Tensor | LowRank, rows: Rows) -> Tensor | LowRank:
+    if rows is None:
+        return delta
+    return delta.rows(*rows) if isinstance(delta, LowRank) else delta[rows[0] : rows[1]]

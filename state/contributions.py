@@ -1,0 +1,34 @@
+"""The history's rows of what each fold brought: norm and sketch of its task vector, and who it counts for."""
+
+from datetime import timedelta
+
+from sqlite_utils import Database
+
+from .clock import utc_before
+from .database import LINE
+from .records import Contribution
+
+
+class Contributions:
+    """Reads and writes the table `contributions`."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def add(self, contribution: Contribution) -> None:
+        """Record what the fold that made a version brought."""
+        row = {name: getattr(contribution, name) for name in ("version", "contributor", "norm", "sketch")}
+        self._db.table("contributions").insert(row)
+
+    def in_line(self, number: int | None, last: int) -> tuple[Contribution, ...]:
+        """Return what the newest folds brought of a version and its ancestors, newest first, `last` at most."""
+        query = f"""{LINE} select version, name as checkpoint, contributor, norm, sketch from line
+            join contributions on version = n join versions on number = n
+            join checkpoints on checkpoints.id = versions.checkpoint order by version desc limit ?"""  # noqa: S608
+        return tuple(Contribution(**row) for row in self._db.query(query, [number, last]))
+
+    def count_since(self, age: timedelta) -> int:
+        """Return how many folds of the last so many hours there are, also of those that were rolled away."""
+        query = "select count(*) from versions where cause = 'fold' and created_at > ?"
+        (count,) = self._db.conn.execute(query, [utc_before(age)]).fetchone()
+        return int(count)
