@@ -12,7 +12,7 @@ from support.arrivals import AS_SHIPPED, Arrivals, Judged, late, table
 from support.arriving import KNOWN, MARKED
 from support.commands import start_forking
 
-AT_ONCE = 48  # arrivals; most of them stall
+AT_ONCE = 96  # arrivals; most of them stall
 
 
 def main() -> int:

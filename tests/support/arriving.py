@@ -182,7 +182,7 @@ def run_with_stalls(arrival: Arrival, words: list[str]) -> None:
     """Run a command, stop all of its processes now and then, and let them go on."""
     running = subprocess.Popen(words, start_new_session=True)
     while running.poll() is None:
-        time.sleep(arrival.chance.uniform(0.02, 0.2))
+        time.sleep(arrival.chance.uniform(0.05, 0.5))
         if running.poll() is None:
             os.killpg(running.pid, signal.SIGSTOP)
             arrival.stall()
