@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 from support.arrivals import AS_SHIPPED, Arrivals, Judged, late, table
-from support.arriving import KNOWN, MARKED
 from support.commands import start_forking
+from support.styles import KNOWN, MARKED
 
 AT_ONCE = 96  # arrivals; most of them stall
 
