@@ -12,7 +12,7 @@ from support.arrivals import AS_SHIPPED, Arrivals, Judged, late, table
 from support.commands import start_forking
 from support.styles import KNOWN, MARKED
 
-AT_ONCE = 96  # arrivals; most of them stall
+AT_ONCE = 32  # arrivals; most of them stall
 
 
 def main() -> int:
