@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ..plugins.formats.interface import Candidate
-from ..plugins.sources import evidence
-from ..plugins.sources.directory import Directory
+from ..plugins.sources.directory import Directory, evidence
 from ..state.errors import Busy, MergdError, Refused, Usage
 from ..state.lock import holder_of
 from ..state.records import ADMITTED, Checkpoint, Drafted, Sighting, Verdict

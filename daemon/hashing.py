@@ -65,10 +65,9 @@ class Hasher:
                 self._known[key] = digest
         except OSError as error:
             log.info("%s could not be hashed: %s", key[0], error.strerror)
-        finally:
-            self._begun.discard(key)
         if not self._stop.is_set():
             self._wake()
+        self._begun.discard(key)  # last: until somebody was woken, there is more to come
 
     def _digest(self, path: str, stamp: FileStamp) -> str | None:
         digest = hashlib.sha256()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from ..plugins.formats.interface import Candidate
-from ..plugins.sources import evidence
+from ..plugins.sources.directory import evidence
 from ..state.errors import NotPermitted, Unavailable
 from ..state.headers import owner_of
 from ..state.history import History

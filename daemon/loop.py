@@ -244,7 +244,8 @@ class Loop:
             self._source_trouble = ""
             self._settles_in(self._intake.see(scan.sightings))
         self.tell()
-        self._rested_at = time.monotonic() + REST * (time.monotonic() - began)
+        now = time.monotonic()
+        self._rested_at = now + min(REST * (now - began), self.settings.rescan)
 
     def _settles_in(self, seconds: float | None) -> None:
         if seconds is not None:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..plugins.sources.directory.places import WEIGHTS
 from ..plugins.sources.interface import Evidence
-from ..plugins.sources.places import WEIGHTS
 from ..state.records import Sighting
 
 State = Literal["settling", "ready", "blocked", "vanished"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..plugins.sources.places import FINAL, STEP
+from ..plugins.sources.directory.places import FINAL, STEP
 from ..state.records import Checkpoint, Reason, Sighting
 from ..state.wording import decide
 

@@ -36,7 +36,7 @@ class Checkpoints:
     def under(self, source: str, folder: str) -> list[Checkpoint]:
         """Return the rows of the places right in a folder, and of the folder itself, as they were first seen."""
         first, after = f"{folder}/", f"{folder}0"  # "0" follows "/"
-        rows = self._where("source = ? and (place = ? or place between ? and ?)", source, folder, first, after)
+        rows = self._where("source = ? and (place = ? or (place > ? and place < ?))", source, folder, first, after)
         return sorted((row for row in rows if "/" not in row.place[len(first) :]), key=lambda row: row.id)
 
     def folded_at(self, source: str, place: str) -> Checkpoint | None:

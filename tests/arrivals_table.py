@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 from support.arrivals import AS_SHIPPED, Arrivals, Judged, late, table
-from support.arriving import KNOWN, MARKED
 from support.commands import start_forking
+from support.styles import KNOWN, MARKED
 
-AT_ONCE = 48  # arrivals; most of them stall
+AT_ONCE = 32  # arrivals; most of them stall
 
 
 def main() -> int:

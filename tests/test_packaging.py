@@ -64,7 +64,9 @@ def test_the_type_checkers_links_are_those_of_the_package() -> None:
 def test_every_plugin_of_ours_is_an_entry_point(group: str) -> None:
     points = PROJECT["project"]["entry-points"][f"mergd.{group}"].values()
     registered = {point.split(":")[0].rsplit(".", 1)[1] for point in points}
-    siblings = {path.stem for path in repository.module_files() if path.parent == Path("plugins", group)}
+    siblings = {
+        path.parts[2].removesuffix(".py") for path in repository.module_files() if path.parts[:2] == ("plugins", group)
+    }
     siblings = {name for name in siblings if not name.startswith("_") or name == "__init__"}  # what they share
     assert registered == siblings - {"__init__", "interface", "hub"}  # the base model's source, called by its name
 

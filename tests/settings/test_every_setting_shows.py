@@ -222,7 +222,7 @@ def quiet_unsure(bench: Bench) -> None:
 
 def quiet_network(bench: Bench) -> None:
     merges = {seconds: make_merge(bench.place(), quiet_network=seconds) for seconds in (0, 3600)}
-    bench.monkeypatch.setattr("mergd.plugins.sources.evidence.on_network", lambda path: True)
+    bench.monkeypatch.setattr("mergd.plugins.sources.directory.evidence.on_network", lambda path: True)
     for seconds, state in ((0, "folded"), (3600, "settling")):
         merges[seconds].drop("a", 1)
         take(merges[seconds])

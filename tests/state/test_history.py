@@ -109,6 +109,21 @@ def test_a_first_fold_does_not_follow_another_first_fold(history: History, path:
     assert everything(path)["versions"] == before["versions"]
 
 
+def test_what_replaces_the_head_moves_it_from_there_and_has_another_parent(history: History, path: Path) -> None:
+    commit(history, 1, None, "a")
+    commit(history, 2, 1, "b")
+    row = ready(history, "c")
+    attempt = history.checkpoints.begin_attempt(row.id)
+    before = everything(path)
+    with pytest.raises(Busy, match="the head moved to v2"):
+        history.commit_fold(version(3, 1, row.id), DIGEST(3), REPORTS, attempt, "a test", ["hook"], replaced=1)
+    assert everything(path) == before
+    move = history.commit_fold(version(3, 1, row.id), DIGEST(3), REPORTS, attempt, "a test", ["hook"], replaced=2)
+    assert (move.from_version, move.to_version, move.why) == (2, 3, "replace")
+    assert [v.number for v in history.lineage(3)] == [3, 1]
+    assert history.digests_in_line(3) == {DIGEST(1), DIGEST(3)}
+
+
 Spoil = Callable[[Version], tuple[Version, list[str]]]
 SPOILED: dict[str, Spoil] = {
     "a number that is taken": lambda v: (replace(v, number=1), []),
@@ -433,3 +448,32 @@ def test_tidying_empties_the_write_ahead_log(history: History, path: Path) -> No
     history.tidy()
     assert (path.parent / "mergd.db-wal").stat().st_size == 0
     assert history.head() is not None
+
+
+# ------------------------------------------------------------------------------------------------------------- places
+
+
+def test_what_lies_right_in_a_folder_is_found_and_nothing_else(history: History) -> None:
+    names = ("run", "run/a", "run/b", "run/a/deeper", "run0", "run-", "other/run/a")
+    rows = {name: history.checkpoints.add(sighting(name)) for name in names}
+    found = history.checkpoints.under("directory", "/watch/run")
+    assert found == [rows["run"], rows["run/a"], rows["run/b"]]
+    assert history.checkpoints.under("elsewhere", "/watch/run") == []
+
+
+def test_what_was_folded_last_from_a_place_is_found(history: History) -> None:
+    assert history.checkpoints.folded_at("directory", "/watch/a") is None
+    commit(history, 1, None, "a")
+    commit(history, 2, 1, "a")
+    newer = history.checkpoints.add(sighting("a", inode=2))
+    folded = history.checkpoints.folded_at("directory", "/watch/a")
+    assert folded is not None
+    assert (folded.digest, folded.id < newer.id) == (DIGEST(2), True)
+
+
+def test_what_a_checkpoint_replaces_is_kept_with_it(history: History) -> None:
+    first = history.checkpoints.add(sighting("a"))
+    second = history.checkpoints.add(sighting("b"))
+    assert first.replaces is None
+    assert history.checkpoints.make_ready(second.id, replaces=first.id).replaces == first.id
+    assert history.checkpoints.make_ready(second.id).replaces == first.id  # however often it waits again

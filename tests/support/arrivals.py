@@ -16,6 +16,7 @@ from support.arriving import Arrival
 from support.commands import eventually
 from support.merges import make_merge
 from support.models import Model, fine_tuned, save_sharded
+from support.styles import STYLES
 
 from mergd.daemon.base import read_contents
 from mergd.daemon.forming import content_digest
@@ -82,7 +83,12 @@ class Arrivals:
         if style == "replaced while folded":
             self._save(f"{name}-first")
         arrival = Arrival(
-            style, source, self.merge.watch / name, random.Random(self.chance.random()), self.pace.stall_up_to
+            style,
+            STYLES[style],
+            source,
+            self.merge.watch / name,
+            random.Random(self.chance.random()),
+            self.pace.stall_up_to,
         )
         if style == "a copy that stalls" or style.startswith("zeros first"):
             arrival.stall_once = self.pace.stall_once

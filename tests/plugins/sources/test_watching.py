@@ -22,9 +22,8 @@ from contracts.source import PATIENCE
 from support.commands import eventually
 from support.models import save_lone, save_model, tiny_base
 
-from mergd.plugins.sources import network, watching
-from mergd.plugins.sources.directory import Directory
-from mergd.plugins.sources.watching import Watching
+from mergd.plugins.sources.directory import Directory, network, watching
+from mergd.plugins.sources.directory.watching import Watching
 
 FLOOD = 20_000  # files; the kernel's queue takes 16,384 events
 

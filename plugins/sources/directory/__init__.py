@@ -4,10 +4,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ...state.errors import Unavailable
-from ...state.records import Sighting
+from ....state.errors import Unavailable
+from ....state.records import Sighting
+from ..interface import Scan
 from . import places
-from .interface import Scan
 from .watching import Watching
 
 

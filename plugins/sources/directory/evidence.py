@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...state.records import Sighting
+from ....state.records import Sighting
+from ..interface import Evidence
 from . import manifests
-from .interface import Evidence
 from .network import on_network
 from .places import SNAPSHOTS, WEIGHTS, matches
 

@@ -13,9 +13,9 @@ from fnmatch import translate
 from functools import cache
 from pathlib import Path
 
-from ...state.records import FileStamp, Sighting
-from ...state.users import owner_name
-from ..formats._files import never_read
+from ....state.records import FileStamp, Sighting
+from ....state.users import owner_name
+from ...formats._files import never_read
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def _name(root: Path, place: Path) -> str:
     cached = CACHED.fullmatch(place.parent.parent.name)
     if cached and place.parent.name == SNAPSHOTS:
         return f"{cached[1].replace('--', '/')}@{place.name[:7]}"
-    return place.name if place.parent == root else f"{place.parent.name}/{place.name}"
+    return f"{place.parent.name}/{place.name}" if place.parent.parent == root else place.name
 
 
 # ----------------------------------------------------------------------------------------------- one level further down
