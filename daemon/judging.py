@@ -5,13 +5,12 @@ Pure: all that it needs of the past comes with the job.
 
 from dataclasses import dataclass, field
 
+from ..state.decided import Decision, Decisions
 from ..state.records import (
     ADMITTED,
     Candidate,
     Checkpoint,
     Contribution,
-    Decision,
-    Decisions,
     Drafted,
     Reason,
     Verdict,

@@ -1,6 +1,7 @@
 """The sketch of a task vector: a few kilobytes, linear in it, from which its cosine with another one is estimated."""
 
 import hashlib
+from array import array
 from collections.abc import Sequence
 from math import prod
 
@@ -35,7 +36,7 @@ class Sketch:
 
     def tobytes(self) -> bytes:
         """Return it as float32, in the order of its rows."""
-        return self._sum.float().numpy().tobytes()
+        return array("f", self._sum.flatten().tolist()).tobytes()
 
 
 class Projection:
