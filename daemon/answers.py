@@ -163,6 +163,8 @@ def folded(answer: Mapping[str, Any]) -> None:
         out.print(f"{safe(item['name'])}: {item['state']}")
         for reason in item["reasons"]:
             out.print(f"    {safe(reason)}")
+    if any(item["state"] == "held" for item in answer["checkpoints"]):
+        out.print("what is held waits for a person: mergd list says how to decide")
     out.print(f"the head is v{answer['head']}" if answer["head"] else "there is no version yet")
 
 

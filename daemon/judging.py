@@ -6,12 +6,11 @@ Pure: all that it needs of the past comes with the job.
 from dataclasses import dataclass, field
 
 from ..plugins.formats.interface import Candidate
+from ..state.decided import Decision, Decisions
 from ..state.records import (
     ADMITTED,
     Checkpoint,
     Contribution,
-    Decision,
-    Decisions,
     Drafted,
     Reason,
     Verdict,

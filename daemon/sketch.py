@@ -1,6 +1,7 @@
 """The sketch of a task vector: a few kilobytes, linear in it, from which its cosine with another one is estimated."""
 
 import hashlib
+from array import array
 from collections.abc import Sequence
 from math import prod
 
@@ -8,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..plugins.rules.interface import LowRank
-from ..state.reading import memory_of
 
 P = 8  # rows of a sketch
 Q = 64  # columns
@@ -38,8 +38,7 @@ class Sketch:
 
     def tobytes(self) -> bytes:
         """Return it as float32, in the order of its rows."""
-        narrow = self._sum.float()  # named, because its memory is read below
-        return bytes(memory_of(narrow))
+        return array("f", self._sum.flatten().tolist()).tobytes()
 
 
 class Projection:

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..state.decided import Decisions
 from ..state.history import History
-from ..state.records import Checkpoint, Decisions, Move, News, Version
+from ..state.records import Checkpoint, Move, News, Version
 from ..state.store import Store, replace_file
 
 LOG_LINES = 1000  # newest versions in log.jsonl

@@ -1,11 +1,49 @@
-"""The history's rows of what people decided on checkpoints: approved, refused, or retried."""
+"""What people decided on checkpoints: approved, refused, or retried; and the history's rows of that."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Literal
 
 from sqlite_utils import Database
 
 from .clock import utc_now
-from .records import Checkpoint, Decision, Decisions
+from .records import ADMITTED, Checkpoint, Verdict
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a person decided about one content: its digest, or the fingerprint of its files where that is not known."""
+
+    content: str
+    verdict: Literal["approved", "refused", "retried"]
+    code: str  # of the reason that was approved; else empty
+    why: str  # that a person gave
+    who: str
+    at: str  # UTC, ISO 8601
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What people decided, oldest first."""
+
+    made: tuple[Decision, ...] = ()
+
+    def on(self, contents: Collection[str | None]) -> tuple[Decision, ...]:
+        """Return those about one of these contents."""
+        return tuple(decision for decision in self.made if decision.content in contents)
+
+    def lift(self, verdict: Verdict, contents: Collection[str | None]) -> Verdict:
+        """Return a verdict without the reasons for holding that were approved for one of these contents."""
+        approved = {decision.code for decision in self.on(contents) if decision.verdict == "approved"}
+        left = tuple(reason for reason in verdict.reasons if reason.code not in approved)
+        if verdict.decision != "held" or left == verdict.reasons:
+            return verdict
+        return Verdict("held", left) if left else ADMITTED
+
+    def refusal(self, contents: Collection[str | None]) -> Decision | None:
+        """Return the refusal of one of these contents that nobody took back."""
+        last = next((d for d in reversed(self.on(contents)) if d.verdict != "approved"), None)
+        return last if last is not None and last.verdict == "refused" else None
 
 
 class Decided:

@@ -214,7 +214,9 @@ def quiet(bench: Bench) -> None:
 
 def quiet_unsure(bench: Bench) -> None:
     for seconds, state in ((0, "folded"), (3600, "settling")):
-        merge = make_merge(bench.place(), {"table.weight": torch.randn(200, 40)}, quiet_unsure=seconds, limits=NO_LIMITS)
+        merge = make_merge(
+            bench.place(), {"table.weight": torch.randn(200, 40)}, quiet_unsure=seconds, limits=NO_LIMITS
+        )
         make_a_hole(merge.drop("a.safetensors", 1))
         take(merge)
         assert merge.states() == {"a.safetensors": state}

@@ -4,8 +4,10 @@ import itertools
 import os
 import sqlite3
 import threading
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,18 @@ import pytest
 
 from mergd.state.errors import Busy, Damaged, Misconfigured
 from mergd.state.history import History
-from mergd.state.records import Checkpoint, FileStamp, Move, Reason, Sighting, Totals, Version, WeightReport
+from mergd.state.records import (
+    Checkpoint,
+    Contribution,
+    FileStamp,
+    Move,
+    Reason,
+    Sighting,
+    Totals,
+    Verdict,
+    Version,
+    WeightReport,
+)
 
 DIGEST = "{:064x}".format
 REASON = Reason("code", "found", "expected", "next")
@@ -477,3 +490,49 @@ def test_what_a_checkpoint_replaces_is_kept_with_it(history: History) -> None:
     assert first.replaces is None
     assert history.checkpoints.make_ready(second.id, replaces=first.id).replaces == first.id
     assert history.checkpoints.make_ready(second.id).replaces == first.id  # however often it waits again
+
+
+# ---------------------------------------------------------------------------- what later checkpoints are judged by
+
+
+def test_reports_that_an_older_mergd_wrote_have_no_inner_products(history: History) -> None:
+    history.pin({"weights": ["a", "b"]})
+    commit(history, 1, None, "a")
+    history._db.execute("update versions set weights = ?", [array("d", [1, 2, 3, 4, 5, 6, 7, 8]).tobytes()])
+    assert history.weight_reports(1) == {"a": WeightReport(1, 2, 3, 4, 0.0), "b": WeightReport(5, 6, 7, 8, 0.0)}
+
+
+def test_what_folds_brought_is_told_for_one_line_newest_first(history: History) -> None:
+    for number, parent, name in ((1, None, "a"), (2, 1, "b"), (3, 2, "c")):
+        row = ready(history, name)
+        attempt = history.checkpoints.begin_attempt(row.id)
+        brought = Contribution(number, name, "alice", float(number), b"sketch")
+        history.commit_fold(
+            version(number, parent, row.id), DIGEST(number), REPORTS, attempt, "a test", [], None, brought
+        )
+    assert [earlier.checkpoint for earlier in history.contributions.in_line(3, 1000)] == ["c", "b", "a"]
+    assert [earlier.version for earlier in history.contributions.in_line(3, 2)] == [3, 2]
+    assert history.contributions.in_line(2, 1)[0] == Contribution(2, "b", "alice", 2.0, b"sketch")
+    assert history.contributions.in_line(None, 1000) == ()
+    assert history.contributions.count_since(timedelta(days=365 * 1000)) == 3
+    assert history.contributions.count_since(-timedelta(days=365 * 1000)) == 0
+
+
+def test_the_last_word_on_a_content_counts(history: History) -> None:
+    held = history.checkpoints.set_state(ready(history, "a").id, "held", REASON, digest=DIGEST(1))
+    contents = (DIGEST(1), None)
+    history.decided.approve(held, "alice")
+    assert history.decided.all().lift(Verdict("held", (REASON,)), contents).decision == "admitted"
+    another = Reason("another", "found", "expected", "next")
+    assert history.decided.all().lift(Verdict("held", (REASON, another)), contents).reasons == (another,)
+    assert history.decided.all().lift(Verdict("refused", (REASON,)), contents).decision == "refused"
+    assert history.decided.all().lift(Verdict("held", (REASON,)), (DIGEST(2),)).decision == "held"
+    history.decided.refuse(held, "no", "bob")
+    assert history.decided.all().refusal(contents) == history.decided.all().made[-1]
+    history.decided.retry(held, "bob")
+    history.decided.approve(held, "bob")
+    assert history.decided.all().refusal(contents) is None
+    history.decided.refuse(held, "no!", "alice")
+    last = history.decided.all().refusal(contents)
+    assert last is not None
+    assert (last.why, last.who, last.content) == ("no!", "alice", DIGEST(1))
