@@ -124,7 +124,11 @@ class Directory:
         if observer is None:
             return
         threads = [*observer.emitters, observer]
-        observer.stop()
+        try:
+            observer.stop()
+        except KeyError as error:  # its books are wrong once a folder has taken the name of one that was moved away
+            log.debug("watchdog cannot let go of %s", error)
+            return
         for thread in threads:  # one that could not be started has nothing to join
             if thread.is_alive():
                 thread.join(timeout=5)
