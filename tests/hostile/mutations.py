@@ -90,9 +90,8 @@ class Trial:
 
     def _one(self, daemon: Command, name: str, change: str) -> None:
         merge, place, aside = self.merge, self.merge.watch / name, self.merge.root / f"other-{name}"
-        seed = self._chance.randrange(2**32)
-        self._put(aside, merge.fine_tuned(seed + 1), change)
-        before = self._put(place, merge.fine_tuned(seed), change)
+        self._put(aside, change)
+        before = self._put(place, change)
         eventually(lambda: any((merge.state / "drafts").iterdir()) or self._at_rest(name))
         time.sleep(self._chance.uniform(0, self._patience))
         CHANGES[change](place, aside, self._chance)
@@ -106,9 +105,9 @@ class Trial:
         self._judge(name, change, before, after)
         clear(place, aside)
 
-    def _put(self, place: Path, model: Model, change: str) -> Model:
-        """Save a checkpoint, there at once; returns its content."""
-        aside = self.merge.root / "aside"
+    def _put(self, place: Path, change: str) -> Model:
+        """Save a checkpoint, there at once; returns its content, which differs from all others in every weight."""
+        aside, model = self.merge.root / "aside", {n: t + self._chance.random() for n, t in self.merge.model.items()}
         save_sharded(aside, model) if "shard" in change else save_model(aside, model)
         for path in aside.iterdir():
             path.chmod(0o644)
