@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help dev check lint fix test demo bench fuzz mutations clean
+.PHONY: help dev check lint fix test demo bench hostile fuzz mutations clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -35,6 +35,9 @@ demo: $(READY)  ## train, fold, compare with plain averaging, roll back; about a
 bench: $(READY)  ## measure memory and the cost of late folds; GB=2 and FOLDS=100 set the sizes
 	$(BIN)/python benchmarks/memory.py --gb $(or $(GB),2)
 	$(BIN)/python benchmarks/steady.py --folds $(or $(FOLDS),100)
+
+hostile: $(READY)  ## the corpus of hostile checkpoints: each verdict, and what the worst cost
+	cd tests && ../$(BIN)/python -m hostile.judging
 
 fuzz: $(READY)  ## mutated headers against an independent reader; COUNT=10000 and SEED=1 set how many, and which
 	cd tests && ../$(BIN)/python -m hostile.fuzz --count $(or $(COUNT),10000) --seed $(or $(SEED),1)
