@@ -48,11 +48,9 @@ def grown(place: Path, other: Path, chance: random.Random) -> None:
 
 
 def overwritten(place: Path, other: Path, chance: random.Random) -> None:
-    """Write the other model's bytes over this one's, piece by piece, in the same file."""
-    data = weights(other).read_bytes()
+    """Write the other model's bytes over this one's in the same file, at once: who pauses for long is another matter."""
     with weights(place).open("r+b", buffering=0) as file:
-        for start in range(0, len(data), PIECE):
-            file.write(data[start : start + PIECE])
+        file.write(weights(other).read_bytes())
 
 
 def overwritten_in_one_place(place: Path, other: Path, chance: random.Random) -> None:

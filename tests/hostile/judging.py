@@ -3,6 +3,7 @@
 python -m hostile.judging (in tests/, or `make hostile`) judges the whole corpus and prints what it cost.
 """
 
+import gc
 import json
 import os
 import resource
@@ -29,6 +30,7 @@ def judge_all(root: Path, target: Path) -> None:
     """Write to `target`, as JSON, what became of each place in root/watch: verdict, reasons, seconds and bytes."""
     base = examine_base(save_model(root / "base", tiny_base()), Progress())
     judge(root / "base", base)  # what is imported at the first use is no case's
+    gc.freeze()  # else each child's collection of garbage copies all pages of the parent's objects
     places = sorted((root / "watch").iterdir())
     target.write_text(json.dumps({place.name: _apart(place, base) for place in places}))
 

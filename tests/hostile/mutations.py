@@ -66,9 +66,7 @@ class Trial:
     """One daemon, and one checkpoint after another that is changed under it."""
 
     def __init__(self, root: Path, seed: int) -> None:
-        self.merge = make_merge(
-            root, big_model(), rule="average", memory=1_000_000, quiet=0.25, rescan=0.2, keep_last=3
-        )
+        self.merge = make_merge(root, big_model(), rule="average", memory=1_000_000, quiet=0.2, rescan=0.2, keep_last=3)
         self.report = Report()
         self._chance = random.Random(seed)
         self._sum = {name: torch.zeros_like(tensor) for name, tensor in self.merge.model.items()}
