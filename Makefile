@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help dev check lint fix test test-without-events demo bench fuzz mutations arrivals clean
+.PHONY: help dev check lint fix test test-without-events demo bench hostile fuzz mutations arrivals clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 22
 
@@ -43,6 +43,9 @@ bench: $(READY)  ## measure memory, late folds and near-copies; GB=2, FOLDS=100,
 	$(BIN)/python benchmarks/memory.py --gb $(or $(GB),2)
 	$(BIN)/python benchmarks/steady.py --folds $(or $(FOLDS),100)
 	$(BIN)/python benchmarks/near_copies.py --pairs $(or $(PAIRS),1000) --seed $(or $(SEED),0)
+
+hostile: $(READY)  ## the corpus of hostile checkpoints: each verdict, and what the worst cost
+	cd tests && ../$(BIN)/python -m hostile.judging
 
 fuzz: $(READY)  ## mutated headers against an independent reader; COUNT=10000 and SEED=1 set how many, and which
 	cd tests && ../$(BIN)/python -m hostile.fuzz --count $(or $(COUNT),10000) --seed $(or $(SEED),1)

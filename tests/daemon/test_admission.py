@@ -124,6 +124,28 @@ def test_quantised_weights_are_refused(base: Base, place: Path, dtype: torch.dty
     assert refused_for(place, base).keys() == {"dtype"}
 
 
+def test_quantised_weights_beside_the_models_are_refused(base: Base, place: Path) -> None:
+    save_model(place, tiny_base() | {"layer.matrix.weight_scale": torch.ones(6).to(torch.float8_e8m0fnu)})
+    assert "layer.matrix.weight_scale is F8_E8M0" in refused_for(place, base)["dtype"]
+
+
+def test_far_more_tensors_than_the_base_has_are_refused_before_they_cost_anything(base: Base, place: Path) -> None:
+    few = {f"buffer.{k}": torch.zeros(1, dtype=torch.int8) for k in range(1000)}
+    assert verdict_on(save_model(place, tiny_base() | few), base).decision == "admitted"
+    save_model(place, tiny_base() | few | {"one.more": torch.zeros(1, dtype=torch.int8)})
+    assert "more than 1,006 tensors" in refused_for(place, base)["too-many-tensors"]
+    shutil.rmtree(place)
+    save_sharded(place, tiny_base() | few | {"one.more": torch.zeros(1, dtype=torch.int8)}, 2)
+    assert refused_for(place, base).keys() == {"bad-index"}
+
+
+def test_many_bytes_of_buffers_are_refused(base: Base, place: Path) -> None:
+    save_model(place, tiny_base() | {"buffer": torch.zeros(1, 64 * 2**20, dtype=torch.int8)})
+    assert verdict_on(place, base).decision == "admitted"
+    save_model(place, tiny_base() | {"buffer": torch.zeros(1, 64 * 2**20 + 1, dtype=torch.int8)})
+    assert "67.1 MB" in refused_for(place, base)["too-large"]
+
+
 def test_every_reason_is_given_at_once(base: Base, place: Path) -> None:
     model = without(tiny_base(), "layer.wide.weight") | {
         "more.weight": torch.zeros(3),

@@ -190,6 +190,9 @@ def test_a_base_that_cannot_be_one_is_told_of(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match=r"waits for model\.safetensors"):
         examine(tmp_path / "empty", Progress())
     (save_model(tmp_path / "bad", tiny_base()) / "config.json").write_text("{")
+    scale = {"scale": torch.ones(3).to(torch.float8_e8m0fnu)}
+    with pytest.raises(Misconfigured, match="scale of the base model is F8_E8M0"):
+        examine(save_model(tmp_path / "quantised", tiny_base() | scale), Progress())
     with pytest.raises(Misconfigured, match=r"config\.json is no JSON"):
         examine(tmp_path / "bad", Progress())
     (tmp_path / "text.txt").touch()

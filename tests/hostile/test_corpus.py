@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from hostile.corpus import CORPUS, Recipe
-from hostile.judging import LIMIT, judge_all
+from hostile.judging import LIMIT, judge_all, make_all
 from support.commands import FORKING, start_forking
 from support.merges import Sandbox, make_merge
 
@@ -25,9 +25,7 @@ def _forking() -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder whose `watch` holds every place of the corpus, by its number."""
     root = tmp_path_factory.mktemp("corpus")
-    (root / "watch").mkdir()
-    for k, recipe in enumerate(CORPUS):
-        recipe.make(root / "watch" / f"{k:03d}")
+    make_all(root)
     return root
 
 
