@@ -79,4 +79,4 @@ def test_who_is_held_is_told_what_to_do() -> None:
     reason = plan([sighting(1000)], [row(1, "folded", 500)], "last", "")[f"{RUN}/checkpoint-1000"].reason
     assert reason is not None
     assert "alpha/checkpoint-500" in reason.found
-    assert f"mergd fold {RUN}/checkpoint-1000" in reason.next_step
+    assert f"mergd approve {RUN}/checkpoint-1000" in reason.next_step

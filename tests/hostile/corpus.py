@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hostile.adapters import ADAPTERS
 from hostile.indexes import INDEXES
 from hostile.making import BASE, MIB, beside, end, entries, file, model, small, spelled
 
@@ -244,5 +245,6 @@ CORPUS: list[Recipe] = [
     *_from(REFUSED, "refused"),
     *_from(INCOMPLETE, "incomplete"),
     *PLACES,
+    *[Recipe(f"adapter: {name}", expected, make) for name, (expected, make) in ADAPTERS.items()],
     *[Recipe(f"index: {name}", expected, make) for name, (expected, make) in INDEXES.items()],
 ]

@@ -8,7 +8,7 @@ import pytest
 from hostile.corpus import CORPUS, Recipe
 from hostile.judging import LIMIT, judge_all, make_all
 from support.commands import FORKING, start_forking
-from support.merges import Sandbox, make_merge
+from support.merges import NO_LIMITS, Sandbox, make_merge
 
 Judged = dict[str, dict[str, Any]]
 SLOW = 5.0  # seconds of processor time: ten times the promise, so that a noisy machine fails no test
@@ -64,7 +64,7 @@ def test_what_is_said_of_it_is_short_and_can_do_nothing_to_a_log(judged: Judged,
 def merge(made: Path, judged: Judged) -> Sandbox:
     """A merge whose watched folder is the corpus, and holds a link that leads round in a circle."""
     (made / "watch" / "round.safetensors").symlink_to("round.safetensors")
-    return make_merge(made, existing="fold")
+    return make_merge(made, existing="fold", limits=NO_LIMITS)
 
 
 def test_a_daemon_that_finds_it_all_folds_what_is_good_and_goes_on(merge: Sandbox) -> None:

@@ -45,10 +45,10 @@ def header(name: str, dtype: str, shape: list[int], nbytes: int) -> bytes:
 def test_an_incomplete_file_says_how_much_is_missing(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(header("a", "F32", [300_000_000], 1_200_000_000))
-    with pytest.raises(Busy, match=r"^model\.safetensors misses 1\.2 GB$"):
+    with pytest.raises(Busy, match=r"^model\.safetensors, which is missing 1\.2 GB$"):
         read_header(path)
     path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(Busy, match=r"^model\.safetensors misses \d+ B of its header$"):
+    with pytest.raises(Busy, match=r"^model\.safetensors, which is missing \d+ B of its header$"):
         read_header(path)
 
 
