@@ -12,12 +12,13 @@ from ..plugins.rules.interface import LowRank
 
 P = 8  # rows of a sketch
 Q = 64  # columns
+CHUNK = 2**16  # columns of a weight at a time
 
 
 class Sketch:
     """The sum over the weights of R D C: R (P, m) holds random signs, C (n, Q) one random sign in each row.
 
-    D (m, n) is the task vector of one weight, a vector as one row, more than two dimensions with the last ones joined.
+    D (m, n) is the task vector of one weight, a vector as one row, more than two dimensions joined to few rows and columns.
     R and C follow from the weight's name alone, so that blocks of rows add up, and two sketches can be compared
     whenever they were made. For task vectors x and y with sketches s and t, <s, t> / P estimates <x, y>:
     it is right in the mean, and its variance is at most
@@ -42,35 +43,35 @@ class Sketch:
 
 
 class Projection:
-    """R and C of one weight."""
+    """R and C of one weight: a byte for each row, which holds its eight signs, and one for each column."""
 
     def __init__(self, name: str, shape: tuple[int, ...]) -> None:
-        self._flat = len(shape) < 2
-        m, n = (1, prod(shape)) if self._flat else (shape[0], prod(shape[1:]))
+        m, n = as_matrix(shape)
         noise = torch.frombuffer(bytearray(hashlib.shake_256(name.encode()).digest(m + n)), dtype=torch.uint8)
-        self._rows, columns = noise[:m], noise[m:]  # eight signs a row; a sign and one of 64 places a column
-        self._places = (columns % Q).long()
-        self._signs = (columns >= 2 * Q).float() * 2 - 1
+        self._flat, self._rows, self._columns = len(shape) < 2, noise[:m], noise[m:]
+        self._rows_in_one = m // shape[0] if len(shape) > 1 and shape[0] else 1
 
     def of(self, block: Tensor | LowRank, rows: tuple[int, int] | None = None) -> Tensor:
         """Return the part of the sketch, (P, Q) in float64, that a block of rows of the weight makes up."""
-        if isinstance(block, LowRank):
-            return self._of_product(block, rows)
-        first, last = rows or (0, None)
-        at = slice(first, last)
-        D = block.reshape(1, -1) if self._flat else block.flatten(1)
-        signs, places = (self._signs[at], self._places[at]) if self._flat else (self._signs, self._places)
-        R = _bits(self._rows if self._flat else self._rows[at]).to(D.dtype)
-        return _gathered(R @ D, signs, places)
-
-    def _of_product(self, block: LowRank, rows: tuple[int, int] | None) -> Tensor:
-        """Return the same of a product, without forming it."""
-        if not block.rank:
+        if isinstance(block, LowRank) and not block.rank:
             return torch.zeros(P, Q, dtype=torch.float64)
-        if block.B.ndim > 2:  # a batch of them
-            return self.of(block.dense(), rows)
-        R = _bits(self._rows[slice(*rows)] if rows else self._rows).to(block.B.dtype)
-        return _gathered(R @ block.B @ block.A, self._signs, self._places)
+        signs, columns = self._rows, self._columns
+        if rows and self._flat:
+            columns = columns[slice(*rows)]
+        elif rows:
+            signs = signs[slice(*(self._rows_in_one * row for row in rows))]
+        if isinstance(block, LowRank):
+            if block.B.ndim == 2 and (len(block.B), block.A.shape[1]) == (len(signs), len(columns)):
+                return _gathered(_bits(signs).to(block.B.dtype) @ block.B, block.A, columns)
+            block = block.dense()  # its dimensions are joined otherwise
+        return _gathered(_bits(signs).to(block.dtype), block.reshape(len(signs), len(columns)), columns)
+
+
+def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return the rows and columns of a weight, its dimensions joined so that they are few; a vector is one row."""
+    if len(shape) < 2:
+        return 1, prod(shape)
+    return min(((prod(shape[:cut]), prod(shape[cut:])) for cut in range(1, len(shape))), key=sum)
 
 
 def _bits(rows: Tensor) -> Tensor:
@@ -78,9 +79,14 @@ def _bits(rows: Tensor) -> Tensor:
     return ((rows.unsqueeze(0) >> torch.arange(P, dtype=torch.uint8).unsqueeze(1)) & 1).float() * 2 - 1
 
 
-def _gathered(projected: Tensor, signs: Tensor, places: Tensor) -> Tensor:
-    """Return (P, n) @ C as (P, Q), in float64."""
-    return torch.zeros(P, Q, dtype=torch.float64).index_add_(1, places, (projected * signs).double())
+def _gathered(left: Tensor, right: Tensor, columns: Tensor) -> Tensor:
+    """Return left (P, m) @ right (m, n) @ C as (P, Q), in float64; a column's byte is a sign and one of 64 places."""
+    total = torch.zeros(P, Q, dtype=torch.float64)
+    for start in range(0, len(columns), CHUNK):
+        bits = columns[start : start + CHUNK]
+        projected = (left @ right[:, start : start + CHUNK]) * ((bits >= 2 * Q).to(left.dtype) * 2 - 1)
+        total.index_add_(1, (bits % Q).long(), projected.double())
+    return total
 
 
 def inner_product(one: bytes, other: bytes) -> float:

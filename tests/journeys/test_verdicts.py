@@ -367,7 +367,7 @@ def test_an_older_history_says_what_brings_it_up_to_date(merge: Sandbox) -> None
         history._db.execute("drop table decisions")
         history._db.execute("drop table contributions")
         history._db.execute("alter table checkpoints drop column owner")
-        history._db.execute("delete from _sqlite_migrations where name like 'm004%'")
+        history._db.execute("delete from _sqlite_migrations where name like 'm005%'")
     listed = merge.mergd("list")
     assert (listed.code, len(listed.complaint)) == (69, 2)
     assert "mergd run --once" in listed.err

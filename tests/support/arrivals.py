@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from support.arriving import Arrival
 from support.commands import eventually
-from support.merges import make_merge
+from support.merges import NO_LIMITS, make_merge
 from support.models import Model, fine_tuned, save_sharded
 from support.styles import STYLES
 
@@ -65,7 +65,7 @@ class Arrivals:
         self._base = small_base()
         self.merge = make_merge(
             root, self._base, rule="average", keep_last=1, keep_within=0, marked_only=marked_only,
-            quiet=pace.quiet, quiet_unsure=pace.quiet_unsure,
+            quiet=pace.quiet, quiet_unsure=pace.quiet_unsure, limits=NO_LIMITS,
         )  # fmt: skip
         (root / "sources").mkdir()
         if self.other_user:
