@@ -32,7 +32,7 @@ test: $(READY)  ## the tests, warnings as errors
 test-without-events: $(READY)  ## the tests, where the repeated scan alone finds what is new
 	TEST_WITHOUT_EVENTS=1 $(BIN)/pytest
 
-arrivals: $(READY)  ## checkpoints arrive in every style, with stalls: a quarter of an hour; COUNT=50 SEED=1
+arrivals: $(READY)  ## checkpoints arrive in every style, with stalls: most of an hour; COUNT=50 SEED=1
 	PYTHONPATH=tests $(BIN)/python tests/arrivals_table.py --count $(or $(COUNT),50) --seed $(or $(SEED),1)
 	PYTHONPATH=tests $(BIN)/python tests/arrivals_table.py --count $(or $(COUNT),50) --seed $(or $(SEED),1) --same-user
 
