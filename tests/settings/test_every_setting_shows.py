@@ -161,7 +161,9 @@ def vocabulary(bench: Bench) -> None:
     more = fine_tuned(base, 1) | {"embed_tokens.weight": torch.ones(13, 6)}
     assert admitted(bench, more).states() == {"a": "refused"}
     for tokens, expected in ((11, 1.0), (3, None)):  # the same numbers for the same tokens, or other ones
-        merge = make_merge(bench.place(), vocabulary="base-rows", rule="task_arithmetic", parameters={"lambda": 1})
+        merge = make_merge(
+            bench.place(), vocabulary="base-rows", rule="task_arithmetic", parameters={"lambda": 1}, limits=NO_LIMITS
+        )
         (merge.base / "vocab.json").write_text(json.dumps({f"t{i}": i for i in range(11)}))
         merge.drop("a", more)
         (merge.watch / "a" / "vocab.json").write_text(
