@@ -26,6 +26,7 @@ from .opening import make_source, open_merge, reopen_merge
 from .progress import Progress
 from .recovery import check_head, recover
 from .requests import PREEMPTING, AnyRequest, Retry
+from .scanning import Scanning
 from .settings import Settings
 from .status import write_log, write_status
 from .worker import Worker
@@ -34,7 +35,6 @@ log = logging.getLogger(__name__)
 
 TICK = 0.25  # seconds between looks at a running fold
 TELL_EVERY = 0.5  # seconds between writings of status.json while one runs
-REST = 4  # times as long as a scan took, however many events come: most of the time is for other work
 NAP = 1.0  # seconds that the loop waits at most: a signal that another thread gets does not wake it
 
 
@@ -52,10 +52,7 @@ class Loop:
         self._store = Store(settings.state)
         self._lock = Lock(self._store.lock)
         self._inbox = Inbox()
-        self._rescan_at: float | None = None  # monotonic seconds
-        self._rested_at = 0.0  # monotonic seconds: before, no event makes it scan again
         self._told_at = 0.0  # monotonic seconds
-        self._source_trouble = ""
         self._stopping = False
 
     # ----------------------------------------------------------------------------------------------------- its life
@@ -83,6 +80,7 @@ class Loop:
         self._merge = merge = open_merge(settings, history, Progress(self._show))
         self._source = make_source(settings)
         self._intake = Intake(merge.base, history, settings, lambda: self.post("rescan"))
+        self._scanning = Scanning(self._source, self._intake)
         self._worker = Worker(settings, merge, store, history, self._source.sight)
         self._desk = Desk(history, store, self._intake, self._source.sight, list(merge.hooks))
         self._drafting = Drafting(settings, merge, store)
@@ -144,7 +142,7 @@ class Loop:
         """Take the messages there are, see what is due, and keep one fold running (`only_asked`: if somebody waits)."""
         for message in self._inbox.take(self._patience()):
             self._act_on(message)
-        if self._rescan_at is not None and time.monotonic() >= self._rescan_at:
+        if self._scanning.patience == 0:
             self._rescan()
         if self._hands.job is not None:
             self._look_at_fold()
@@ -173,7 +171,7 @@ class Loop:
 
     def idle(self) -> bool:
         """Whether nothing is folding, about to be folded, being hashed or about to be quiet."""
-        resting = self._hands.job is None and self._rescan_at is None and not self._intake.hashing
+        resting = self._hands.job is None and not self._scanning.planned and not self._intake.hashing
         return resting and not self._can_fold() and self._inbox.empty()
 
     def ask(self, request: AnyRequest) -> Answer:
@@ -195,7 +193,7 @@ class Loop:
             return 0.0 if self._hands.ended() else TICK
         if self._can_fold():
             return 0.0
-        return NAP if self._rescan_at is None else min(NAP, max(0.0, self._rescan_at - time.monotonic()))
+        return min(NAP, self._scanning.patience)
 
     def _act_on(self, message: Message) -> None:
         if isinstance(message, Ask):
@@ -209,7 +207,7 @@ class Loop:
             self._worker.after_move()
             self.tell(log_too=True)
         elif message == "rescan":
-            self._rescan_in(self._rested_at - time.monotonic())
+            self._scanning.hint()
         elif message == "upkeep":
             self._worker.after_move()
             self._history.tidy()
@@ -233,28 +231,8 @@ class Loop:
         self._rescan()
 
     def _rescan(self) -> None:
-        """Look at the watched folder; what settles is looked at again when it will be quiet."""
-        self._rescan_at, began = None, time.monotonic()
-        try:
-            scan = self._source.scan(None)
-        except Unavailable as error:
-            self._source_trouble = str(error)
-            log.warning("%s", error)
-        else:
-            self._source_trouble = ""
-            self._settles_in(self._intake.see(scan.sightings))
+        self._scanning.look()
         self.tell()
-        now = time.monotonic()
-        self._rested_at = now + min(REST * (now - began), self.settings.rescan)
-
-    def _settles_in(self, seconds: float | None) -> None:
-        if seconds is not None:
-            self._rescan_in(max(seconds, 0.05))
-
-    def _rescan_in(self, seconds: float) -> None:
-        """Look at the watched folder in so many seconds, if not before."""
-        at = time.monotonic() + seconds
-        self._rescan_at = at if self._rescan_at is None else min(at, self._rescan_at)
 
     # ------------------------------------------------------------------------------------------------------ one fold
 
@@ -304,7 +282,7 @@ class Loop:
     def _settle_soon(self, row: int) -> None:
         """Have a checkpoint that settles again looked at, once it may be quiet."""
         if self._history.checkpoints.get(row).state == "settling":
-            self._settles_in(self.settings.quiet)
+            self._scanning.settles_in(self.settings.quiet)
 
     def _abandon(self) -> None:
         """Stop a running fold; its checkpoint waits again."""
@@ -332,7 +310,7 @@ class Loop:
     @property
     def trouble(self) -> str:
         """What keeps it from going on by itself: a full disk, a watched folder that is gone."""
-        return self._worker.trouble or self._source_trouble
+        return self._worker.trouble or self._scanning.trouble
 
     def _live(self) -> dict[str, Any]:
         """Return what only this process knows."""
