@@ -10,11 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ..plugins.formats.interface import Contents, Format
 from ..plugins.registry import load, names
+from ..plugins.rules._sums import square
 from ..state.errors import Busy, Misconfigured, NotPermitted, Refused, Unavailable
 from ..state.headers import FLOATING, MAX_TENSORS, owner_of
 from ..state.reading import TORCH_DTYPE, ContentDigest, Reader
@@ -234,11 +232,6 @@ def row_blocks(shape: tuple[int, ...], nbytes: int, memory: int) -> list[tuple[i
 def float32_bytes(shape: tuple[int, ...]) -> int:
     """Return the bytes of a tensor in float32."""
     return 4 * math.prod(shape)
-
-
-def square(tensor: Tensor) -> float:
-    """Return the squared Frobenius norm, summed in float64."""
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
 
 
 def file_stamps(layout: Layout) -> list[list[Any]]:

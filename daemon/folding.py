@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from ..plugins.formats.interface import Candidate
+from ..plugins.rules._sums import inner, square
 from ..plugins.rules.interface import NOTHING, LowRank, Rule, Slots, Statistic, Update
 from ..state.errors import Busy
 from ..state.reading import TORCH_DTYPE, Reader
 from ..state.records import Counts, FileDigest, Layout, Readout, Totals, Weight, WeightReport
 from ..state.store import Draft
 from ..state.writing import Planned, Writer
-from .base import Base, float32_bytes, read_contents, row_blocks, square
+from .base import Base, float32_bytes, read_contents, row_blocks
 from .forming import Forming, Rows
 from .progress import Progress
 from .sketch import Projection, Sketch
@@ -140,7 +141,7 @@ class _Trip:
         if not totals.folded or (isinstance(delta, LowRank) and not delta.rank):
             return 0.0
         merged = self._rule.merged(before, w, Counts(totals.folded, totals.shares))
-        return delta.dot(merged) if isinstance(delta, LowRank) else float((merged * delta).sum(dtype=torch.float64))
+        return delta.dot(merged) if isinstance(delta, LowRank) else inner(merged, delta)
 
     def _fold_block(self, w: Weight, statistic: Statistic, kept: Slots, update: Update, gathered: "_Gathered") -> Slots:
         folded = statistic.fold(kept, update, w, self._head.totals.folded, NOTHING)

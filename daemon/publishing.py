@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..plugins.rules._sums import finite
 from ..plugins.rules.interface import Rule
 from ..state.errors import Refused
 from ..state.reading import Reader
@@ -138,7 +139,7 @@ def plan(base: Base, out_dtype: str | None) -> list[Planned]:
 
 
 def _check_fits(name: str, block: Tensor) -> None:
-    if not torch.isfinite(block).all():
+    if not finite(block):
         found = f"{name} is beyond {block.dtype} after merging"
         raise Refused(
             Reason("overflow", found, "weights that fit the published dtype", "set out_dtype to bfloat16 at init")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...state.records import Counts, SlotSpec, Totals, Weight
+from ._sums import norm, square
 from .interface import NOTHING, Folded, LowRank, Slots, Statistic, TaskSum, Update
 
 Variant = Literal["block", "block_diagonal", "paper"]
@@ -104,14 +105,14 @@ def low_rank_directions(A: Tensor, alpha: float) -> tuple[Tensor, Tensor] | None
     "Finding structure with randomness", arXiv 0909.4061, algorithm 4.1), which the rest that they leave out confirms.
     """
     short = min(A.shape)
-    tolerance = RANK_TOLERANCE * float(torch.linalg.vector_norm(A, dtype=torch.float64))
+    tolerance = RANK_TOLERANCE * norm(A)
     for q in (short >> shift for shift in (6, 5, 4, 3)):
         if q < MIN_SKETCH:
             continue
         noise = torch.randn(A.shape[1], q, generator=torch.Generator().manual_seed(q), dtype=A.dtype)
         Q = torch.linalg.qr((A @ noise).double())[0].to(A.dtype)  # (m, q)
         inside = Q.T @ A  # (q, n)
-        rest = torch.linalg.vector_norm(torch.addmm(A, Q, inside, alpha=-1), dtype=torch.float64)
+        rest = norm(torch.addmm(A, Q, inside, alpha=-1))
         if rest <= tolerance:
             U, S, Vh = torch.linalg.svd(inside.double(), full_matrices=False)
             r = split_rank(S, alpha)
@@ -183,7 +184,7 @@ class Accumulator:
             cleaned = self._clean(D, known[f"U{i}"], known[f"V{i}"], r)
             A_i.add_(cleaned, alpha=u.share)
             ranks += r
-            removed += float(torch.linalg.vector_norm(cleaned - D, dtype=torch.float64) ** 2)
+            removed += square(cleaned - D)
         return Folded({"accumulator": A}, ranks / max(len(deltas), 1), removed)
 
     def _fold_factors(self, accumulator: Tensor, D: LowRank, share: float, w: Weight, known: Slots) -> Folded:
