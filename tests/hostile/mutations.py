@@ -20,7 +20,7 @@ import torch
 from hostile.changes import CHANGES
 from safetensors import SafetensorError
 from support.commands import Command, eventually, start_forking
-from support.merges import make_merge
+from support.merges import NO_LIMITS, make_merge
 from support.models import Model, load_model, save_model, save_sharded
 
 from mergd.plugins.sources.directory import Directory
@@ -66,7 +66,9 @@ class Trial:
     """One daemon, and one checkpoint after another that is changed under it."""
 
     def __init__(self, root: Path, seed: int) -> None:
-        self.merge = make_merge(root, big_model(), rule="average", memory=1_000_000, quiet=0.2, rescan=0.2, keep_last=3)
+        self.merge = make_merge(
+            root, big_model(), rule="average", memory=1_000_000, quiet=0.2, rescan=0.2, keep_last=3, limits=NO_LIMITS
+        )
         self.report = Report()
         self._chance = random.Random(seed)
         self._sum = {name: torch.zeros_like(tensor) for name, tensor in self.merge.model.items()}
@@ -198,7 +200,8 @@ def main() -> None:
     start_forking()
     report = mutate(options.count, options.seed)
     print(report)
-    raise SystemExit(report.died or bool(report.wrong))
+    idle = report.ends["changed"] < options.count // 4  # then the changes came too late, or nothing was folded
+    raise SystemExit(report.died or bool(report.wrong) or idle)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,17 @@ def test_a_fold_gives_what_peft_gives(tmp_path: Path, name: str) -> None:
     assert any(not torch.equal(published[name], tensor) for name, tensor in weights_of(base).items())
 
 
+@pytest.mark.parametrize("config", ["embedding and head", "modules to save", "all linear maps"])
+def test_large_tables_go_by_in_blocks_of_rows(tmp_path: Path, config: str) -> None:
+    base = llama(vocab_size=5000)  # 640 kB; a block may have 83
+    merge, theirs = folded(
+        tmp_path, base, CASES[config][1], CASES["dora"][1], rule="average", parameters={}, memory=1_000_000
+    )
+    before = weights_of(base)
+    mean = {name: (theirs[0][name] + theirs[1][name]) / 2 for name in before}
+    assert max(weight_errors(merge.published(), mean).values()) < 1e-6
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_factors_of_any_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
     base = llama()
