@@ -2,20 +2,21 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..plugins.formats.interface import Candidate, Contents, Part, Whole
 from ..state.errors import MergdError, Refused
 from ..state.headers import COUNTING, FLOATING
 from ..state.records import ADMITTED, Reason, Sighting, Verdict
-from ..state.wording import shown, size
+from ..state.wording import quoted, shown, size
 from .base import Base, read_contents
 from .matching import Match, closest, match, rename_hint
 from .settings import Settings
 
 log = logging.getLogger(__name__)
 
+BY_SETTING = ("missing-weights", "extra-weights", "vocabulary", "nothing-changed")  # a setting would let them pass
 SHOWN = 10  # names in a reason
 ROOM = 64 * 2**20  # bytes of tensors beside the weights that are let through, however small the base model is
 
@@ -50,7 +51,8 @@ class Admission:
         candidate = Candidate(
             sighting.place, sighting.name, contents, found.parts, sighting.stamps, aliases=found.aliases
         )
-        return candidate, self.judge(contents, found)
+        verdict = self.judge(contents, found)
+        return candidate, Verdict(verdict.decision, tuple(_then_again(reason, place) for reason in verdict.reasons))
 
     @property
     def most_tensors(self) -> int:
@@ -81,6 +83,13 @@ def _unforeseen(error: Exception) -> Reason:
     """Return the reason that a format, which may be anybody's, failed: one checkpoint must not end the daemon."""
     found = f"what its format failed at ({type(error).__name__}: {shown(error)})"
     return Reason("format-failed", found, "what the format can read", "tell whoever made the format; the log says more")
+
+
+def _then_again(reason: Reason, place: Path) -> Reason:
+    """Add how a checkpoint is looked at again once a setting was changed as its reason says."""
+    if reason.code not in BY_SETTING:
+        return reason
+    return replace(reason, next_step=f"{reason.next_step}; then: mergd retry {quoted(str(place))}")
 
 
 def _link(place: Path, contents: Contents) -> Reason | None:
@@ -181,7 +190,7 @@ def _quantised(contents: Contents) -> Reason | None:
     kind = method.get("quant_method", "unnamed") if isinstance(method, dict) else "unnamed"
     return Reason(
         "quantised",
-        f"weights that were quantised ({kind}), as its config.json says",
+        f"weights that were quantised ({shown(kind)}), as its config.json says",
         "float64, float32, float16 or bfloat16",
         "drop the model before it was quantised",
     )

@@ -27,6 +27,7 @@ LOOKUP = re.compile(
 )
 CONVOLUTION = re.compile(r"(^|[._])conv", re.IGNORECASE)
 RUNNING_STATISTICS = re.compile(r"(^|\.)running_(mean|var)$")  # of the data, not weights: they are the base's
+HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output|output_projection|decoder|proj_out)(\.weight)?$")
 HEAD_OF_TIED = re.compile(r"head|output|decoder|proj", re.IGNORECASE)
 COPIES = 12  # float32 blocks of a weight that are alive at once, at most
 READING = 256 * 2**20  # bytes of working buffers while the base model is read whole
@@ -51,7 +52,27 @@ class Base:
     @cached_property
     def untied(self) -> bool:
         """Whether config.json calls embeddings tied that are stored as two weights, with bytes of their own."""
-        return tie_setting(self.config) is True and not self.tied and any(_pairs(self.layout))
+        pairs = ((head, table) for head, table in _pairs(self.layout) if HEAD.search(head.name))
+        own = any(table.shape[0] == self.vocabulary for _, table in pairs)
+        return tie_setting(self.config) is True and not self.tied and own
+
+    def turned(self, name: str) -> bool | None:
+        """Whether a linear map is stored as (in, out), as the biases of others show: those called alike, else all.
+
+        None where they show nothing, or not the same.
+        """
+        alike = {turned for other, turned in self._turned.items() if _leaf(other) == _leaf(name)}
+        shown = alike or set(self._turned.values())
+        return next(iter(shown)) if len(shown) == 1 else None
+
+    @cached_property
+    def _turned(self) -> Mapping[str, bool]:
+        """Return for each linear map that is not square, and has a bias, whether it is stored as (in, out)."""
+        maps = (
+            (w, self.by_name.get(w.name.removesuffix("weight") + "bias")) for w in self.weights if len(w.shape) == 2
+        )
+        oblong = ((w, bias) for w, bias in maps if bias is not None and w.shape[0] != w.shape[1])
+        return {w.name: bias.shape == w.shape[1:] for w, bias in oblong if bias.shape in (w.shape[:1], w.shape[1:])}
 
     @cached_property
     def vocabulary(self) -> int:
@@ -172,6 +193,11 @@ def find_ties(layout: Layout, content: ContentDigest, config: Mapping[str, Any])
         return {}
     pairs = ((head.name, table.name) for head, table in _pairs(layout))
     return {head: table for head, table in pairs if content.of(head) == content.of(table)}
+
+
+def _leaf(name: str) -> str:
+    """Return what a module is called in its parent: `c_proj` of `h.0.attn.c_proj.weight`."""
+    return name.removesuffix(".weight").rpartition(".")[2]
 
 
 def _pairs(layout: Layout) -> Iterator[tuple[TensorInfo, TensorInfo]]:

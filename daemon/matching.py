@@ -1,5 +1,6 @@
 """Matching: which of a checkpoint's parts belongs to which weight of the base model; what does not is named, not judged."""
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,9 +11,11 @@ from pathlib import Path
 from ..plugins.formats.interface import Contents, Part, Whole
 from ..state.headers import FLOATING
 from ..state.records import Weight
-from .base import HEAD_OF_TIED, Base, tie_setting
+from .base import HEAD, Base, tie_setting
 from .settings import Settings
 from .vocabulary import ids_agree
+
+log = logging.getLogger(__name__)
 
 MANY = 2000  # names that are searched for close ones
 
@@ -28,6 +31,7 @@ class Match:
     twice: list[str] = field(default_factory=list)  # weights that two parts change, as if they were not tied
     shapes: list[tuple[str, Part, Weight]] = field(default_factory=list)  # what does not fit
     vocabulary: list[tuple[str, int, int]] = field(default_factory=list)  # weight, its rows, the base model's
+    same_tokens: bool | None = None  # None: it was not asked
 
 
 def match(contents: Contents, base: Base, settings: Settings, place: Path) -> Match:
@@ -74,24 +78,39 @@ def _give(found: Match, given: dict[str, Part], name: str, part: Part, base: Bas
 def _weight_of(name: str, part: Part, base: Base) -> Weight | None:
     """Return the weight that bears a name; of a tied pair either name will do, also one that the base does not store."""
     weight = base.by_name.get(base.tied.get(name, name))
-    if weight or name in base.layout.tensors or not HEAD_OF_TIED.search(name) or tie_setting(base.config) is False:
+    if weight or name in base.layout.tensors or not HEAD.search(name) or tie_setting(base.config) is False:
         return weight
-    return next((w for w in base.weights if w.kind == "lookup" and part.fit(w.shape)), None)
+    tables = [w for w in base.weights if w.kind == "lookup" and w.shape[0] == base.vocabulary]
+    return tables[0] if len(tables) == 1 and part.fit(tables[0].shape) else None
 
 
 def _fit(found: Match, weight: Weight, part: Part, base: Base, settings: Settings, place: Path) -> None:
     """Turn a part as the weight's shape needs it."""
-    fitted = part.fit(weight.shape)
+    fitted = part.fit(weight.shape, base.turned(weight.name))
     if fitted is not None:
         found.parts[weight.name] = fitted
-        return
-    rows, theirs = base.vocabulary, part.shape[0] if isinstance(part, Whole) and part.shape else 0
-    if not theirs or weight.shape[:1] != (rows,) or not isinstance(part, Whole) or part.shape[1:] != weight.shape[1:]:
+    elif not isinstance(part, Whole) or not _is_longer(part, weight, base):
         found.shapes.append((weight.name, part, weight))
     elif settings.vocabulary == "refuse":
-        found.vocabulary.append((weight.name, theirs, rows))
-    elif base.folder is not None and ids_agree(base.folder, place, min(rows, theirs)):
-        found.parts[weight.name] = replace(part, rows=min(rows, theirs))
+        found.vocabulary.append((weight.name, part.shape[0], base.vocabulary))
+    elif _ids_agree(found, base, place, part.shape[0]):
+        found.parts[weight.name] = replace(part, rows=min(base.vocabulary, part.shape[0]))
+    else:
+        log.warning(
+            "%s: the tokens of both vocabularies differ, or are not known: %s stays the base's", place, weight.name
+        )
+
+
+def _is_longer(part: Whole, weight: Weight, base: Base) -> bool:
+    """Whether only the vocabulary's size tells a weight's new values from the old."""
+    return weight.shape[:1] == (base.vocabulary,) and len(part.shape) > 0 and part.shape[1:] == weight.shape[1:]
+
+
+def _ids_agree(found: Match, base: Base, place: Path, rows: int) -> bool:
+    """Compare the tokenizers once for all weights."""
+    if found.same_tokens is None:
+        found.same_tokens = base.folder is not None and ids_agree(base.folder, place, min(base.vocabulary, rows))
+    return found.same_tokens
 
 
 # --------------------------------------------------------------------------------------------------------- for people

@@ -8,7 +8,7 @@ from typing import Any
 from ..state.errors import MergdError
 from ..state.headers import open_regular
 
-MAX_TOKENIZER = 256 * 2**20  # bytes
+MAX_TOKENIZER = 40 * 2**20  # bytes
 
 
 def ids_agree(base: Path, checkpoint: Path, rows: int) -> bool:

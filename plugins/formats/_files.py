@@ -8,7 +8,7 @@ from typing import Any
 from ...state.errors import Busy, Refused
 from ...state.headers import read_bounded
 from ...state.records import Reason
-from ...state.wording import shown
+from ...state.wording import quoted, shown
 
 MAX_JSON = 4 * 2**20  # bytes
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -16,9 +16,10 @@ GGUF = ".gguf"
 # What lies beside the weights of a training, and holds none.
 TRAINERS = re.compile(r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|trainer_state).*")
 CONVERT = (
-    'convert it where you trust its maker: python -c "import torch, safetensors.torch as s; s.save_file({k: v.clone() '
-    "for k, v in torch.load('FILE', weights_only=True).items()}, 'model.safetensors', {'format': 'pt'})\""
+    'convert it where you trust its maker: python -c "import sys, torch, safetensors.torch as s; s.save_file({k: v.clone() '
+    "for k, v in torch.load(sys.argv[1], weights_only=True).items()}, 'model.safetensors', {'format': 'pt'})\" "
 )
+FOREIGN = (".h5", ".msgpack", ".ot")  # weights of other frameworks
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -31,8 +32,11 @@ def read_json(path: Path) -> dict[str, Any]:
     data = read_bounded(path, MAX_JSON)
     try:
         value = json.loads(data)
-    except (ValueError, RecursionError):
-        raise Busy(f"waits for {path.name} to be whole") from None
+    except (ValueError, RecursionError) as error:
+        if not data.rstrip().endswith((b"}", b"]")):
+            raise Busy(f"waits for {path.name} to be whole") from None
+        found = f"{path.name} that cannot be read ({shown(error)})"
+        raise Refused(Reason("bad-json", found, "a JSON object", "save the checkpoint again")) from None
     if not isinstance(value, dict):
         raise Refused(
             Reason("bad-json", f"{path.name} that is no object", "a JSON object", "save the checkpoint again")
@@ -42,7 +46,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def never_read(name: str) -> bool:
     """Whether a file holds weights of a kind that is never read, to judge by its name."""
-    return name.endswith((*PICKLES, GGUF)) and not TRAINERS.fullmatch(name)
+    return name.endswith((*PICKLES, *FOREIGN, GGUF)) and not TRAINERS.fullmatch(name)
 
 
 def refuse_never_read(place: Path, begins: str = "") -> None:
@@ -57,5 +61,8 @@ def never_read_reason(name: str) -> Reason:
     if name.endswith(GGUF):
         found, expected = f"{shown(name)}, GGUF weights", "safetensors in floating point"
         return Reason("quantised", found, expected, "drop the model it was made from")
+    if name.endswith(FOREIGN):
+        found, next_step = f"{shown(name)}, weights of another framework", "save it as safetensors"
+        return Reason("unknown-format", found, "safetensors", next_step)
     found = f"{shown(name)}, a pickle, which can run code and is never read"
-    return Reason("pickle", found, "safetensors", CONVERT.replace("FILE", shown(name)))
+    return Reason("pickle", found, "safetensors", CONVERT + quoted(name))

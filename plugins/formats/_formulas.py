@@ -26,7 +26,8 @@ class Lora:
     scale: float  # alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv 2312.03732)
     rank: int
     product: Shape  # of B A: (out, in), or (out, in, k, k)
-    fan_in_fan_out: bool = False  # how a square weight is stored: GPT-2's Conv1D has (in, out)
+    fan_in_fan_out: bool = False  # whether a square weight is stored as (in, out), as GPT-2's Conv1D is
+    embedding: bool = False  # whose product is always turned
     shape: Shape = ()  # the weight's, once fitted
 
     @property
@@ -45,10 +46,14 @@ class Lora:
         square = len(self.shape) == 2 and self.shape[0] == self.shape[1]
         return self.fan_in_fan_out if square else self.shape != self.product
 
-    def fit(self, shape: Shape) -> "Lora | None":
-        """A linear map may be stored either way round; only a square one leaves that to `fan_in_fan_out`."""
+    def fit(self, shape: Shape, turned: bool | None = None) -> "Lora | None":
+        """A linear map may be stored either way round, which a square one does not show: then `turned` tells, if known.
+
+        `fan_in_fan_out` is what peft noted of the module that it visited last, whatever the others are.
+        """
         fits = shape == self.product or (len(shape) == 2 and shape == self.product[::-1])
-        return replace(self, shape=shape) if fits else None
+        stored = self.fan_in_fan_out if turned is None or self.embedding else turned
+        return replace(self, shape=shape, fan_in_fan_out=stored) if fits else None
 
     def task_vector(self, read: Read, base: Base) -> LowRank:
         """Return the factors, float32; the scale is in B."""
@@ -74,9 +79,9 @@ class Dora:
         """Those of its low-rank part."""
         return self.lora.strength
 
-    def fit(self, shape: Shape) -> "Dora | None":
+    def fit(self, shape: Shape, turned: bool | None = None) -> "Dora | None":
         """As its low-rank part does."""
-        lora = self.lora.fit(shape) if len(shape) == 2 else None
+        lora = self.lora.fit(shape, turned) if len(shape) == 2 else None
         return replace(self, lora=lora) if lora else None
 
     def task_vector(self, read: Read, base: Base) -> Tensor:
@@ -113,7 +118,7 @@ class Loha:
         """Its rank and scale."""
         return self.rank, self.scale
 
-    def fit(self, shape: Shape) -> "Loha | None":
+    def fit(self, shape: Shape, turned: bool | None = None) -> "Loha | None":
         """It is reshaped to the weight's shape."""
         fits = len(shape) >= 2 and (shape[0], prod(shape[1:])) == self.product
         return replace(self, shape=shape) if fits else None
@@ -145,7 +150,7 @@ class Lokr:
         """Its rank and scale."""
         return self.rank, self.scale
 
-    def fit(self, shape: Shape) -> "Lokr | None":
+    def fit(self, shape: Shape, turned: bool | None = None) -> "Lokr | None":
         """It is reshaped to the weight's shape."""
         flat = (shape[0], prod(shape[1:])) if len(shape) >= 2 else shape
         return replace(self, shape=shape) if (self.product[0], prod(self.product[1:])) == flat else None
@@ -180,7 +185,7 @@ class Scaled:
         """Its scale; it has no factors."""
         return 0, self.scale
 
-    def fit(self, shape: Shape) -> "Scaled | None":
+    def fit(self, shape: Shape, turned: bool | None = None) -> "Scaled | None":
         """It fits its own shape."""
         return self if shape == self.shape else None
 
@@ -206,9 +211,9 @@ class Both:
         """Those of the change."""
         return self.change.strength
 
-    def fit(self, shape: Shape) -> "Both | None":
+    def fit(self, shape: Shape, turned: bool | None = None) -> "Both | None":
         """Both have to fit."""
-        change = self.change.fit(shape)
+        change = self.change.fit(shape, turned)
         return replace(self, change=change) if change and self.whole.fit(shape) else None
 
     def task_vector(self, read: Read, base: Base) -> Tensor:

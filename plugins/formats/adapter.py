@@ -23,10 +23,18 @@ OWN = re.compile(r"(?P<module>.*?)\.(?P<what>(lora|hada|lokr)_\w+(\.weight|\.bia
 KINDS = {"LORA": "lora", "LOHA": "hada", "LOKR": "lokr"}
 # Ways to start that write into the base model: the factors alone do not tell what the base became.
 CHANGES_THE_BASE = re.compile(r"pissa|olora|corda|loftq|lora_ga", re.IGNORECASE)
-NOT_COMPUTED = ("use_qalora", "use_bdlora", "kasa_config", "velora_config", "monteclora_config", "arrow_config",
-                "layer_replication", "trainable_token_indices", "target_parameters", "megatron_config")  # fmt: skip
+# Options that are read here, or that change nothing once an adapter is trained. Any other that is set is refused.
+HARMLESS = {
+    "alpha", "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "decompose_both", "decompose_factor",
+    "ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights",
+    "init_weights", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_bias", "lora_dropout", "megatron_core",
+    "module_dropout", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_dropout",
+    "rank_dropout_scale", "rank_pattern", "revision", "runtime_config", "target_modules", "task_type",
+    "use_effective_conv2d", "use_dora", "use_rslora",
+}  # fmt: skip
 PLAIN = re.compile(r"[\w.-]+")
-MAX_REGULAR = 64
+MAX_REGULAR = 16
+MAX_PARTS = 32  # of a module's name, from its end, that a pattern may begin at
 MAX_NUMBER = 1e6  # of a rank or an alpha
 CONVERTS = "merge it into the base model with peft's merge_and_unload, and save that"
 
@@ -61,9 +69,9 @@ def _check_kind(config: Mapping[str, Any]) -> None:
         raise _not_computed(f"a {shown(kind)} adapter")
     if CHANGES_THE_BASE.search(start):
         raise _not_computed(f"an adapter that was started with {shown(start)}, which changes the base model too")
-    for option in NOT_COMPUTED:
-        if config.get(option):
-            raise _not_computed(f"an adapter with {option}")
+    unknown = sorted(option for option, value in config.items() if value and option not in HARMLESS)
+    if unknown:
+        raise _not_computed(f"an adapter with {shown(unknown[0])}")
 
 
 def _not_computed(found: str) -> Refused:
@@ -120,7 +128,9 @@ class Parts:
         product = (B.shape[0], *A.shape[1:])
         # peft stores an embedding's weight as (rows, width), the product's transpose
         turned = embedding or bool(self._config.get("fan_in_fan_out"))
-        part: Part = Lora(B.name, A.name, scale, rank, product, fan_in_fan_out=turned)
+        part: Part = Lora(B.name, A.name, scale, rank, product, fan_in_fan_out=turned, embedding=embedding)
+        if self._config.get("use_dora") and magnitude is None:
+            raise _bad(f"no magnitude of {shown(module)}", "one of each module, as use_dora says")
         if magnitude is not None:
             if embedding or len(product) != 2:
                 raise _not_computed(f"DoRA of {shown(module)}, which is no linear map")
@@ -132,12 +142,17 @@ class Parts:
 
     def _rank(self, module: str, A: TensorInfo, B: TensorInfo) -> int:
         """Return the rank of a module's factors, which the configuration has to confirm: the scale hangs on it."""
-        said = self._setting(module, "rank_pattern", "r")
         if len(A.shape) < 2 or len(B.shape) < 2 or A.shape[0] != B.shape[1] or math.prod(B.shape[2:]) != 1:
             raise _bad(f"factors {list(B.shape)} and {list(A.shape)} of {shown(module)}", "B (out, r) and A (r, in)")
-        if A.shape[0] != said:
-            raise _bad(f"rank {A.shape[0]} of {shown(module)}", f"rank {said}, as {CONFIG} says")
+        self._said_rank(module, A.shape[0])
         return A.shape[0]
+
+    def _said_rank(self, module: str, found: int | None) -> float:
+        """Return the rank that the configuration gives a module: the scale hangs on it."""
+        said = self._setting(module, "rank_pattern", "r")
+        if found is not None and found != said:
+            raise _bad(f"rank {found} of {shown(module)}", f"rank {said:g}, as {CONFIG} says")
+        return said
 
     def _loha(self, module: str, found: dict[str, TensorInfo]) -> dict[str, Part]:
         factors = [found.pop(f"hada_{name}") for name in ("w1_a", "w1_b", "w2_a", "w2_b")]
@@ -147,7 +162,7 @@ class Parts:
         if any(len(f.shape) != 2 for f in factors) or [f.shape for f in factors[2:]] != [a, b] or a[1:] != b[:1]:
             raise _bad(f"factors {[list(f.shape) for f in factors]} of {shown(module)}", "two products of one shape")
         names = [factor.name for factor in factors]
-        scale = self._scale(module, self._setting(module, "rank_pattern", "r"))
+        scale = self._scale(module, self._said_rank(module, a[1]))
         return {f"{module}.weight": Loha(names[0], names[1], names[2], names[3], scale, a[1], (a[0], b[1]))}
 
     def _lokr(self, module: str, found: dict[str, TensorInfo]) -> dict[str, Part]:
@@ -156,7 +171,8 @@ class Parts:
             raise _not_computed(f"{shown(', '.join(found))} of {shown(module)}")
         one, two = _product_shape(w1), _product_shape(w2)
         product = (one[0] * two[0], one[1] * two[1], *two[2:])
-        rank = self._setting(module, "rank_pattern", "r")
+        ranks = [factors[0].shape[1] for factors in (w1, w2) if len(factors) == 2]
+        rank = self._said_rank(module, next((r for r in ranks), None))
         names = tuple(f.name for f in w1), tuple(f.name for f in w2)
         return {f"{module}.weight": Lokr(*names, self._scale(module, rank), int(rank), product)}
 
@@ -196,19 +212,20 @@ class Patterns:
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._order = {key: place for place, key in enumerate(keys)}
-        self._regular = [key for key in self._order if not PLAIN.fullmatch(key)]
-        if len(self._regular) > MAX_REGULAR or not all(map(_is_quick, self._regular)):
-            found = f"the pattern '{shown(self._regular[0])}' ({len(self._regular)} such)"
+        regular = [key for key in self._order if not PLAIN.fullmatch(key)]
+        if len(regular) > MAX_REGULAR or not all(map(_is_quick, regular)):
+            found = f"the pattern '{shown(regular[0])}' ({len(regular)} such)"
             raise _bad(
                 found, f"names of modules, or up to {MAX_REGULAR} regular expressions with one repetition at most"
             )
+        self._regular = {key: re.compile(key) for key in regular}
 
     def first(self, module: str) -> str | None:
         """Return the first key that fits."""
         parts = module.split(".")
-        ends = (".".join(parts[k:]) for k in range(len(parts)))
+        ends = [".".join(parts[k:]) for k in range(max(0, len(parts) - MAX_PARTS), len(parts))] + [module]
         fits = [end for end in ends if end in self._order]
-        fits += [key for key in self._regular if re.fullmatch(rf"(.*\.)?({key})", module)]
+        fits += [key for key, pattern in self._regular.items() if any(map(pattern.fullmatch, ends))]
         return min(fits, key=self._order.__getitem__, default=None)
 
 

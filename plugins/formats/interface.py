@@ -27,8 +27,11 @@ class Part(Protocol):
         """Return the rank of its factors and what their product is scaled by; zeros where it has no factors."""
         ...
 
-    def fit(self, shape: tuple[int, ...]) -> "Part | None":
-        """Return this part, turned as a weight of that shape needs it; None where it does not fit."""
+    def fit(self, shape: tuple[int, ...], turned: bool | None = None) -> "Part | None":
+        """Return this part, turned as a weight of that shape needs it; None where it does not fit.
+
+        turned: whether the base model stores this linear map as (in, out), where that is known.
+        """
         ...
 
     def task_vector(self, read: Read, base: Callable[[], Tensor]) -> Tensor | LowRank:
@@ -57,7 +60,7 @@ class Whole:
         """It has no factors."""
         return 0, 0.0
 
-    def fit(self, shape: tuple[int, ...]) -> "Whole | None":
+    def fit(self, shape: tuple[int, ...], turned: bool | None = None) -> "Whole | None":
         """It fits its own shape."""
         return self if shape == self.shape else None
 

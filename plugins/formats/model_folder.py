@@ -14,6 +14,7 @@ from .interface import Contents
 ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+MAX_SHARDS = 512  # all are open at once
 MAX_SHARD_NAME = 255  # bytes, as file systems have it
 
 
@@ -33,6 +34,7 @@ class ModelFolder:
         shards = sorted(path.name for path in place.glob("*-of-*.safetensors"))
         if not shards:
             refuse_never_read(place)
+            _refuse_others(place)
         raise Busy(f"waits for {INDEX}" if shards else f"waits for {ONE_FILE} or {INDEX}")
 
     def _sharded(self, place: Path, most: int) -> Layout:
@@ -41,6 +43,8 @@ class ModelFolder:
         missing = [shard for shard in shards if not (place / shard).exists()]
         if missing:
             raise Busy(f"waits for shard {missing[0]} ({len(missing)} of {len(shards)} are missing)")
+        if len(shards) > MAX_SHARDS:
+            raise _bad_index(f"{len(shards)} shards, more than {MAX_SHARDS}")
         layout = layout_of([place / shard for shard in shards], most)
         strangers = [name for name, info in layout.tensors.items() if weight_map.get(name) != Path(info.file).name]
         lost = [name for name in weight_map if name not in layout.tensors]
@@ -48,6 +52,15 @@ class ModelFolder:
             wrong = f"'{shown((strangers or lost)[0])}' not where {INDEX} says ({len(strangers) + len(lost)} such)"
             raise _bad_index(wrong)
         return layout
+
+
+def _refuse_others(place: Path) -> None:
+    """Refuse weights under a name that no loader of full models looks for."""
+    others = sorted(path.name for path in place.glob("*.safetensors") if path.name != ONE_FILE)
+    if others:
+        found = f"{shown(others[0])}, and neither {ONE_FILE} nor {INDEX}"
+        next_step = f"if it is the whole model, call it {ONE_FILE}"
+        raise Refused(Reason("unknown-format", found, f"a file {ONE_FILE}, or shards with an index", next_step))
 
 
 def _config(place: Path) -> dict[str, object]:

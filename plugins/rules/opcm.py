@@ -170,7 +170,7 @@ class Accumulator:
 
     def fold(self, kept: Slots, u: Update, w: Weight, before: int, prepared: Slots = NOTHING) -> Folded:
         """A' = A + share x cleaned. The first checkpoint, and one on a weight that none changed, is added whole."""
-        factors = u.factors if self.variant == "block" else None
+        factors = u.factors if self.variant == "block" and u.factors and _pairs_up(u.factors, w) else None
         if u.factors is not None and not u.factors.rank:  # it does not change this weight
             return Folded({"accumulator": kept["accumulator"]})
         known = prepared or self._directions(kept["accumulator"], w, few=factors is not None)
@@ -207,6 +207,12 @@ class Accumulator:
         protect = project_paper if self.variant == "paper" else project
         cleaned = protect(D, U[:, :r], V[:, :r])
         return cleaned if self.variant == "block" else drop_diagonal(cleaned, U[:, r:], V[:, r:])
+
+
+def _pairs_up(factors: LowRank, w: Weight) -> bool:
+    """Whether each of a weight's matrices has its own two factors; of a kernel that is told as one matrix it has not."""
+    joined = (*factors.B.shape[:-1], factors.A.shape[-1])
+    return len(joined) == 2 if w.kind == "convolution" else joined == factors.shape
 
 
 def _matrices(tensor: Tensor, w: Weight) -> tuple[Tensor, ...]:

@@ -125,7 +125,7 @@ class Trial:
         if sighting is None:
             return row.state in AT_REST
         waits = json.loads((self.merge.state / "status.json").read_text())["waits"].get(str(row.id), "")
-        broken = row.state == "settling" and "unchanged" not in waits and waits != ""
+        broken = row.state == "settling" and waits != "" and not waits.startswith(("no change", "nobody to write"))
         return row.fingerprint == sighting.fingerprint and (row.state in AT_REST or broken)
 
     def _judge(self, name: str, change: str, before: Model, after: Model | None) -> None:

@@ -22,10 +22,10 @@ def llama(**config: Any) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**(small | heads | config)))
 
 
-def gpt2() -> GPT2LMHeadModel:
+def gpt2(**config: Any) -> GPT2LMHeadModel:
     """Return GPT-2, whose linear maps are stored as (in, out)."""
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(n_embd=24, n_layer=2, n_head=2, vocab_size=40, n_positions=16))
+    return GPT2LMHeadModel(GPT2Config(n_embd=24, n_layer=2, n_head=2, vocab_size=40, n_positions=16, **config))
 
 
 class Small(nn.Module):
@@ -41,6 +41,18 @@ class Small(nn.Module):
         self.wide = nn.Linear(16, 32)
         self.norm = nn.LayerNorm(32)
         self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Kernel(nn.Module):
+    """A convolution of one dimension whose name does not say so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mix = nn.Conv1d(4, 8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return x

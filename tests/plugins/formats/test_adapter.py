@@ -1,6 +1,7 @@
 """Adapters, made by the real peft library: folding one gives what its own merge_and_unload gives."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig
-from support.adapters import Small, gpt2, llama, save_adapter, save_base, weights_of
+from support.adapters import Kernel, Small, gpt2, llama, save_adapter, save_base, weights_of
 from support.merges import NO_LIMITS, Sandbox, make_merge
 from support.models import Model, weight_errors
 from torch import nn
@@ -42,6 +43,14 @@ CASES: dict[str, tuple[Callable[[], nn.Module], PeftConfig]] = {
     "dora": (llama, LoraConfig(r=4, use_dora=True, target_modules=["q_proj", "k_proj", "down_proj"])),
     "dora of (in, out)": (gpt2, LoraConfig(r=4, use_dora=True, target_modules=["c_attn"], fan_in_fan_out=True)),
     "conv1d, stored (in, out)": (gpt2, LoraConfig(r=4, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)),
+    "conv1d, square, and the head visited last": (
+        lambda: gpt2(tie_word_embeddings=False),
+        LoraConfig(r=4, target_modules=["c_proj", "lm_head"]),
+    ),
+    "conv1d, square alone, and the head visited last": (
+        lambda: gpt2(tie_word_embeddings=False),
+        LoraConfig(r=4, target_modules=["attn.c_proj", "lm_head"]),
+    ),
     "conv1d, tied embedding": (gpt2, LoraConfig(r=4, target_modules=["wte", "c_fc"])),
     "embedding and head": (llama, LoraConfig(r=4, target_modules=["embed_tokens", "lm_head", "q_proj"])),
     "convolutions": (Small, LoraConfig(r=4, target_modules=["conv", "point", "table", "wide"])),
@@ -181,6 +190,8 @@ def edit(place: Path, **values: Any) -> None:
         ({"init_lora_weights": "olora"}, "adapter-kind", "olora"),
         ({"use_qalora": True}, "adapter-kind", "use_qalora"),
         ({"layer_replication": [[0, 2]]}, "adapter-kind", "layer_replication"),
+        ({"alora_invocation_tokens": [1]}, "adapter-kind", "alora_invocation_tokens"),
+        ({"use_dora": True}, "bad-adapter", "no magnitude"),
         ({"trainable_token_indices": [1]}, "adapter-kind", "trainable_token_indices"),
         ({"peft_type": "LOHA"}, "adapter-kind", "lora_A"),
         ({"r": 5}, "bad-adapter", "rank 4"),
@@ -206,6 +217,34 @@ def test_what_is_not_computed_is_refused_by_name(place: Path, values: dict[str, 
     (reason,) = raised.value.reasons
     assert reason.code == code
     assert found in reason.found
+
+
+@pytest.mark.parametrize(
+    "config",
+    [LoHaConfig(r=2, target_modules=["square"]), LoKrConfig(r=1, decompose_both=True, target_modules=["square"])],
+    ids=["loha", "lokr"],
+)
+def test_a_rank_that_the_factors_do_not_have_is_refused(tmp_path: Path, config: PeftConfig) -> None:
+    save_adapter(tmp_path / "adapter", Small(), config)
+    edit(tmp_path / "adapter", r=64, alpha=64)
+    with pytest.raises(Refused, match="rank 64"):
+        Adapter().contents(tmp_path / "adapter")
+
+
+def test_a_kernel_that_no_name_tells_of_is_folded_by_every_rule(tmp_path: Path) -> None:
+    for rule, variant in (("opcm", {}), ("opcm", {"variant": "paper"}), ("average", {})):
+        root = tmp_path / (rule + "".join(variant.values()))
+        merge, theirs = folded(root, Kernel(), LoraConfig(r=2, target_modules=["mix"]), rule=rule, parameters=variant)
+        assert max(weight_errors(merge.published(), theirs[0]).values()) < 1e-6
+
+
+def test_many_patterns_on_many_long_names_take_no_time() -> None:
+    keys = {f"[a.x]*!{k}": 4 for k in range(16)}
+    patterns = Patterns(keys)
+    started = time.process_time()
+    for k in range(500):
+        assert patterns.first("a.x" * 80 + str(k)) is None
+    assert time.process_time() - started < 20  # it took 11 s for 64 of them, a wide margin below a hang
 
 
 def test_it_waits_for_its_configuration_which_comes_last(place: Path) -> None:
