@@ -5,7 +5,7 @@ from typing import Any
 
 from ..plugins.formats.interface import Candidate
 from ..plugins.sources.directory import Directory, evidence
-from ..state.errors import Busy, MergdError, Refused, Usage
+from ..state.errors import Busy, MergdError, Refused, Unavailable, Usage
 from ..state.lock import holder_of
 from ..state.records import ADMITTED, Checkpoint, Drafted, Sighting, Verdict
 from ..state.store import Store
@@ -53,6 +53,8 @@ def _base(settings: Settings, store: Store, deep: bool) -> Base:
     if deep or any(key not in pins for key in PINS):
         with history_of(settings) as history:
             pins = history.pins()
+        if "base_norms" not in pins or "convolutions" not in pins:
+            raise Unavailable(f"{settings.state} is an older mergd's", "to bring it up to date: mergd run --once")
     place, _ = locate(settings.base_model, pins["base_commit"])
     return open_base(place, pins)
 

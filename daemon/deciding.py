@@ -13,7 +13,7 @@ from ..state.users import name_of
 from ..state.wording import quoted
 from .judging import by_hand
 from .naming import find_checkpoint
-from .requests import Approve, Refuse, Retry
+from .requests import PREEMPTING, AnyRequest, Approve, Refuse, Retry
 
 UNREAD = "config.json"  # lies beside the weights; nobody needs a checkpoint's
 REFUSABLE = ("settling", "ready", "folding", "held", "blocked")
@@ -25,22 +25,38 @@ def approve(request: Approve, history: History, who: str) -> dict[str, Any]:
     for row in rows:
         if row.state != "held":
             raise Usage(f"{row.name} is {row.state}, not held", "see: mergd list")
-    for row in rows:
-        history.decided.approve(row, who)
-        history.checkpoints.make_ready(row.id)
+    with history.all_or_nothing():
+        for row in rows:
+            history.decided.approve(row, who)
+            history.checkpoints.make_ready(row.id)
     approved = [{"name": row.name, "lifted": [reason.code for reason in row.reasons]} for row in rows]
     return {"approved": approved, "paused": history.paused()}
 
 
 def refuse(request: Refuse, history: History, who: str) -> dict[str, Any]:
     """Refuse what is not folded yet; a running fold of it was abandoned before."""
-    row = find_checkpoint(history, request.checkpoint)
-    if row.state not in REFUSABLE:
-        raise Usage(f"{row.name} is {row.state}", _instead(row))
+    row = _to_refuse(request, history)
     history.decided.refuse(row, request.why, who)
     refusal = history.decided.all().made[-1]
     history.checkpoints.set_state(row.id, "refused", by_hand(refusal, row.place), urgent=None)
     return {"name": row.name, "was": row.state}
+
+
+def _to_refuse(request: Refuse, history: History) -> Checkpoint:
+    row = find_checkpoint(history, request.checkpoint)
+    if row.state not in REFUSABLE:
+        raise Usage(f"{row.name} is {row.state}", _instead(row))
+    return row
+
+
+def preempts(request: AnyRequest, history: History) -> bool:
+    """Whether a running fold is to be abandoned before a request; one that cannot be carried out costs nobody's fold."""
+    if isinstance(request, Refuse):
+        try:
+            _to_refuse(request, history)
+        except Usage:
+            return False
+    return isinstance(request, PREEMPTING)
 
 
 def _instead(row: Checkpoint) -> str:

@@ -4,82 +4,130 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..state.errors import Busy, Unavailable
+from ..state.headers import open_regular
 from ..state.records import FileStamp, Sighting
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 log = logging.getLogger(__name__)
 
 CHUNK = 4 * 2**20  # bytes; between two of them a stop is heeded
-Key = tuple[str, FileStamp]  # path, and what tells that it is the same file
+SLICE = 4 * CHUNK  # bytes; after so many it is another file's turn, so that a large one keeps none waiting
+
+
+@dataclass
+class _Work:
+    """A file that is being hashed."""
+
+    place: str
+    path: str
+    stamp: FileStamp
+    done: int = 0  # bytes
+    digest: "_Hash" = field(default_factory=hashlib.sha256)
 
 
 class Hasher:
-    """Hashes files on a thread of its own, one at a time."""
+    """Hashes files on a thread of its own, by turns."""
 
-    def __init__(self, wake: Callable[[], None]) -> None:
+    def __init__(self, wake: Callable[[], None], most: int) -> None:
         self._wake = wake  # called when a digest is known
-        self._known: dict[Key, str] = {}
-        self._begun: set[Key] = set()
+        self._most = most  # bytes of a file; a larger one is hashed by nobody
+        self._lock = threading.Lock()
+        self._results: dict[str, dict[FileStamp, str | None]] = {}  # by place; see `known`. None: still to come
+        self._pending = 0
         self._stop = threading.Event()
         self._thread = ThreadPoolExecutor(1, "mergd-hash")
 
     @property
     def busy(self) -> bool:
         """Whether a digest is still to come."""
-        return bool(self._begun)
+        return self._pending > 0
 
-    def known(self, sighting: Sighting, names: Iterable[str]) -> dict[str, str]:
-        """Return those digests of a place's files that are known; the others are begun, and `wake` tells of them."""
-        place, found = Path(sighting.place), {}
+    def known(self, sighting: Sighting, names: Collection[str]) -> dict[str, str]:
+        """Return those digests of a place's files that are known; the others are begun, and `wake` tells of them.
+
+        A file that cannot be hashed has an empty one for as long as it is the same file.
+        """
+        place = Path(sighting.place)
         folder = place if place.is_dir() else place.parent
-        for stamp in sighting.stamps:
-            key = str(folder / stamp.name), stamp
-            if stamp.name not in names:
-                continue
-            if key in self._known:
-                found[stamp.name] = self._known[key]
-            elif key not in self._begun:
-                self._begun.add(key)
-                self._thread.submit(self._hash, key)
-        return found
+        with self._lock:
+            before = self._results.pop(sighting.place, {})
+            results = {stamp: before.get(stamp) for stamp in sighting.stamps if stamp.name in names}
+            if results:
+                self._results[sighting.place] = results
+            for stamp in results.keys() - before.keys():
+                self._pending += 1
+                self._thread.submit(self._go_on, _Work(sighting.place, str(folder / stamp.name), stamp))
+            return {stamp.name: digest for stamp, digest in results.items() if digest is not None}
 
-    def forget(self, sighting: Sighting) -> None:
-        """Let go of the digests of a place that has settled."""
-        stamps = set(sighting.stamps)
-        for key in [key for key in self._known if key[1] in stamps]:
-            del self._known[key]
+    def forget(self, place: str) -> None:
+        """Let go of what is known of a place, and of what is not hashed yet."""
+        with self._lock:
+            self._results.pop(place, None)
 
     def close(self) -> None:
         """Stop, in the middle of a file if need be."""
         self._stop.set()
         self._thread.shutdown(cancel_futures=True)
 
-    def _hash(self, key: Key) -> None:
-        """Hash one file; if it is another one by then, the next scan asks again."""
-        try:
-            digest = self._digest(*key)
-            if digest is not None:
-                self._known[key] = digest
-        except OSError as error:
-            log.info("%s could not be hashed: %s", key[0], error.strerror)
-        if not self._stop.is_set():
-            self._wake()
-        self._begun.discard(key)  # last: until somebody was woken, there is more to come
+    # ------------------------------------------------------------------------------------------------- on the thread
 
-    def _digest(self, path: str, stamp: FileStamp) -> str | None:
-        digest = hashlib.sha256()
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    def _go_on(self, work: _Work) -> None:
+        """Hash a file's next slice, and queue it behind the others if there is more of it."""
         try:
-            while chunk := os.read(fd, CHUNK):
-                if self._stop.is_set():
-                    return None
-                digest.update(chunk)
-            s = os.fstat(fd)
+            digest = self._next_slice(work) if self._is_wanted(work) else ""
+        except Exception as error:  # noqa: BLE001 - it is told of, and not tried again until the file is another one
+            log.warning("%s cannot be hashed: %s", work.path, error)
+            digest = ""
+        if digest is None and not self._stop.is_set():
+            self._thread.submit(self._go_on, work)
+        else:
+            self._end(work, digest)
+
+    def _is_wanted(self, work: _Work) -> bool:
+        with self._lock:
+            return work.stamp in self._results.get(work.place, {})
+
+    def _next_slice(self, work: _Work) -> str | None:
+        """Return the digest, None if there is more to read. Raises a MergdError or OSError if it cannot be had."""
+        if work.stamp.size > self._most:
+            raise Unavailable(f"it has {work.stamp.size:,} bytes, and {self._most:,} are the most")
+        fd = open_regular(work.path)
+        try:
+            end = min(work.done + SLICE, work.stamp.size)
+            while work.done < end and not self._stop.is_set():
+                chunk = os.pread(fd, min(CHUNK, end - work.done), work.done)
+                if not chunk:
+                    raise Busy("it ends too early")
+                work.digest.update(chunk)
+                work.done += len(chunk)
+            if _stamp_of(fd, work.stamp.name) != work.stamp:
+                raise Busy("it has changed")
         finally:
             os.close(fd)
-        now = (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
-        same = now == (stamp.device, stamp.inode, stamp.size, stamp.mtime_ns, stamp.ctime_ns)
-        return digest.hexdigest() if same else None
+        return work.digest.hexdigest() if work.done == work.stamp.size else None
+
+    def _end(self, work: _Work, digest: str | None) -> None:
+        with self._lock:
+            results = self._results.get(work.place, {})
+            if work.stamp in results:
+                results[work.stamp] = digest
+        try:
+            if not self._stop.is_set():
+                self._wake()
+        finally:
+            with self._lock:
+                self._pending -= 1  # last: until somebody was woken, there is more to come
+
+
+def _stamp_of(fd: int, name: str) -> FileStamp:
+    s = os.fstat(fd)
+    return FileStamp(name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)

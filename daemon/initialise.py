@@ -15,11 +15,12 @@ from ..state.records import Checkpoint, CheckpointState, Reason
 from ..state.store import Store
 from ..state.wording import decide, quoted
 from .base import Base, examine, locate
-from .intake import Intake
 from .opening import make_rule, make_source, parameters_of, pins_of
 from .progress import Progress
 from .publishing import version_bytes
 from .settings import Limits, Settings, check_apart, check_owner
+
+AS_EXISTING: dict[str, CheckpointState] = {"fold": "settling", "hold": "held", "ignore": "refused"}
 
 
 @dataclass(frozen=True)
@@ -58,22 +59,22 @@ def initialise(settings: Settings, config: Path, progress: Progress) -> Initiali
     try:
         with History(store.database, write=True) as history:
             history.pin(pins_of(settings, rule, base, commit))
-            seen = _take_existing(settings, base, history)
+            seen = _take_existing(settings, history)
     finally:
         lock.release()
     write_config(settings.model_copy(update={"parameters": parameters_of(rule)}), config)
     return Initialised(base, version_bytes(base, rule, settings.out_dtype), seen)
 
 
-def _take_existing(settings: Settings, base: Base, history: History) -> list[Checkpoint]:
-    """Record what lies in the watched folder already, by name, as the setting `existing` says."""
-    sightings = make_source(settings).scan(None).sightings
-    if settings.existing == "fold":
-        Intake(base, history, settings).see(sightings, now=True)
-    else:
-        state: CheckpointState = "held" if settings.existing == "hold" else "refused"
-        for sighting in sightings:
-            history.checkpoints.add(sighting, state, _existing(settings.existing, sighting.place))
+def _take_existing(settings: Settings, history: History) -> list[Checkpoint]:
+    """Record what lies in the watched folder already, by name, as the setting `existing` says.
+
+    What is to be folded settles first, as whatever arrives: nobody says that its copy is whole.
+    """
+    how = settings.existing
+    for sighting in make_source(settings).scan(None).sightings:
+        reasons = () if how == "fold" else (_existing(how, sighting.place),)
+        history.checkpoints.add(sighting, AS_EXISTING[how], *reasons)
     return history.checkpoints.all()
 
 

@@ -4,16 +4,21 @@ At its end a checkpoint is ready, and has its place in the order; or it is refus
 """
 
 import logging
+import os
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from ..plugins.formats.interface import Candidate
 from ..plugins.sources.directory import evidence
 from ..state.errors import NotPermitted, Unavailable
 from ..state.headers import owner_of
 from ..state.history import History
-from ..state.records import Checkpoint, Reason, Sighting, Verdict
+from ..state.records import ADMITTED, Checkpoint, Reason, Sighting, Verdict
+from ..state.wording import quoted
 from . import runs
 from .admission import Admission
 from .base import Base
@@ -26,7 +31,7 @@ log = logging.getLogger(__name__)
 
 STILL_OPEN = ("settling", "blocked", "vanished")
 STUCK = timedelta(hours=24)
-COMPLETE = Readiness("ready")
+WIDEST, BESIDE = 4, 2**30  # a file of more than so many times the base model, and so many bytes, is never hashed
 
 
 class Intake:
@@ -38,11 +43,12 @@ class Intake:
         self.settings = settings
         self.refused = 0  # so far
         self.waits: dict[int, str] = {}  # checkpoint -> what is waited for
-        self._base, self._checkpoints = base, history.checkpoints
-        self._hasher = Hasher(wake)
+        self._base, self._checkpoints, self._decided = base, history.checkpoints, history.decided
+        self._hasher = Hasher(wake, WIDEST * base.layout.nbytes + BESIDE)
         self._places: dict[str, Readiness] = {}  # how far those are that still settle
         self._runs: dict[str, tuple[str, float]] = {}  # fingerprint, and since when (monotonic seconds)
         self._warned: set[int] = set()  # checkpoints that settle for too long
+        self._failed: dict[str, str] = {}  # places that no rule here foresaw, and with what error
 
     @property
     def hashing(self) -> bool:
@@ -58,27 +64,42 @@ class Intake:
 
         `now`: they are complete, as somebody says; of a run, all the same, only those are taken whose turn it is.
         """
-        turns = self._turns(sightings, now)
+        turns, refused = self._turns(sightings, now), self.refused
         waits = [self.take(s, now=now, turn=turns.get(s.place, FREE)) for s in sightings]
         self._note_vanished({sighting.place for sighting in sightings})
         self._warn_of_stuck()
+        if turns and self.refused > refused:
+            return 0.0  # a step that waited for one that was refused has its turn now
         return min((wait for wait in waits if wait is not None), default=None)
 
     def take(self, sighting: Sighting, *, now: bool = False, turn: Turn = FREE) -> float | None:
         """Bring one sighting's row up to date; returns how many seconds it still settles, None if no clock ends that.
 
-        `now`: a person says that it is complete, so that its quiet is not waited for.
+        `now`: a person says that it is complete, so that its quiet is not waited for. Whatever goes wrong with one place
+        is told once, and it settles: the others are taken all the same.
         """
-        row = self.row_of(sighting)
+        row: Checkpoint | None = None
+        try:
+            row = self.row_of(sighting)
+            seconds = self._bring_up_to_date(row, sighting, now, turn)
+            self._failed.pop(sighting.place, None)
+        except sqlite3.Error:  # the history's: that is nothing of one place
+            raise
+        except Exception as error:  # noqa: BLE001 - see above
+            self._note_failed(row, sighting, error)
+            return None
+        return seconds
+
+    def _bring_up_to_date(self, row: Checkpoint, sighting: Sighting, now: bool, turn: Turn) -> float | None:
         if row.state not in STILL_OPEN:
             return None
-        if turn.reason is not None:
+        if turn.reason is not None and not self._is_approved(row, turn.reason):
             self._checkpoints.set_state(row.id, "held", turn.reason)
             return None
         if turn.waits_for:
             self._settle(row, turn.waits_for)
             return None
-        readiness = COMPLETE if now else self._readiness(sighting)
+        readiness = self._readiness(sighting, asked=now)
         if readiness.state == "blocked":
             path = readiness.waits_for
             self._block(row, f"cannot read {path} ({owner_of(path)})", _leave_to_read(path))
@@ -91,20 +112,51 @@ class Intake:
     def row_of(self, sighting: Sighting) -> Checkpoint:
         """Return the row of a place: a new one if it is new, or if what was folded from there has changed since."""
         row = self._checkpoints.at(sighting.source, sighting.place)
-        if row is None or (row.state == "folded" and row.fingerprint != sighting.fingerprint):
+        if row is None:
             return self._checkpoints.add(sighting)
-        if row.fingerprint != sighting.fingerprint and row.state != "folding":
+        if row.fingerprint == sighting.fingerprint or row.state == "folding":
+            return row
+        if row.state != "folded":
             return self._checkpoints.resight(row.id, sighting)
-        return row
+        if not self._is_needless(row):
+            return self._checkpoints.add(sighting)
+        self._checkpoints.resight(row.id, sighting)
+        return self._checkpoints.set_state(row.id, "settling", duplicate_of=None)
+
+    def elsewhere(self, sightings: Iterable[Sighting]) -> list[Path]:
+        """Return the places that settle and that no scan sees, as a person named them by their path."""
+        seen = {sighting.place for sighting in sightings}
+        rows = self._checkpoints.in_state("settling", "blocked")
+        return [Path(row.place) for row in rows if row.place not in seen and not self._is_gone(row)]
+
+    def _is_needless(self, row: Checkpoint) -> bool:
+        """Whether a row says only that a place was touched: no version came of it, and an earlier row has its content."""
+        if row.duplicate_of is None or any(tried.outcome == "folded" for tried in self._checkpoints.attempts(row.id)):
+            return False
+        others = (other for other in self._checkpoints.under(row.source, row.place) if other.id < row.id)
+        same = (row.place, row.digest, "folded")
+        return any((other.place, other.digest, other.state) == same for other in others)
+
+    def _is_approved(self, row: Checkpoint, reason: Reason) -> bool:
+        contents = (row.digest or "", row.fingerprint)
+        return self._decided.all().lift(Verdict("held", (reason,)), contents) == ADMITTED
 
     # ---------------------------------------------------------------------------------------------------- is it complete
 
-    def _readiness(self, sighting: Sighting) -> Readiness:
-        """Take the next step of a place's way to readiness."""
-        found = evidence.gather(sighting)
+    def _readiness(self, sighting: Sighting, asked: bool) -> Readiness:
+        """Take the next step of a place's way to readiness.
+
+        `asked`: a person says that it is complete. No time is waited for, nor any digest; who still writes is.
+        """
+        try:
+            found = evidence.gather(sighting)
+        except Unavailable as error:
+            return Readiness("settling", str(error))
         hashed = {} if found.unfinished or found.writers else self._hasher.known(sighting, found.digests)
         settings, now = self.settings, Now(time.monotonic(), time.time_ns())
         patience = Patience(settings.quiet, settings.quiet_unsure, settings.quiet_network, settings.marked_only)
+        if asked:
+            found, patience = replace(found, manifest="", digests={}), Patience(0, 0, 0)
         readiness = step(self._places.get(sighting.place), Seen(sighting, found, hashed), now, patience)
         self._places[sighting.place] = readiness
         return readiness
@@ -149,7 +201,6 @@ class Intake:
 
     def _record(self, row: Checkpoint, sighting: Sighting, turn: Turn, verdict: Verdict) -> None:
         self._forget(row, sighting.place)
-        self._hasher.forget(sighting)
         if verdict.decision == "admitted":
             self._checkpoints.make_ready(row.id, replaces=self._replaced_by(sighting, turn))
             log.info("%s is ready", row.name)
@@ -181,14 +232,28 @@ class Intake:
     def _note_vanished(self, places: set[str]) -> None:
         """Record which places are gone; what a person asked for by its path may lie outside the watched folder."""
         for row in self._checkpoints.in_state("settling", "ready", "blocked"):
-            if row.place not in places and row.urgent is None:
+            if row.place not in places and row.urgent is None and self._is_gone(row):
                 self._checkpoints.set_state(row.id, "vanished")
                 self._forget(row, row.place)
                 log.info("%s is gone from %s", row.name, row.place)
 
+    def _is_gone(self, row: Checkpoint) -> bool:
+        """Whether what no scan sees is gone: all that lies in the watched folder is seen."""
+        return Path(row.place).is_relative_to(self.settings.watch) or not os.path.lexists(row.place)
+
+    def _note_failed(self, row: Checkpoint | None, sighting: Sighting, error: Exception) -> None:
+        words = f"{type(error).__name__}: {error}"
+        if self._failed.get(sighting.place) != words:
+            log.error("%s could not be looked at", sighting.name, exc_info=error)
+        self._failed[sighting.place] = words
+        if row is not None:
+            self._settle(row, f"an end of this error, of which the log says more: {words}")
+
     def _forget(self, row: Checkpoint, place: str) -> None:
         self.waits.pop(row.id, None)
         self._places.pop(place, None)
+        self._failed.pop(place, None)
+        self._hasher.forget(place)
 
     def _warn_of_stuck(self) -> None:
         """Tell once of what has been settling for a day; the steps of a run may well wait for longer."""
@@ -201,7 +266,7 @@ class Intake:
 
 
 def _leave_to_read(path: str) -> str:
-    return f"chmod o+rX {path}; or give the daemon its owner's user, or CAP_DAC_READ_SEARCH"
+    return f"chmod o+rX {quoted(path)}; or give the daemon its owner's user, or CAP_DAC_READ_SEARCH"
 
 
 def age(row: Checkpoint) -> timedelta:

@@ -70,7 +70,8 @@ def seen_here(job: Job, digest: str, on_change: str) -> Known | Turned | None:
         return Known(digest)
     if on_change in ("add", "replace"):
         return None
-    found, next_step = "other content than what was folded from this place before", decide(job.checkpoint.place)
+    found, place = "other content than what was folded from this place before", job.checkpoint.place
+    next_step = decide(place) if on_change == "hold" else f"to fold it all the same: mergd fold {quoted(place)}"
     reason = Reason("changed", found, f"a new name for a new checkpoint (on_change = {on_change})", next_step)
     return _unless_lifted(job, Verdict("held" if on_change == "hold" else "refused", (reason,)), digest)
 

@@ -16,6 +16,7 @@ from ..state.lock import Lock
 from ..state.records import Checkpoint
 from ..state.store import Store
 from .control import Answer, Ask
+from .deciding import preempts
 from .desk import Desk
 from .drafting import Drafting
 from .hands import Hands
@@ -25,7 +26,7 @@ from .judging import Job
 from .opening import make_source, open_merge, reopen_merge
 from .progress import Progress
 from .recovery import check_head, recover
-from .requests import PREEMPTING, AnyRequest, Retry
+from .requests import AnyRequest, Retry
 from .scanning import Scanning
 from .settings import Settings
 from .status import write_log, write_status
@@ -198,7 +199,7 @@ class Loop:
     def _act_on(self, message: Message) -> None:
         if isinstance(message, Ask):
             try:
-                if isinstance(message.request, PREEMPTING):
+                if preempts(message.request, self._history):
                     self._abandon()
             finally:
                 self._desk.carry_out(message)

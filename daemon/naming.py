@@ -1,8 +1,10 @@
 """What people call things: VERSION is 7, v7, `head` or `head~2`; CHECKPOINT a name, a path or six digits of its digest."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
+from ..state.checkpoints import Checkpoints
 from ..state.errors import Usage
 from ..state.history import History
 from ..state.records import Checkpoint, Version
@@ -27,11 +29,10 @@ def find_version(history: History, text: str) -> Version:
 
 def find_checkpoint(history: History, text: str) -> Checkpoint:
     """Return the checkpoint that `text` names. Raises Usage, listing the matches, if none or several."""
-    rows = history.checkpoints.all()
-    found = _newest(row for row in rows if row.place == str(absolute(text)))
-    found = found or _newest(row for row in rows if text in (row.name, Path(row.name).stem))
+    rows = history.checkpoints
+    found = _newest(rows.placed(str(absolute(text)))) or _newest(_named(text, rows))
     if not found and re.fullmatch(rf"[0-9a-f]{{{DIGITS},64}}", text):
-        found = [row for row in rows if row.digest and row.digest.startswith(text) and row.duplicate_of is None]
+        found = rows.with_digest(text)
     if len(found) > 1:
         listed = ", ".join(f"{row.name} ({row.place})" for row in found)
         raise Usage(f"{text!r} names {len(found)} checkpoints", f"say which: {listed}")
@@ -40,12 +41,13 @@ def find_checkpoint(history: History, text: str) -> Checkpoint:
     return found[0]
 
 
-def _newest(rows: object) -> list[Checkpoint]:
+def _named(text: str, rows: Checkpoints) -> list[Checkpoint]:
+    return [row for row in rows.whose_name_has(text) if text in (row.name, Path(row.name).stem)]
+
+
+def _newest(rows: Iterable[Checkpoint]) -> list[Checkpoint]:
     """Return the newest row of each place."""
-    by_place: dict[str, Checkpoint] = {}
-    for row in rows:  # type: ignore[attr-defined]
-        by_place[row.place] = row
-    return list(by_place.values())
+    return list({row.place: row for row in rows}.values())
 
 
 def absolute(text: str | Path) -> Path:

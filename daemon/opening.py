@@ -65,7 +65,7 @@ def make_sane(settings: Settings) -> Gate:
 
 def open_merge(settings: Settings, history: History, progress: Progress) -> Merge:
     """Return the merge that init pinned. Raises Misconfigured, with both values, where the settings differ from it."""
-    pins = history.pins()
+    pins = _pins(history)
     if not pins:
         raise Misconfigured(f"{settings.state} holds no merge", "make one: mergd init --help")
     rule = make_rule(settings.rule, settings.parameters)
@@ -75,6 +75,14 @@ def open_merge(settings: Settings, history: History, progress: Progress) -> Merg
         rule=rule,
         **_judges_and_listeners(settings),
     )
+
+
+def _pins(history: History) -> dict[str, Any]:
+    """Return what init pinned; an older mergd, which gave no choice of how to fold convolutions, summed them."""
+    pins = history.pins()
+    if pins and "convolutions" not in pins:
+        history.pin({"convolutions": "sum"})
+    return history.pins()
 
 
 def reopen_merge(merge: Merge, old: Settings, new: Settings, pins: Mapping[str, Any]) -> Merge:
@@ -121,11 +129,15 @@ def pins_of(settings: Settings, rule: Any, base: Base, commit: str | None) -> di
 
 
 def _open_pinned_base(settings: Settings, history: History, pins: Mapping[str, Any], progress: Progress) -> Base:
-    """Return the base model; it is read whole again only if its files are not those that were read last."""
+    """Return the base model; it is read whole again only if its files are not those that were read last.
+
+    Or if an older mergd read it, that kept no norms.
+    """
     place, _ = locate(settings.base_model, pins["base_commit"])
-    base = open_base(place, pins)
-    if file_stamps(base.layout) == pins["base_stamps"]:
-        return base
+    if "base_norms" in pins:
+        base = open_base(place, pins)
+        if file_stamps(base.layout) == pins["base_stamps"]:
+            return base
     again = examine(place, progress, settings.convolutions)
     progress.end()
     if again.digest != pins["base_digest"]:
@@ -134,5 +146,5 @@ def _open_pinned_base(settings: Settings, history: History, pins: Mapping[str, A
             f"but this state was made with {pins['base_digest'][:12]}",
             "bring the old base model back, or make a new state with mergd init",
         )
-    history.pin({"base_stamps": file_stamps(again.layout)})
+    history.pin({"base_stamps": file_stamps(again.layout), "base_norms": dict(again.norms)})
     return again

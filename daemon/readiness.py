@@ -39,7 +39,7 @@ class Seen:
 
     sighting: Sighting
     evidence: Evidence = field(default_factory=Evidence)
-    hashed: Mapping[str, str] = field(default_factory=dict)  # sha256 of those listed weight files that were hashed
+    hashed: Mapping[str, str] = field(default_factory=dict)  # sha256 of listed files; empty where none can be had
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,8 @@ def _what_a_manifest_lacks(seen: Seen) -> str:
             return f"{name}, which {manifest} lists"
         if name not in seen.hashed:
             return f"{name} to be hashed, for {manifest}"
+        if not seen.hashed[name]:
+            return f"{name} to be a file that can be hashed, for {manifest}"
         if seen.hashed[name] != digest:
             return f"{name} to have the digest that {manifest} lists"
     return ""

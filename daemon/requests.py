@@ -156,11 +156,12 @@ def queue(request: Fold, history: History, store: Store, intake: "Intake", sight
     if paused:
         raise Busy(f"folding is paused since {paused['since']} ({paused['why'] or 'no reason given'})", "mergd resume")
     places = [_place_of(text, history, store) for text in request.checkpoints]
-    rows = [_row_to_fold(place, request.again, history, intake, sight) for place in places]
-    for row in rows:
-        history.checkpoints.hurry(row.id)
-        if row.state != "ready":
-            history.checkpoints.make_ready(row.id)
+    with history.all_or_nothing():
+        rows = [_row_to_fold(place, request.again, history, intake, sight) for place in places]
+        for row in rows:
+            history.checkpoints.hurry(row.id)
+            if row.state != "ready":
+                history.checkpoints.make_ready(row.id)
     return [row.id for row in rows]
 
 

@@ -31,31 +31,38 @@ FREE = Turn()
 def plan(members: Sequence[Sighting], rows: Collection[Checkpoint], per_run: PerRun, quiet: str) -> dict[str, Turn]:
     """Return the turn of each place of one run; of one that is not named there, nothing is to be said.
 
-    members: what a scan saw of the run. rows: what the history has of it. quiet: in words, what its last step still
+    members: what a scan saw of the run. rows: what the history has of it, oldest first. quiet: in words, what its last step still
     waits for as the run may go on; empty once that is over.
     """
-    if per_run == "each":
+    members = [sighting for sighting in members if not _is_refused(sighting, rows)]
+    if per_run == "each" or not members:
         return {}
     last = max(members, key=_rank)
     turn = _of_last(last, _counting(last, rows), per_run, quiet)
-    return {sighting.place: turn if sighting is last else _superseded(sighting, last.name) for sighting in members}
+    return {sighting.place: turn if sighting is last else _superseded(last.name) for sighting in members}
 
 
 def _of_last(last: Sighting, counting: Mapping[float, Checkpoint], per_run: PerRun, quiet: str) -> Turn:
     latest = max(counting, default=-1.0)
     if latest >= _rank(last):  # it was there, and is gone
-        return _superseded(last, counting[latest].name)
+        return _superseded(counting[latest].name)
     if per_run == "replace":
         return Turn(replaces=counting[latest].id) if counting else FREE
     if counting:
         return Turn(reason=_counted(last, counting[latest]))
     if quiet and last.step is not None:  # after the final model nothing comes
-        return Turn(f"run {Path(last.run).name} to be {quiet}; a later step counts instead")
+        return Turn(f"its run to be {quiet}; a later step counts instead")
     return FREE
 
 
-def _superseded(sighting: Sighting, later: str) -> Turn:
-    return Turn(f"nothing: of run {Path(sighting.run).name} {later} counts instead")
+def _superseded(later: str) -> Turn:
+    return Turn(f"nothing: {later} of the same run counts instead")
+
+
+def _is_refused(sighting: Sighting, rows: Iterable[Checkpoint]) -> bool:
+    """Whether what lies at a place now was refused: then an earlier step counts in its stead."""
+    newest = {row.place: row for row in rows}.get(sighting.place)
+    return newest is not None and newest.state == "refused" and newest.fingerprint == sighting.fingerprint
 
 
 def _rank(sighting: Sighting) -> float:

@@ -55,6 +55,7 @@ class Scanning:
             log.warning("%s", error)
         else:
             self.trouble = ""
-            self.settles_in(self._intake.see(scan.sightings))
+            elsewhere = map(self._source.sight, self._intake.elsewhere(scan.sightings))
+            self.settles_in(self._intake.see([*scan.sightings, *filter(None, elsewhere)]))
         now = time.monotonic()
         self._rested_at = now + min(REST * (now - began), self._intake.settings.rescan)

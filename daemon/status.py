@@ -95,7 +95,7 @@ def describe_checkpoint(
         "replaces": history.checkpoints.get(row.replaces).name if row.replaces else None,
         "decisions": [
             {key: value for key, value in vars(decision).items() if key != "content"}
-            for decision in decisions.on((row.digest, row.fingerprint))
+            for decision in decisions.on((row.digest, row.fingerprint or row.place))
         ],
     }
 

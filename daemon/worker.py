@@ -56,7 +56,8 @@ class Worker:
     def next_ready(self) -> Checkpoint | None:
         """Return the checkpoint whose turn it is."""
         now = time.monotonic()
-        return next((row for row in self._history.checkpoints.ready() if self._later.get(row.id, now) <= now), None)
+        rows = self._history.checkpoints.ready(len(self._later) + 1)  # one more than may have to wait
+        return next((row for row in rows if self._later.get(row.id, now) <= now), None)
 
     def begin(self, row: Checkpoint, *, again: bool = False) -> Job | None:
         """Read a ready checkpoint's headers again, write the attempt and return the job.

@@ -10,6 +10,9 @@ from sqlite_utils import Database
 from .clock import utc_now
 from .database import inserted, transaction
 from .records import Attempt, Checkpoint, CheckpointState, Reason, Sighting
+from .wording import cut
+
+EXISTING = "existing"  # the code of what lay in the watched folder before anything was folded
 
 
 class Checkpoints:
@@ -44,6 +47,19 @@ class Checkpoints:
         rows = self._where("source = ? and place = ? and state = 'folded' order by id desc limit 1", source, place)
         return rows[0] if rows else None
 
+    def placed(self, place: str) -> list[Checkpoint]:
+        """Return the rows of a place, of whatever source, in the order in which they were first seen."""
+        ids = "select id from checkpoints where place = ?"  # needs no more than an index
+        return self._where(f"id in ({ids}) order by id", place)
+
+    def whose_name_has(self, text: str) -> list[Checkpoint]:
+        """Return the rows with this text in their names, in the order in which they were first seen."""
+        return self._where("instr(name, ?) order by id", text)
+
+    def with_digest(self, digits: str) -> list[Checkpoint]:
+        """Return the rows whose content's digest begins with these digits; of the same content, only the first."""
+        return self._where("digest >= ? and digest < ? and duplicate_of is null order by id", digits, f"{digits}g")
+
     def holding(self, digest: str) -> Checkpoint | None:
         """Return the row whose content was folded first with this digest."""
         rows = self._where("digest = ? and state = 'folded' and duplicate_of is null order by id limit 1", digest)
@@ -53,15 +69,15 @@ class Checkpoints:
         """Return the rows in these states, in the order in which they were first seen."""
         return self._where(f"state in ({','.join('?' * len(states))}) order by id", *states)
 
-    def ready(self) -> list[Checkpoint]:
-        """Return what waits for its fold: those that a person asked for, then by the order of being ready.
+    def ready(self, most: int = -1) -> list[Checkpoint]:
+        """Return what waits for its fold, or the first so many: those that a person asked for, then as they were ready.
 
         What a crash ended goes behind all others, so that a checkpoint that kills the daemon keeps no other one waiting.
         """
         crashed = (
             "(select outcome is null from attempts where checkpoint = checkpoints.id order by id desc limit 1) is 1"
         )
-        return self._where(f"state = 'ready' order by {crashed}, urgent is null, urgent, \"order\"")
+        return self._where(f"state = 'ready' order by {crashed}, urgent is null, urgent, \"order\" limit ?", most)
 
     def folded_digests(self) -> frozenset[str]:
         """Return the digests of all that was ever folded."""
@@ -97,10 +113,15 @@ class Checkpoints:
         return self.get(inserted(self._db.table("checkpoints"), row))
 
     def resight(self, number: int, sighting: Sighting) -> Checkpoint:
-        """Record that what lies at a place has changed before it was folded: it settles again."""
+        """Record that what lies at a place has changed before it was folded: it settles again.
+
+        What was set aside because of its place, not of its content, stays so until a person decides.
+        """
         anew = {"fingerprint": sighting.fingerprint, "owner": sighting.owner or None}
         self._db.table("checkpoints").update(number, anew | {"order": None, "urgent": None, "digest": None})
-        return self.set_state(number, "settling")
+        row = self.get(number)
+        set_aside = row.state in ("held", "refused") and any(reason.code == EXISTING for reason in row.reasons)
+        return row if set_aside else self.set_state(number, "settling")
 
     def set_state(self, number: int, state: CheckpointState, *reasons: Reason, **more: Any) -> Checkpoint:
         """Write a state with its reasons; the time it was entered stays if nothing changes."""
@@ -150,4 +171,4 @@ def _checkpoint(row: Mapping[str, Any]) -> Checkpoint:
 
 
 def _dump(reasons: Sequence[Reason]) -> str:
-    return json.dumps([asdict(reason) for reason in reasons])
+    return json.dumps([{key: cut(text) for key, text in asdict(reason).items()} for reason in reasons])

@@ -30,7 +30,7 @@ class Decisions:
 
     def on(self, contents: Collection[str | None]) -> tuple[Decision, ...]:
         """Return those about one of these contents."""
-        return tuple(decision for decision in self.made if decision.content in contents)
+        return tuple(decision for decision in self.made if decision.content and decision.content in contents)
 
     def lift(self, verdict: Verdict, contents: Collection[str | None]) -> Verdict:
         """Return a verdict without the reasons for holding that were approved for one of these contents."""
@@ -74,5 +74,8 @@ class Decided:
 
 
 def content(row: Checkpoint) -> str:
-    """Return what a decision on a checkpoint is about: its digest, or its files as they are while that is not known."""
-    return row.digest or row.fingerprint
+    """Return what a decision on a checkpoint is about: its digest, or its files as they are while that is not known.
+
+    While there is no file that could be one of its own, it is about the place.
+    """
+    return row.digest or row.fingerprint or row.place

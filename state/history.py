@@ -6,6 +6,7 @@ One process writes it, on one thread: the holder of the state's lock.
 import json
 from array import array
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any, Self
@@ -40,6 +41,10 @@ class History:
     def close(self) -> None:
         """Close the connection."""
         self._db.close()
+
+    def all_or_nothing(self) -> AbstractContextManager[None]:
+        """Return a block whose writes count only if all of it is done."""
+        return transaction(self._db)
 
     def tidy(self) -> None:
         """Keep the write-ahead log small; cheap, done from time to time."""

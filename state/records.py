@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from math import prod, sqrt
 from typing import Literal
 
+from .wording import cut
+
 CheckpointState = Literal["settling", "ready", "folding", "folded", "refused", "held", "blocked", "vanished"]
 Cause = Literal["fold", "remove", "read-out", "re-merge"]
 
@@ -125,7 +127,7 @@ class Reason:
     next_step: str
 
     def __str__(self) -> str:
-        return f"{self.code}: found {self.found}, expected {self.expected}"
+        return f"{self.code}: found {cut(self.found)}, expected {cut(self.expected)}"
 
 
 @dataclass(frozen=True)

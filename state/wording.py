@@ -3,6 +3,7 @@
 import shlex
 
 LONG = 100  # characters of foreign text in a message
+MOST = 4000  # characters of any text that is kept or logged: room for two of the longest paths
 
 
 def shown(text: object) -> str:
@@ -10,6 +11,11 @@ def shown(text: object) -> str:
     whole = str(text)
     cut = whole if len(whole) <= LONG else f"{whole[:LONG]}…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+
+
+def cut(text: str) -> str:
+    """Return a text that fills neither a log nor the history, whoever gave it."""
+    return text if len(text) <= MOST else f"{text[: MOST - 1]}…"
 
 
 def size(nbytes: float) -> str:

@@ -244,8 +244,8 @@ def too_many(make: Make) -> Checkpoint:
 # ------------------------------------------------------------------------------------------- what happened to it before
 
 
-def changed(make: Make) -> Checkpoint:
-    merge = make()
+def changed(make: Make, **settings: object) -> Checkpoint:
+    merge = make(**settings)
     dropped(merge)
     save_lone(merge.watch / "new" / "model.safetensors", merge.fine_tuned(2))
     return after(merge)
@@ -378,6 +378,14 @@ def test_what_init_ignores_can_be_folded_by_its_reason(make: Make) -> None:
     assert row.state == "refused"
     (command,) = shown_commands(row.reasons[0].next_step)
     check_command(command)
+
+
+def test_other_content_that_is_refused_can_be_folded_by_its_reason(make: Make) -> None:
+    row = changed(make, on_change="ignore")
+    assert (row.state, [reason.code for reason in row.reasons]) == ("refused", ["changed"])
+    (command,) = shown_commands(row.reasons[0].next_step)
+    check_command(command)
+    assert command.split()[0] == "fold"  # what is refused cannot be approved
 
 
 # ---------------------------------------------------------------------------------------------------- code and page

@@ -3,13 +3,16 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from support.merges import Sandbox
 
 from mergd.daemon.naming import absolute, find_checkpoint, find_version
+from mergd.state import checkpoints
 from mergd.state.errors import Usage
 from mergd.state.history import History
+from mergd.state.records import Sighting
 
 
 @pytest.fixture
@@ -100,6 +103,26 @@ def test_of_several_contents_at_one_place_the_newest_is_meant(merge: Sandbox) ->
     assert len(rows) == 2
     with History(merge.store.database) as history:
         assert find_checkpoint(history, "b").id == rows[-1].id
+
+
+def test_a_name_is_found_whatever_it_is_made_of_and_however_many_others_there_are(
+    merge: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"model-{k}" for k in range(500)] + ["100%_*?", "it's", "run/step.safetensors", 'say "x"', "é.b.c"]
+    with History(merge.store.database, write=True) as history:
+        with history.all_or_nothing():
+            for name in names:
+                history.checkpoints.add(Sighting("directory", f"{merge.watch}/{name}", name, ()))
+        looked_at = Mock(side_effect=checkpoints._checkpoint)
+        monkeypatch.setattr(checkpoints, "_checkpoint", looked_at)
+        for text in ("100%_*?", "it's", "run/step.safetensors", "step", 'say "x"', "é.b.c", "é.b", "model-7"):
+            found = find_checkpoint(history, text)
+            assert text in (found.name, Path(found.name).stem)
+            assert find_checkpoint(history, f"{merge.watch}/{found.name}") == found
+        assert looked_at.call_count < 300  # model-7, model-70, ..: not all of them each time
+        for text in ("100%", "model", "*", "", "É.b"):
+            with pytest.raises(Usage, match="no checkpoint is called"):
+                find_checkpoint(history, text)
 
 
 def test_a_link_in_the_last_part_of_a_place_is_not_followed(tmp_path: Path) -> None:

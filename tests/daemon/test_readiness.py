@@ -111,6 +111,10 @@ WAYS: dict[str, list[tuple[float, Seen | None, str, str, float | None]]] = {
         (9999, seen(**LISTED, hashed={FILE: "ff"}), "settling", f"{FILE} to have the digest that SHA256SUMS lists", None),
         (9999, seen(**LISTED, changed=9999, hashed={FILE: "aa"}), "ready", "", None),
     ],
+    "a manifest of what cannot be hashed": [
+        (0, seen(**LISTED, hashed={FILE: ""}), "settling", f"{FILE} to be a file that can be hashed, for SHA256SUMS",
+         None),
+    ],
     "a manifest of two files, of which one is there": [
         (0, seen("b.safetensors", **TWO, hashed={"b.safetensors": "bb"}), "settling",
          "a.safetensors, which SHA256SUMS lists", None),

@@ -1,9 +1,11 @@
 """Runs as a table: what a scan saw of one training, what the history has of it, and who may count."""
 
+from dataclasses import replace
+
 import pytest
 
 from mergd.daemon.runs import FREE, PerRun, Turn, plan
-from mergd.state.records import Checkpoint, CheckpointState, Sighting
+from mergd.state.records import Checkpoint, CheckpointState, FileStamp, Sighting
 
 RUN = "/watch/alpha"
 QUIET = "quiet for 30 min"
@@ -28,8 +30,8 @@ def said(turn: Turn) -> str:
     return turn.waits_for or (f"replaces {turn.replaces}" if turn.replaces else "free")
 
 
-WAITS = "run alpha to be quiet for 30 min; a later step counts instead"
-LATER = "nothing: of run alpha {} counts instead".format
+WAITS = "its run to be quiet for 30 min; a later step counts instead"
+LATER = "nothing: {} of the same run counts instead".format
 
 CASES: dict[str, tuple[PerRun, str, list[Sighting], list[Checkpoint], list[str]]] = {
     "the last waits until the run is quiet": (
@@ -51,6 +53,18 @@ CASES: dict[str, tuple[PerRun, str, list[Sighting], list[Checkpoint], list[str]]
         "last", "", [sighting(1000)], [row(1, "folded", 1000)], ["free"]),
     "what was refused does not count": (
         "last", "", [sighting(1000)], [row(1, "refused", 500), row(2, "held", 700)], ["free"]),
+    "the last one was refused": (
+        "last", "", [sighting(500), sighting(1000)], [row(1, "refused", 1000)], ["free", "free"]),
+    "the last one was refused, and the run may go on": (
+        "last", QUIET, [sighting(500), sighting(1000)], [row(1, "refused", 1000)], [WAITS, "free"]),
+    "the last one was refused, and is looked at again": (
+        "last", "", [sighting(500), sighting(1000)], [row(1, "refused", 1000), row(2, "settling", 1000)],
+        [LATER("alpha/checkpoint-1000"), "free"]),
+    "the final model was refused": (
+        "last", "", [sighting(None), sighting(500)], [row(1, "refused", None)], ["free", "free"]),
+    "all were refused": ("last", "", [sighting(500)], [row(1, "refused", 500)], ["free"]),
+    "replace: the last one was refused": (
+        "replace", "", [sighting(500), sighting(1000)], [row(1, "refused", 1000)], ["free", "free"]),
     "other things in the same folder do not": (
         "last", "", [sighting(1000)], [row(1, "folded", None, f"{RUN}/notes")], ["free"]),
     "each": ("each", QUIET, [sighting(500), sighting(1000)], [], ["free", "free"]),
@@ -80,3 +94,9 @@ def test_who_is_held_is_told_what_to_do() -> None:
     assert reason is not None
     assert "alpha/checkpoint-500" in reason.found
     assert f"mergd approve {RUN}/checkpoint-1000" in reason.next_step
+
+
+def test_what_was_refused_counts_again_when_it_has_changed() -> None:
+    members = [sighting(500), replace(sighting(1000), stamps=(FileStamp("model.safetensors", 1, 1, 1, 1, 1),))]
+    turns = plan(members, [row(1, "refused", 1000)], "last", "")
+    assert [said(turns[member.place]) for member in members] == [LATER("alpha/checkpoint-1000"), "free"]

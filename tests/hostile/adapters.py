@@ -71,6 +71,21 @@ ADAPTERS: dict[str, tuple[Expected, Callable[[Path], None]]] = {
     ),
     "of rank 1, unknown keys beside": ("admitted", with_config(r=1, lora_alpha=1, brand_new=None, other=False)),
     "with an option that nobody knows": ("refused", with_config(brand_new={"a": [1, None]})),
+    "of a tall map": ("admitted", with_tensors(pair((9, 4), (4, 4), "layer.tall"))),
+    "of a wide map, stored the other way round": ("admitted", with_tensors(pair((9, 4), (4, 4), "layer.wide"))),
+    "of an embedding": (
+        "admitted",
+        with_tensors(
+            {
+                "base_model.model.embed_tokens.lora_embedding_A": torch.zeros(4, 11),
+                "base_model.model.embed_tokens.lora_embedding_B": torch.zeros(6, 4),
+            }
+        ),
+    ),
+    "with a bias that was trained whole": (
+        "admitted",
+        with_tensors(pair((6, 4), (4, 6)) | {"base_model.model.layer.matrix.bias": torch.zeros(6)}),
+    ),
     "beside a full model": ("admitted", beside_the_model),
     "without its configuration": ("incomplete", instead(CONFIG, lambda path: None)),
     "without its weights": ("incomplete", instead(WEIGHTS, lambda path: None)),

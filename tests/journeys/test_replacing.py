@@ -190,4 +190,7 @@ def test_at_init_too_a_run_counts_once(tmp_path: Path) -> None:
     for step in (500, 1000):
         save_step(first, step, seed=step)
     merge = make_merge(tmp_path, existing="fold")
-    assert sorted(merge.states().items()) == [("alpha/checkpoint-1000", "ready"), ("alpha/checkpoint-500", "settling")]
+    assert sorted(merge.states().items()) == [
+        ("alpha/checkpoint-1000", "settling"),
+        ("alpha/checkpoint-500", "settling"),
+    ]

@@ -180,7 +180,7 @@ def test_a_touched_checkpoint_changes_nothing_and_a_changed_one_is_held(merge: S
         os.utime(place / "model.safetensors")
         eventually(lambda: [row.state for row in merge.checkpoints()] == ["folded", "folded"])
         save_lone(place / "model.safetensors", merge.fine_tuned(2))
-        eventually(lambda: [row.state for row in merge.checkpoints()] == ["folded", "folded", "held"])
+        eventually(lambda: [row.state for row in merge.checkpoints()] == ["folded", "held"])
         assert merge.checkpoints()[-1].reasons[0].code == "changed"
         merge.drop("b", 3)
         head_is(merge, 2)

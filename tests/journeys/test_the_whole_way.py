@@ -540,7 +540,7 @@ def test_a_name_that_is_no_text_is_passed_over_with_a_warning(merge: Sandbox) ->
 # ------------------------------------------------------------------------------------------- what lies there at init
 
 
-@pytest.mark.parametrize(("existing", "state"), [("hold", "held"), ("fold", "ready"), ("ignore", "refused")])
+@pytest.mark.parametrize(("existing", "state"), [("hold", "held"), ("fold", "settling"), ("ignore", "refused")])
 def test_what_lies_there_at_init_is_taken_as_existing_says(tmp_path: Path, existing: str, state: str) -> None:
     merge = Sandbox(tmp_path, tiny_base())
     save_model(merge.base, merge.model)

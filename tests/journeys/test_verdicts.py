@@ -3,17 +3,21 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from unittest.mock import Mock
 
 import pytest
 import torch
 from support.commands import eventually
 from support.merges import Sandbox, make_merge, set_in
-from support.models import Model, save_lone, tiny_base
+from support.models import Model, save_lone, save_model, tiny_base
 
+from mergd.daemon.deciding import preempts
+from mergd.daemon.requests import AnyRequest, Pause, Refuse, Retry, Rollback
 from mergd.plugins.sources.directory import Directory
+from mergd.state import checkpoints
 from mergd.state.history import History
 from mergd.state.users import name_of
 
@@ -151,6 +155,62 @@ def test_what_lay_there_at_init_is_folded_once_it_is_approved(tmp_path: Path) ->
     assert merge.states() == {"old.safetensors": "folded"}
 
 
+@pytest.mark.parametrize(("existing", "state"), [("hold", "held"), ("ignore", "refused")])
+@pytest.mark.parametrize("change", ["touched", "other"])
+def test_what_lay_there_at_init_is_not_folded_because_it_was_touched(
+    tmp_path: Path, existing: str, state: str, change: str
+) -> None:
+    merge, file = lying_there(tmp_path, existing=existing)
+    if change == "other":
+        save_lone(file, merge.fine_tuned(2))
+    os.utime(file)
+    merge.mergd("run", "--once")
+    assert (merge.states(), codes(row_of(merge, "old.safetensors"))) == ({"old.safetensors": state}, ["existing"])
+    assert merge.mergd("fold", file).code == 0
+    assert merge.states() == {"old.safetensors": "folded"}
+
+
+def test_what_is_to_be_folded_at_init_settles_like_whatever_arrives(tmp_path: Path) -> None:
+    with (tmp_path / "half").open("wb") as writer:
+        merge, file = lying_there(tmp_path, lambda path: write_half(path, writer), existing="fold")
+        assert merge.states() == {"old.safetensors": "settling"}
+        merge.mergd("run", "--once")
+        assert merge.states() == {"old.safetensors": "settling"}
+    save_lone(file, merge.fine_tuned(1))
+    merge.mergd("run", "--once")
+    assert merge.states() == {"old.safetensors": "folded"}
+
+
+def write_half(path: Path, writer: BinaryIO) -> None:
+    """Make of a file one of the same length that somebody still writes."""
+    data = path.read_bytes()
+    path.unlink()
+    os.link(writer.name, path)
+    writer.write(data[:-100])
+    writer.truncate(len(data))
+    writer.flush()
+
+
+def lying_there(root: Path, then: Callable[[Path], None] = lambda path: None, **settings: Any) -> tuple[Sandbox, Path]:
+    """Return a merge in whose watched folder a checkpoint lay at init, and its file."""
+    (root / "watch").mkdir()
+    file = save_lone(root / "watch" / "old.safetensors", Sandbox(root, tiny_base()).fine_tuned(1))
+    then(file)
+    return make_merge(root, **settings), file
+
+
+@pytest.mark.parametrize("broken", ["half", "wrong"])
+def test_a_fold_that_cannot_be_queued_lifts_no_hold(held: Sandbox, broken: str) -> None:
+    (held.root / "half").mkdir()
+    (held.root / "half" / "config.json").write_text("{}")
+    save_model(held.root / "wrong", {"layer.matrix.bias": torch.zeros(7)})
+    before = row_of(held, "far")
+    assert held.mergd("fold", "far", held.root / broken).code in (65, 75)
+    assert held.mergd("list", "--json").json == [row_of(held, "a"), before]
+    held.mergd("run", "--once")
+    assert held.states() == {"a": "folded", "far": "held"}
+
+
 def test_a_gate_of_another_package_is_overruled_in_the_same_way(merge: Sandbox, their_news: Path) -> None:
     set_in(merge.config, gates='["their_gate"]')
     merge.drop("doubtful", 1)
@@ -218,6 +278,63 @@ def test_retry_takes_back_what_admission_refused_too(merge: Sandbox) -> None:
     assert merge.states() == {"a": "settling"}
     merge.mergd("run", "--once")
     assert merge.states() == {"a": "refused"}
+
+
+def test_a_setting_that_a_refusal_names_counts_after_retry(merge: Sandbox) -> None:
+    merge.drop("a", {**merge.fine_tuned(1), "lm_head.extra": torch.zeros(7)})
+    merge.mergd("run", "--once")
+    assert codes(row_of(merge, "a")) == ["extra-weights"]
+    set_in(merge.config, extra='"ignore"')
+    merge.mergd("run", "--once")
+    assert merge.states() == {"a": "refused"}
+    assert merge.mergd("retry", "a").code == 0
+    merge.mergd("run", "--once")
+    assert merge.states() == {"a": "folded"}
+
+
+def test_a_refused_empty_folder_says_nothing_of_other_ones(merge: Sandbox) -> None:
+    for name in ("one", "two"):
+        (merge.watch / name).mkdir()
+    merge.mergd("run", "--once")
+    assert merge.mergd("refuse", "one", "--why", "no").code == 0
+    assert merge.states() == {"one": "refused", "two": "settling"}
+    with History(merge.store.database) as history:
+        assert [decision.content for decision in history.decided.all().made] == [str(merge.watch / "one")]
+    assert row_of(merge, "two")["decisions"] == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "ends"),
+    [
+        (Refuse(checkpoint="far", why="no"), True),
+        (Refuse(checkpoint="a", why="it is folded"), False),
+        (Refuse(checkpoint="fra", why="a slip"), False),
+        (Pause(), True),
+        (Rollback(), True),
+        (Retry(checkpoint="far"), False),
+    ],
+)
+def test_a_running_fold_ends_only_for_what_can_be_done(held: Sandbox, request_: AnyRequest, ends: bool) -> None:
+    with History(held.store.database) as history:
+        assert preempts(request_, history) is ends
+
+
+def test_the_next_one_is_found_without_looking_at_all_that_wait(
+    merge: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(9):
+        merge.drop(f"c{seed}", seed)
+    with merge.loop() as loop:
+        loop._intake.see(Directory(merge.watch).scan(None).sightings)
+        looked_at = Mock(side_effect=checkpoints._checkpoint)
+        monkeypatch.setattr(checkpoints, "_checkpoint", looked_at)
+        names = []
+        for _ in range(3):
+            row = loop._worker.next_ready()
+            assert row is not None
+            names.append(row.name)
+            loop._worker._later[row.id] = float("inf")
+        assert (names, looked_at.call_count) == (["c0", "c1", "c2"], 1 + 2 + 3)
 
 
 @pytest.mark.parametrize(
@@ -360,6 +477,19 @@ def test_check_says_what_the_daemon_cannot_read(of_nobody: Sandbox) -> None:
         (place / "model.safetensors").chmod(0o644)
         assert of_nobody.mergd("check", place).code == 0
     assert "check" not in [verb for verb, _ in requests(of_nobody)]
+
+
+def test_a_state_that_an_older_mergd_made_is_brought_up_to_date(merge: Sandbox) -> None:
+    with History(merge.store.database, write=True) as history:
+        before = history.pins()
+        history._db.execute("delete from pins where name in ('convolutions', 'base_norms')")
+    place = merge.drop("a", 1)
+    ran = merge.mergd("run", "--once")
+    assert ran.code == 0, ran.err
+    assert merge.states() == {"a": "folded"}
+    with History(merge.store.database) as history:
+        assert history.pins() == before
+    assert merge.mergd("check", "--deep", place).code == 0
 
 
 def test_an_older_history_says_what_brings_it_up_to_date(merge: Sandbox) -> None:

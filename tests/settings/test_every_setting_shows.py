@@ -196,7 +196,7 @@ def state(bench: Bench) -> None:
 
 
 def existing(bench: Bench) -> None:
-    for how, expected in (("hold", "held"), ("fold", "ready"), ("ignore", "refused")):
+    for how, expected in (("hold", "held"), ("fold", "settling"), ("ignore", "refused")):
         root = bench.place()
         save_model(root / "watch" / "a", fine_tuned(tiny_base(), 1))
         assert make_merge(root, existing=how).states() == {"a": expected}

@@ -309,6 +309,56 @@ def test_those_that_a_person_asked_for_go_first_in_the_order_of_asking(history: 
     assert [row.name for row in history.checkpoints.ready()] == ["d", "b", "a", "c"]
 
 
+def test_the_first_that_wait_are_had_without_the_others(history: History) -> None:
+    for name in "abc":
+        ready(history, name)
+    assert [[row.name for row in history.checkpoints.ready(most)] for most in (1, 2, 9)] == [
+        ["a"],
+        ["a", "b"],
+        ["a", "b", "c"],
+    ]
+
+
+def test_a_reason_fills_neither_the_history_nor_a_log(history: History) -> None:
+    long = Reason("code", "f" * 10**6, "e" * 10**6, "n" * 10**6)
+    (kept,) = history.checkpoints.add(sighting("a"), "refused", long).reasons
+    assert {len(text) for text in (kept.found, kept.expected, kept.next_step)} == {4000}
+    assert kept.found.endswith("f…")
+    assert len(str(long)) < 8100
+    (kept,) = history.checkpoints.set_state(1, "held", replace(long, found="f" * 4000)).reasons
+    assert kept.found == "f" * 4000
+
+
+@pytest.mark.parametrize("state", ["held", "refused"])
+def test_what_lay_there_at_init_stays_set_aside_when_it_changes(history: History, state: Any) -> None:
+    reason = replace(REASON, code="existing")
+    row = history.checkpoints.add(sighting("a"), state, reason)
+    again = history.checkpoints.resight(row.id, sighting("a", inode=2))
+    assert (again.state, again.reasons, again.since) == (state, (reason,), row.since)
+    assert again.fingerprint == sighting("a", inode=2).fingerprint
+    other = history.checkpoints.add(sighting("b"), state, REASON)
+    assert history.checkpoints.resight(other.id, sighting("b", inode=2)).state == "settling"
+
+
+def test_a_decision_without_any_file_is_about_the_place(history: History) -> None:
+    rows = [history.checkpoints.add(Sighting("directory", f"/watch/{name}", name, ())) for name in "ab"]
+    history.decided.refuse(rows[0], "no", "alice")
+    decisions = history.decided.all()
+    assert decisions.made[0].content == "/watch/a"
+    assert decisions.on((None, rows[1].fingerprint)) == ()
+    assert replace(decisions, made=(replace(decisions.made[0], content=""),)).on(("",)) == ()  # as once was written
+
+
+def test_a_block_of_writes_counts_whole_or_not_at_all(history: History, path: Path) -> None:
+    row = history.checkpoints.add(sighting("a"), "held", REASON)
+    before = everything(path)
+    with pytest.raises(Busy), history.all_or_nothing():
+        history.checkpoints.make_ready(row.id)
+        history.decided.approve(row, "alice")
+        raise Busy("not now")
+    assert everything(path) == before
+
+
 def test_what_a_crash_ended_goes_behind_all_others_until_an_attempt_ends(history: History) -> None:
     rows = {name: ready(history, name) for name in "abc"}
     history.checkpoints.hurry(rows["a"].id)

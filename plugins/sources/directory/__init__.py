@@ -1,5 +1,6 @@
 """A watched directory: each folder in it, and each lone `.safetensors` file, may be a checkpoint."""
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from ..interface import Scan
 from . import places
 from .watching import Watching
 
+log = logging.getLogger(__name__)
+
 
 class Directory:
     """The directory source."""
@@ -17,6 +20,7 @@ class Directory:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._watching = Watching(root)
+        self._failed: dict[Path, str] = {}  # places that no rule here foresaw, and with what error
 
     @property
     def name(self) -> str:
@@ -30,8 +34,20 @@ class Directory:
             names = os.listdir(self.root)
         except OSError as error:
             raise Unavailable(f"cannot list {self.root}: {error.strerror}", "bring the watched folder back") from None
-        found = [self.sight(place) for place in places.inside(self.root, names)]
+        found = [self._sight_or_name(place) for place in places.inside(self.root, names)]
         return Scan(tuple(sorted(filter(None, found), key=_by_name)))
+
+    def _sight_or_name(self, place: Path) -> Sighting | None:
+        """Return the sighting of one place; with an error that nobody foresaw, without files: the others are sighted."""
+        try:
+            sighting = self.sight(place)
+            self._failed.pop(place, None)
+        except Exception as error:  # one place must not hide the others
+            if self._failed.get(place) != repr(error):
+                log.error("%s could not be sighted", place, exc_info=error)
+            self._failed[place] = repr(error)
+            return Sighting(self.name, str(place), place.name, ())
+        return sighting
 
     def sight(self, place: Path) -> Sighting | None:
         """Return the sighting of one place, wherever it lies, or None if nothing there could be a checkpoint."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ....state.errors import Unavailable
 from ....state.records import Sighting
 from ..interface import Evidence
 from . import manifests
@@ -29,16 +30,17 @@ BLOCK = 4096  # bytes of which a file system may keep a few elsewhere than in th
 
 
 def gather(sighting: Sighting) -> Evidence:
-    """Return what can be found out about a place that is not settled yet."""
+    """Return what can be found out about a place that is not settled yet. Raises Unavailable on a disk's error."""
     place = Path(sighting.place)
     try:
         lone = not place.is_dir()
         folder = place.parent if lone else place
+        unfinished = _beside(place) if lone else _in_progress(place)  # first: a folder that is closed is named itself
         weights = [stamp.name for stamp in sighting.stamps if stamp.name.endswith(WEIGHTS) and stamp.size >= 0]
         looks = {name: look for name in weights if (look := _look_at(folder / name)) is not None}
         manifest, digests = manifests.listed(folder, place.name if lone else "", weights)
         return Evidence(
-            unfinished=_beside(place) if lone else _in_progress(place),
+            unfinished=unfinished,
             writers=tuple(name for name, look in looks.items() if look.written),
             unasked=tuple(name for name, look in looks.items() if look.written is None),
             holes=tuple(name for name, look in looks.items() if look.holes),
@@ -51,6 +53,9 @@ def gather(sighting: Sighting) -> Evidence:
         return Evidence(unreadable=str(error.filename or place))
     except FileNotFoundError:  # it went away; the next scan says so
         return Evidence()
+    except OSError as error:
+        where = error.filename or place
+        raise Unavailable(f"the disk to give {where}: {error.strerror}", "it is looked at again") from None
 
 
 # --------------------------------------------------------------------------------------------------------- one file
@@ -125,11 +130,14 @@ def _beside(place: Path) -> str:
 
 
 def _marker(folder: Path, markers: Iterable[str], others: Iterable[str] | None = None) -> str:
-    """Return the marker that was made after every other file's last change; a time that nobody can set back says so."""
+    """Return the marker that is no older than every other file's last change; a time that nobody can set back says so.
+
+    File systems whose clock has ticks give the same time to what was written one upon another.
+    """
     names = {*(os.listdir(folder) if others is None else others), *markers}
     changed = {name: time for name in names if (time := _changed(folder / name)) is not None}
     last = max((time for name, time in changed.items() if name not in markers), default=0)
-    return next((name for name in markers if changed.get(name, 0) > last), "")
+    return next((name for name in markers if changed.get(name, -1) >= last), "")
 
 
 def _changed(path: Path) -> int | None:

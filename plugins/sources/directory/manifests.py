@@ -1,16 +1,22 @@
 """Manifests: which file lists the digests of a place's weight files, and what it says. Nothing is hashed here."""
 
+import errno
 import json
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
 from pathlib import Path
 
+from ....state.errors import Busy, NotPermitted, Refused
+from ....state.headers import read_bounded
 from .places import WEIGHTS
 
 SUMS = "SHA256SUMS"  # in a folder, as `sha256sum` writes it; of a lone file: its name and .sha256
 TREES = Path(".cache", "huggingface", "trees")  # the Hub client's, of a download into a folder of one's own
-LARGEST = 8 * 2**20  # bytes
+LARGEST = 4 * 2**20  # bytes
+MOST = 4096  # weight files; what lists more is no checkpoint's manifest
+KEPT = 64  # manifests whose digests are kept, so that no scan reads again what has not changed
 DIGEST = "[0-9a-fA-F]{64}"
 PLAIN = re.compile(rf"\\?(?P<digest>{DIGEST}) [ *](?:\./)?(?P<name>[^/]+)")
 TAGGED = re.compile(rf"SHA256 \((?P<name>[^/]+)\) = (?P<digest>{DIGEST})")
@@ -23,12 +29,12 @@ def listed(folder: Path, lone: str, weights: Collection[str]) -> tuple[str, dict
     The Hub client lists what a repository holds, whether it was asked for all of it or not: of that, only what is there.
     """
     sums = f"{lone}.sha256" if lone else SUMS
-    if text := _text(folder / sums):
-        return sums, {name: digest for name, digest in sha256sums(text).items() if not lone or name == lone}
+    if (digests := _read(folder / sums, sha256sums)) is not None:
+        return sums, {name: digest for name, digest in digests.items() if not lone or name == lone}
     tree = None if lone else _newest(folder / TREES)
-    if tree is not None and (text := _text(tree)):
-        digests = {name: digest for name, digest in hub_tree(text).items() if name in weights}
-        return (str(tree.relative_to(folder)), digests) if digests else ("", {})
+    if tree is not None and (digests := _read(tree, hub_tree)) is not None:
+        there = {name: digest for name, digest in digests.items() if name in weights}
+        return (str(tree.relative_to(folder)), there) if there else ("", {})
     return "", {}
 
 
@@ -55,20 +61,47 @@ def _is_large_weight(name: str, entry: Mapping[str, object]) -> bool:
     return name.endswith(WEIGHTS) and "/" not in name and bool(entry.get("lfs_sha256"))
 
 
-def _text(path: Path) -> str:
-    """Return what a small file holds; nothing if it is none."""
+# ------------------------------------------------------------------------------------------------------- reading them
+
+Parse = Callable[[str], dict[str, str]]
+Stamp = tuple[int, ...]  # what tells that a file is still the same one
+
+
+def _read(path: Path, parse: Parse) -> Mapping[str, str] | None:
+    """Return what a manifest lists; None if there is none. Raises OSError where it cannot be read."""
     try:
-        if not path.is_file() or path.stat().st_size > LARGEST:
-            return ""
-        return path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return ""
+        status = os.stat(path)
+        stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return _parsed(str(path), stamp, parse)
+    except (FileNotFoundError, NotADirectoryError, Busy, Refused):  # none, no file, or far too large
+        return None
+    except NotPermitted:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path)) from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        raise
+
+
+@lru_cache(maxsize=KEPT)
+def _parsed(path: str, stamp: Stamp, parse: Parse) -> Mapping[str, str] | None:
+    text = read_bounded(path, LARGEST).decode(errors="replace")
+    digests = parse(text) if text else {}
+    return digests if text and len(digests) <= MOST else None
 
 
 def _newest(folder: Path) -> Path | None:
     """Return the list that was written last: of the revision that was asked for last."""
     try:
         paths = [folder / name for name in os.listdir(folder) if name.endswith(".json")]
-        return max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    return max(paths, key=_written, default=None)
+
+
+def _written(path: Path) -> int:
+    """Return when a file was written, in wall-clock nanoseconds; of what cannot be looked at, before all others."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return -1

@@ -4,13 +4,14 @@ A place is a folder or a lone weight file; the steps of a training, RUN/checkpoi
 cache, models--org--name/snapshots/<commit>.
 """
 
+import errno
 import logging
 import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
 from fnmatch import translate
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from ....state.records import FileStamp, Sighting
@@ -29,6 +30,8 @@ STEP = re.compile(r"checkpoint-(\d+)", re.ASCII)
 TRAINERS = ("trainer_state.json", "training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 CACHED = re.compile(r"models--(.+)")
 SNAPSHOTS = "snapshots"
+# It went away, or is a link that leads nowhere or round in a circle.
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def inside(root: Path, names: Iterable[str]) -> Iterator[Path]:
@@ -54,17 +57,21 @@ def sight(source: str, root: Path, place: Path) -> Sighting | None:
         if place.suffix == WEIGHTS or never_read(place.name):
             run = str(place.parent) if place.name == FINAL and _steps(place.parent) else ""
             return Sighting(source, str(place), name, (_stamp(place, place.name),), run, owner=owner_name(place))
-    except PermissionError:
-        return Sighting(source, str(place), name, ())
-    except OSError as error:  # it went away, or is a link that leads round in a circle
+    except OSError as error:
+        if error.errno not in GONE:  # a closer look says what keeps us from it
+            return Sighting(source, str(place), name, ())
         log.debug("%s cannot be looked at: %s", place, error.strerror)
     return None
 
 
 def named_as_place(name: str) -> bool:
     """Whether a name is one that a checkpoint may have. One whose bytes are no UTF-8 can be written down nowhere."""
-    if matches(name, IGNORED):
-        return False
+    return not matches(name, IGNORED) and _is_text(name)
+
+
+@lru_cache(maxsize=1000)
+def _is_text(name: str) -> bool:
+    """Whether a name can be written down; of one that cannot, it is told once, and not at each scan."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -101,7 +108,13 @@ def _steps(folder: Path) -> list[Path]:
 
 
 def _is_step(folder: Path) -> bool:
-    return any((folder / name).exists() for name in TRAINERS)
+    """Whether a trainer's files lie in a folder of such a name; of what we may not enter, its name has to do."""
+    try:
+        return not set(TRAINERS).isdisjoint(os.listdir(folder))
+    except PermissionError:
+        return True
+    except OSError:
+        return False
 
 
 def _snapshots(folder: Path) -> list[Path]:
@@ -136,13 +149,13 @@ def _listed(folder: Path) -> list[str]:
 
 def _stamps(folder: Path) -> Iterator[FileStamp]:
     for name in sorted(os.listdir(folder)):
-        if not (matches(name, RELEVANT) or never_read(name)) or matches(name, IGNORED):
+        if not (matches(name, RELEVANT) or never_read(name)) or not named_as_place(name):
             continue
         try:
             stamp = _stamp(folder / name, name)
-        except PermissionError:
-            raise
-        except OSError:  # gone meanwhile, or a link that leads nowhere or round in a circle
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
             continue
         yield stamp
 

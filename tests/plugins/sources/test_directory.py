@@ -10,8 +10,9 @@ import pytest
 from contracts.source import PATIENCE, SourceContract
 from support.models import fine_tuned, save_lone, save_model, tiny_base
 
-from mergd.plugins.sources.directory import Directory
+from mergd.plugins.sources.directory import Directory, places
 from mergd.plugins.sources.interface import Source
+from mergd.state.records import Sighting
 
 
 @pytest.fixture
@@ -110,6 +111,31 @@ def test_a_thousand_files_that_come_and_go_disturb_no_scan(directory: Directory)
     finally:
         stop.set()
         thread.join()
+
+
+def test_an_error_that_nobody_foresaw_at_one_place_hides_no_other(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("bad", "good"):
+        save_model(directory.root / name, tiny_base())
+    real = places.sight
+
+    def sight(source: str, root: Path, place: Path) -> Sighting | None:
+        if place.name == "bad":
+            raise ArithmeticError("a test")
+        return real(source, root, place)
+
+    monkeypatch.setattr(places, "sight", sight)
+    for _ in range(2):
+        assert [(s.name, len(s.stamps)) for s in directory.scan().sightings] == [("bad", 0), ("good", 2)]
+    assert caplog.text.count("could not be sighted") == 1
+
+
+def test_a_name_that_is_no_text_is_told_of_once(directory: Directory, caplog: pytest.LogCaptureFixture) -> None:
+    Path(os.fsdecode(os.fsencode(directory.root) + b"/told of once \xff")).mkdir()
+    for _ in range(3):
+        assert names(directory) == []
+    assert caplog.text.count("is passed over") == 1
 
 
 @pytest.mark.parametrize("how", ["in a new folder", "renamed in", "a lone file", "in an old folder"])

@@ -10,14 +10,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.models import save_lone, save_model, tiny_base
 
-from mergd.plugins.sources.directory import Directory, manifests
+from mergd.plugins.sources.directory import Directory, evidence, manifests
 from mergd.plugins.sources.directory.evidence import gather
 from mergd.plugins.sources.interface import Evidence
+from mergd.state.errors import Unavailable
+from mergd.state.headers import read_bounded
 
 FILE = "model.safetensors"
 AA, BB = "a" * 64, "b" * 64
@@ -181,6 +184,19 @@ def test_a_lone_file_has_a_marker_of_its_own(tmp_path: Path) -> None:
     assert look(place).marker == marker.name
 
 
+def test_a_marker_counts_where_its_time_is_that_of_the_other_files(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the clocks of most file systems have it, for what is written within some milliseconds."""
+    (place / "READY").touch()
+    monkeypatch.setattr(evidence, "_changed", lambda path: 7 if path.exists() else None)
+    assert look(place).marker == "READY"
+    lone = save_lone(place.parent / "a.safetensors", tiny_base())
+    assert look(lone).marker == ""
+    lone.with_name("a.safetensors.ready").touch()
+    assert look(lone).marker == "a.safetensors.ready"
+
+
 def later_than(before: Path, path: Path) -> None:
     """Touch a file until its time is a later one than another's: the kernel's clock has ticks."""
     while path.stat().st_ctime_ns <= before.stat().st_ctime_ns:
@@ -246,6 +262,57 @@ def test_the_hub_clients_own_list_is_a_manifest_of_what_is_there(place: Path) ->
     assert look(place).manifest == str(second.relative_to(place))
 
 
+NO_MANIFESTS: dict[str, Callable[[Path], object]] = {
+    "a pipe": os.mkfifo,
+    "a folder": lambda path: path.mkdir(),
+    "a link to itself": lambda path: path.symlink_to(path.name),
+    "a link to nowhere": lambda path: path.symlink_to("nowhere"),
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "a large file": lambda path: path.write_text(f"{AA}  {FILE}\n" + " " * manifests.LARGEST),
+    "a long list": lambda path: path.write_text("".join(f"{AA}  {k}.safetensors\n" for k in range(5000))),
+}
+
+
+@pytest.mark.parametrize("what", NO_MANIFESTS)
+@pytest.mark.parametrize("name", ["SHA256SUMS", ".cache/huggingface/trees/x.json"])
+def test_what_can_be_no_manifest_says_nothing(place: Path, name: str, what: str) -> None:
+    (place / name).parent.mkdir(parents=True, exist_ok=True)
+    NO_MANIFESTS[what](place / name)
+    assert look(place) == Evidence()
+
+
+def test_a_manifest_that_becomes_a_pipe_keeps_nobody_waiting(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sums, real = place / "SHA256SUMS", os.open
+    sums.write_text("x")
+
+    def swapped(path: str | Path, flags: int, *mode: int, **options: int) -> int:
+        if str(path) == str(sums):
+            sums.unlink()
+            os.mkfifo(sums)
+            assert flags & os.O_NONBLOCK
+        return real(path, flags, *mode, **options)
+
+    monkeypatch.setattr(os, "open", swapped)
+    assert look(place) == Evidence()
+
+
+def test_a_manifest_is_read_once_for_as_long_as_it_is_the_same(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def noting(path: str, most: int) -> bytes:
+        read.append(path)
+        return read_bounded(path, most)
+
+    monkeypatch.setattr(manifests, "read_bounded", noting)
+    sums, tree = place / "SHA256SUMS", write_tree(place, "1" * 40, {FILE: {"lfs_sha256": BB}})
+    assert [look(place).digests for _ in range(3)] == [{FILE: BB}] * 3
+    sums.write_text(f"{AA}  {FILE}\n")
+    assert [look(place).digests for _ in range(3)] == [{FILE: AA}] * 3
+    sums.write_text(f"{BB} *./{FILE}\n")
+    assert look(place).digests == {FILE: BB}
+    assert read == [str(tree), str(sums), str(sums)]
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": 7}', '{"files": {"a.safetensors": 7}}', "[" * 10_000])
 def test_a_list_that_is_none_says_nothing(place: Path, text: str) -> None:
     write_tree(place, "1" * 40, {}).write_text(text)
@@ -269,6 +336,39 @@ def test_what_may_not_be_read_is_named(place: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(os, "open", not_permitted)
     assert look(place) == Evidence(unreadable=str(place / FILE))
+
+
+def test_a_manifest_that_may_not_be_read_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sums, real = place / "SHA256SUMS", os.open
+    sums.write_text(f"{AA}  {FILE}\n")
+
+    def not_permitted(path: str | Path, *arguments: int) -> int:
+        if str(path) == str(sums):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *arguments)
+
+    monkeypatch.setattr(os, "open", not_permitted)
+    assert look(place) == Evidence(unreadable=str(sums))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ELOOP])
+@pytest.mark.parametrize("name", ["listdir", "stat"])
+def test_a_disk_that_does_not_answer_is_named(
+    place: Path, monkeypatch: pytest.MonkeyPatch, number: int, name: str
+) -> None:
+    sighting = Directory(place.parent).sight(place)
+    assert sighting is not None
+
+    def fails(path: Path, *arguments: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, fails)
+        if (name, number) == ("stat", errno.ELOOP):  # as of a link that leads round in a circle
+            assert gather(sighting) == Evidence()
+        else:
+            with pytest.raises(Unavailable, match=os.strerror(number)):
+                gather(sighting)
 
 
 def test_what_went_away_meanwhile_is_no_error(place: Path) -> None:

@@ -1,12 +1,16 @@
 """Which places are seen: trainers' runs at both depths, the Hub client's cache, links; and how they are called."""
 
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.models import save_lone, save_model, tiny_base
 
 from mergd.plugins.sources.directory import Directory
+from mergd.plugins.sources.directory.evidence import gather
 from mergd.state.records import Sighting
 
 
@@ -122,6 +126,57 @@ def test_a_link_may_lead_to_a_run(root: Path, tmp_path: Path) -> None:
     save_step(tmp_path / "elsewhere", 5)
     (root / "beta").symlink_to(tmp_path / "elsewhere")
     assert [(s.name, s.run, s.step) for s in seen(root)] == [("beta/checkpoint-5", str(root / "beta"), 5)]
+
+
+@pytest.mark.parametrize("name", [b"x\xff.safetensors", b"x\xff.bin", b"x\xff-00001-of-00002.safetensors"])
+def test_a_name_inside_a_folder_that_is_no_text_is_passed_over(root: Path, name: bytes) -> None:
+    place = save_model(root / "a", tiny_base())
+    before = seen(root)
+    Path(os.fsdecode(os.fsencode(place) + b"/" + name)).touch()
+    assert seen(root) == before
+    assert before[0].fingerprint.encode()
+
+
+@pytest.mark.parametrize("mode", ["may not be listed", "may not be entered"])
+def test_a_step_that_we_may_not_enter_is_seen_without_files(
+    root: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    closed = save_step(root / "alpha", 500)
+    save_model(root / "good", tiny_base())
+    for name in ("listdir", "scandir") if mode == "may not be listed" else ("listdir", "scandir", "stat", "open"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name), closed, itself=name in ("listdir", "scandir")))
+    sightings = seen(root)
+    assert [(s.name, len(s.stamps)) for s in sightings] == [("alpha/checkpoint-500", 0), ("good", 2)]
+    assert gather(sightings[0]).unreadable == str(closed)
+
+
+def refusing(call: Callable[..., Any], folder: Path, *, itself: bool) -> Callable[..., Any]:
+    """Return a system call to which what lies in a folder is closed."""
+
+    def asked(path: Any, *arguments: Any, **options: Any) -> Any:
+        if folder in Path(path).parents or (itself and Path(path) == folder):
+            raise PermissionError(13, "Permission denied", str(path))
+        return call(path, *arguments, **options)
+
+    return asked
+
+
+@pytest.mark.parametrize(("number", "is_seen"), [
+    (errno.EIO, True), (errno.ESTALE, True), (errno.ENOENT, False), (errno.ELOOP, False),
+])  # fmt: skip
+def test_what_the_disk_does_not_tell_of_is_not_gone(
+    root: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_seen: bool
+) -> None:
+    place, real = save_lone(root / "a.safetensors", tiny_base()), os.stat
+    save_lone(root / "b.safetensors", tiny_base())
+
+    def stat(path: Any, **options: Any) -> os.stat_result:
+        if str(path) == str(place):
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert names(root) == (["a.safetensors"] if is_seen else []) + ["b.safetensors"]
 
 
 def make(folder: Path) -> Path:
