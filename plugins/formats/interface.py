@@ -1,5 +1,6 @@
 """What a format is: it knows, from names and headers alone, what a checkpoint of its kind looks like on disk."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,8 +86,12 @@ class Contents:
 
     @property
     def formulas(self) -> str:
-        """What makes this content besides its tensors, such as an adapter's scales; it enters the digest."""
-        return "\n".join(f"{name} {part}" for name, part in sorted(self.parts.items()) if not isinstance(part, Whole))
+        """What makes this content besides its tensors: which of them make what, and their scales; it enters the digest.
+
+        The same text for ever, so that a checkpoint that was folded is known by every later version of mergd.
+        """
+        formed = ((name, part) for name, part in sorted(self.parts.items()) if not isinstance(part, Whole))
+        return "\n".join(json.dumps([name, part.tensors, part.strength[1]]) for name, part in formed)
 
 
 @dataclass(frozen=True)

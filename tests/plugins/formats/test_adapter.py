@@ -11,7 +11,7 @@ import torch
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig
 from support.adapters import Kernel, Small, gpt2, llama, save_adapter, save_base, weights_of
 from support.merges import NO_LIMITS, Sandbox, make_merge
-from support.models import Model, weight_errors
+from support.models import Model, drop_adapter, weight_errors
 from torch import nn
 
 from mergd.plugins.formats.adapter import Adapter, Patterns
@@ -270,3 +270,9 @@ def test_the_first_pattern_that_a_name_ends_in_counts() -> None:
     assert patterns.first("model.layers.2.q_proj") == r".*layers\.\d.q_proj"
     assert patterns.first("model.head.q_proj") == "q_proj"
     assert patterns.first("model.head.seq_proj") is None
+
+
+def test_the_formulas_are_the_same_text_for_ever(tmp_path: Path) -> None:
+    contents = Adapter().contents(drop_adapter(tmp_path / "adapter", r=4, lora_alpha=6))
+    names = '["base_model.model.layer.matrix.lora_B.weight", "base_model.model.layer.matrix.lora_A.weight"]'
+    assert contents.formulas == f'["layer.matrix.weight", {names}, 1.5]'
