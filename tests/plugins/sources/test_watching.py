@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,8 @@ from mergd.plugins.sources.directory.watching import Watching
 
 FLOOD = 20_000  # files; the kernel's queue takes 16,384 events
 
+BETWEEN = 0.5  # seconds; rescans are a minute apart
+
 
 class Watched:
     """A watched folder, and whether its source was woken."""
@@ -41,8 +44,9 @@ class Watched:
         return self.source._watching
 
     def scan_twice(self) -> list[str]:
-        """Return what the second of two scans sees."""
+        """Return what the second of two scans sees, a moment apart: what the first is too early for reaches its thread."""
         self.source.scan()
+        time.sleep(BETWEEN)
         return [sighting.name for sighting in self.source.scan().sightings]
 
     def is_awake(self) -> bool:
