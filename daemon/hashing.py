@@ -109,7 +109,7 @@ class Hasher:
                     raise Busy("it ends too early")
                 work.digest.update(chunk)
                 work.done += len(chunk)
-            if _stamp_of(fd, work.stamp.name) != work.stamp:
+            if FileStamp.of(work.stamp.name, os.fstat(fd)) != work.stamp:
                 raise Busy("it has changed")
         finally:
             os.close(fd)
@@ -126,8 +126,3 @@ class Hasher:
         finally:
             with self._lock:
                 self._pending -= 1  # last: until somebody was woken, there is more to come
-
-
-def _stamp_of(fd: int, name: str) -> FileStamp:
-    s = os.fstat(fd)
-    return FileStamp(name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)

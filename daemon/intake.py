@@ -12,7 +12,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from ..plugins.formats.interface import Candidate
 from ..plugins.sources.directory import evidence
 from ..state.errors import NotPermitted, Unavailable
 from ..state.headers import owner_of
@@ -188,16 +187,13 @@ class Intake:
     def _admit(self, row: Checkpoint, sighting: Sighting, turn: Turn) -> None:
         """Read the headers, and record the verdict."""
         try:
-            _, verdict = self._examine(sighting)
+            _, verdict = Admission(self._base, self.settings).examine(sighting)
         except NotPermitted as error:
             self._block(row, str(error), error.hint)
         except Unavailable as error:
             self._settle(row, str(error))
         else:
             self._record(row, sighting, turn, verdict)
-
-    def _examine(self, sighting: Sighting) -> tuple[Candidate | None, Verdict]:
-        return Admission(self._base, self.settings).examine(sighting)
 
     def _record(self, row: Checkpoint, sighting: Sighting, turn: Turn, verdict: Verdict) -> None:
         self._forget(row, sighting.place)

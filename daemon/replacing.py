@@ -54,15 +54,11 @@ def _later(row: Checkpoint, old: Version, line: Sequence[Version], get: Callable
         "replace-later",
         f"{len(later)} folded since {old}, in whose stead it would count: {', '.join(other.name for other in later)}",
         f"that {old} is the head",
-        f"{_as_one_more(row)}; for it to replace that one: mergd rollback {old}; mergd fold {quoted(row.place)}; "
+        f"{decide(row.place)}; for it to replace that one: mergd rollback {old}; mergd fold {quoted(row.place)}; "
         f"mergd fold --again {again}",
     )
 
 
 def _dropped(row: Checkpoint, old: Version) -> Reason:
     found = f"that the files of {old}, or those before it, were dropped by retention"
-    return Reason("replace-later", found, f"slots to fold onto in the stead of {old}", _as_one_more(row))
-
-
-def _as_one_more(row: Checkpoint) -> str:
-    return decide(row.place)
+    return Reason("replace-later", found, f"slots to fold onto in the stead of {old}", decide(row.place))

@@ -35,9 +35,7 @@ from .telling import tell_hooks
 log = logging.getLogger(__name__)
 
 RESERVE = 64 * 2**20  # bytes that stay free for the history
-RETRY_AFTER = (
-    30.0  # seconds, after a failure that is nobody's fault; doubled each time after an error that nobody foresaw
-)
+RETRY_AFTER = 30.0  # seconds, after a failure that is nobody's fault; doubled each time after an unforeseen error
 LOOKS_BACK = 1000  # folds that a newcomer is compared with
 DAY = timedelta(days=1)
 

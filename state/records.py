@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod, sqrt
@@ -151,6 +153,12 @@ class FileStamp:
     size: int  # bytes
     mtime_ns: int
     ctime_ns: int
+
+    @classmethod
+    def of(cls, name: str, status: os.stat_result) -> FileStamp:
+        """Return the stamp of what was looked at; what is no regular file has the size -1."""
+        size = status.st_size if stat.S_ISREG(status.st_mode) else -1
+        return cls(name, status.st_dev, status.st_ino, size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @dataclass(frozen=True)

@@ -171,8 +171,8 @@ class Parts:
             raise _not_computed(f"{shown(', '.join(found))} of {shown(module)}")
         one, two = _product_shape(w1), _product_shape(w2)
         product = (one[0] * two[0], one[1] * two[1], *two[2:])
-        ranks = [factors[0].shape[1] for factors in (w1, w2) if len(factors) == 2]
-        rank = self._said_rank(module, next((r for r in ranks), None))
+        ranks: list[int | None] = [factors[0].shape[1] for factors in (w1, w2) if len(factors) == 2]
+        rank, *_ = [self._said_rank(module, decomposed) for decomposed in ranks or [None]]
         names = tuple(f.name for f in w1), tuple(f.name for f in w2)
         return {f"{module}.weight": Lokr(*names, self._scale(module, rank), int(rank), product)}
 

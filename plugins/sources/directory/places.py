@@ -8,7 +8,6 @@ import errno
 import logging
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator
 from fnmatch import translate
 from functools import cache, lru_cache
@@ -56,7 +55,9 @@ def sight(source: str, root: Path, place: Path) -> Sighting | None:
             return Sighting(source, str(place), name, stamps, run, step, _owner(place, stamps))
         if place.suffix == WEIGHTS or never_read(place.name):
             run = str(place.parent) if place.name == FINAL and _steps(place.parent) else ""
-            return Sighting(source, str(place), name, (_stamp(place, place.name),), run, owner=owner_name(place))
+            return Sighting(
+                source, str(place), name, (FileStamp.of(place.name, os.stat(place)),), run, owner=owner_name(place)
+            )
     except OSError as error:
         if error.errno not in GONE:  # a closer look says what keeps us from it
             return Sighting(source, str(place), name, ())
@@ -152,7 +153,7 @@ def _stamps(folder: Path) -> Iterator[FileStamp]:
         if not (matches(name, RELEVANT) or never_read(name)) or not named_as_place(name):
             continue
         try:
-            stamp = _stamp(folder / name, name)
+            stamp = FileStamp.of(name, os.stat(folder / name))
         except OSError as error:
             if error.errno not in GONE:
                 raise
@@ -163,9 +164,3 @@ def _stamps(folder: Path) -> Iterator[FileStamp]:
 def _owner(folder: Path, stamps: tuple[FileStamp, ...]) -> str:
     """Return who owns the weights: the largest file."""
     return owner_name(folder / max(stamps, key=lambda stamp: stamp.size).name if stamps else folder)
-
-
-def _stamp(path: Path, name: str) -> FileStamp:
-    s = os.stat(path)
-    size = s.st_size if stat.S_ISREG(s.st_mode) else -1
-    return FileStamp(name, s.st_dev, s.st_ino, size, s.st_mtime_ns, s.st_ctime_ns)
