@@ -58,13 +58,10 @@ class Intake:
         """Stop hashing."""
         self._hasher.close()
 
-    def see(self, sightings: Sequence[Sighting], *, now: bool = False) -> float | None:
-        """Take all that a scan saw; returns after how many seconds something will be quiet, None if nothing settles.
-
-        `now`: they are complete, as somebody says; of a run, all the same, only those are taken whose turn it is.
-        """
-        turns, refused = self._turns(sightings, now), self.refused
-        waits = [self.take(s, now=now, turn=turns.get(s.place, FREE)) for s in sightings]
+    def see(self, sightings: Sequence[Sighting]) -> float | None:
+        """Take all that a scan saw; returns after how many seconds something will be quiet, None if nothing settles."""
+        turns, refused = self._turns(sightings), self.refused
+        waits = [self.take(s, turn=turns.get(s.place, FREE)) for s in sightings]
         self._note_vanished({sighting.place for sighting in sightings})
         self._warn_of_stuck()
         if turns and self.refused > refused:
@@ -160,7 +157,7 @@ class Intake:
         self._places[sighting.place] = readiness
         return readiness
 
-    def _turns(self, sightings: Iterable[Sighting], now: bool) -> dict[str, Turn]:
+    def _turns(self, sightings: Iterable[Sighting]) -> dict[str, Turn]:
         """Return the turn of each place that belongs to a trainer's run."""
         members: dict[tuple[str, str], list[Sighting]] = {}
         for sighting in sightings:
@@ -170,7 +167,7 @@ class Intake:
         self._runs = {run: since for run, since in self._runs.items() if any(run == key[1] for key in members)}
         for (source, run), of_run in members.items():
             rows = self._checkpoints.under(source, run)
-            turns |= runs.plan(of_run, rows, self.settings.per_run, "" if now else self._quiet_of(run, of_run))
+            turns |= runs.plan(of_run, rows, self.settings.per_run, self._quiet_of(run, of_run))
         return turns
 
     def _quiet_of(self, run: str, members: Sequence[Sighting]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig
+from safetensors.torch import load_file, save_file
 from support.adapters import Kernel, Small, gpt2, llama, save_adapter, save_base, weights_of
 from support.merges import NO_LIMITS, Sandbox, make_merge
 from support.models import Model, drop_adapter, weight_errors
@@ -228,6 +229,18 @@ def test_a_rank_that_the_factors_do_not_have_is_refused(tmp_path: Path, config: 
     save_adapter(tmp_path / "adapter", Small(), config)
     edit(tmp_path / "adapter", r=64, alpha=64)
     with pytest.raises(Refused, match="rank 64"):
+        Adapter().contents(tmp_path / "adapter")
+
+
+def test_each_decomposed_factor_has_the_rank_that_the_configuration_says(tmp_path: Path) -> None:
+    save_adapter(tmp_path / "adapter", Small(), LoKrConfig(r=1, decompose_both=True, target_modules=["square"]))
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    for name, axis in (("lokr_w2_a", 1), ("lokr_w2_b", 0)):
+        (full,) = (key for key in tensors if key.endswith(name))
+        tensors[full] = torch.cat([tensors[full]] * 3, axis)
+    save_file(tensors, file)
+    with pytest.raises(Refused, match="rank 3"):
         Adapter().contents(tmp_path / "adapter")
 
 
