@@ -10,9 +10,10 @@ from ..state.errors import MergdError, Usage
 from ..state.history import History
 from ..state.records import Sighting
 from ..state.store import Store
-from . import deciding, requests
+from . import deciding, dropping, requests, tagging
 from .control import Answer, Ask
 from .intake import Intake
+from .retention import Keep
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +37,11 @@ class Desk:
         intake: Intake | None,
         sight: Callable[[Path], Sighting | None],
         hooks: list[str],
+        keep: Keep,
     ) -> None:
         self.again: set[int] = set()  # checkpoints that a person wants back
         self._history, self._store, self._intake, self._sight, self.hooks = history, store, intake, sight, hooks
+        self.keep = keep
         self._said_at = 0.0  # monotonic seconds
         self.waiting: list[_Waiting] = []  # asked folds without an answer yet
 
@@ -72,6 +75,16 @@ class Desk:
                 self.again.update(rows if request.again else ())
                 self.waiting.append(_Waiting(ask, rows))
                 return None
+        return self._look_after(ask)
+
+    def _look_after(self, ask: Ask) -> Answer:
+        match ask.request:
+            case requests.Tag() as request:
+                return tagging.tag(request, self._history, ask.who)
+            case requests.Untag() as request:
+                return tagging.untag(request, self._history, self.keep)
+            case requests.Gc():
+                return dropping.collect(self._history, self._store, self.keep)
         return self._decide(ask)
 
     def _decide(self, ask: Ask) -> Answer:

@@ -28,9 +28,10 @@ from .opening import make_source, open_merge, reopen_merge
 from .progress import Progress
 from .recovery import check_head, recover
 from .requests import AnyRequest, Retry
+from .retention import Keep
 from .scanning import Scanning
 from .settings import Settings
-from .status import write_log, write_status
+from .status import known, write_log, write_status
 from .worker import Worker
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class Loop:
         self._scanning = Scanning(self._source, self._intake)
         commit = Commit(store, history)
         self._worker = Worker(settings, merge, store, history, commit, self._source.sight)
-        self._desk = Desk(history, store, self._intake, self._source.sight, list(merge.hooks))
+        self._desk = Desk(history, store, self._intake, self._source.sight, list(merge.hooks), Keep.of(settings))
         self._drafting = Drafting(settings, merge, store, commit)
         recover(commit, history)
         self._worker.after_move()
@@ -228,7 +229,7 @@ class Loop:
             return
         self._merge = self._worker.merge = self._drafting.merge = merge
         self.settings = self._worker.settings = self._drafting.settings = settings
-        self._desk.hooks, self._intake.settings = list(merge.hooks), settings
+        self._desk.hooks, self._desk.keep, self._intake.settings = list(merge.hooks), Keep.of(settings), settings
         self.taken(settings)
         log.info("the configuration was read again")
         self._rescan()
@@ -318,10 +319,9 @@ class Loop:
     def _live(self) -> dict[str, Any]:
         """Return what only this process knows."""
         job = self._hands.job
-        return {
+        return known(self.settings) | {
             "doing": f"{job.checkpoint.name}: {self._hands.progress}" if job else "",
             "trouble": self.trouble,
-            "gates": list(self.settings.gates),
             "daemon": {"pid": os.getpid(), "doing": self._doing},
             "waits": {str(row): text for row, text in self._intake.waits.items()},
         }

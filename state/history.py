@@ -17,13 +17,15 @@ from .contributions import Contributions
 from .database import IN_MODEL, LINE, inserted, open_reader, open_writer, transaction
 from .decided import Decided
 from .errors import Busy
-from .records import Checkpoint, Contribution, Files, Move, Totals, Version, WeightReport
+from .records import MADE_BY_ITSELF, Checkpoint, Contribution, Files, Move, Totals, Version, WeightReport
+from .tags import Tags
 
 
 class History:
     """The versions, the head and its moves, the pins, the pauses and the requests.
 
-    `checkpoints` has the rows of checkpoints, `contributions` what they brought, `decided` what people decided on them.
+    `checkpoints` has the rows of checkpoints, `contributions` what they brought, `decided` what people decided on them,
+    `tags` the names of versions.
     """
 
     def __init__(self, path: Path, write: bool = False) -> None:
@@ -31,6 +33,7 @@ class History:
         self.checkpoints = Checkpoints(self._db)
         self.contributions = Contributions(self._db)
         self.decided = Decided(self._db)
+        self.tags = Tags(self._db)
 
     def __enter__(self) -> Self:
         return self
@@ -187,6 +190,13 @@ class History:
     def moves(self, last: int | None = None) -> list[Move]:
         """Return the moves of the head, newest first."""
         return [Move(**row) for row in self._db.table("moves").rows_where(order_by="id desc", limit=last)]
+
+    def moves_that_keep(self, last: int) -> list[Move]:
+        """Return the newest move, and the `last` newest ones by people; newest first."""
+        marks = ", ".join("?" * len(MADE_BY_ITSELF))
+        query = f"""select * from moves where id = (select max(id) from moves) or id in (select id from moves
+            where why not in ({marks}) order by id desc limit ?) order by id desc"""  # noqa: S608
+        return [Move(**row) for row in self._db.query(query, [*MADE_BY_ITSELF, last])]
 
     def owed(self) -> list[tuple[str, Move]]:
         """Return which hooks are still to be told of which moves, in order."""
