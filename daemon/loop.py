@@ -56,6 +56,7 @@ class Loop:
         self._lock = Lock(self._store.lock)
         self._inbox = Inbox()
         self._told_at = 0.0  # monotonic seconds
+        self._told_trouble = False
         self._stopping = False
 
     # ----------------------------------------------------------------------------------------------------- its life
@@ -153,6 +154,8 @@ class Loop:
         if self._hands.job is None and not self._stopping and (self._desk.waiting or not only_asked):
             self._start_fold()
         self._desk.answer_folds(self._stuck())
+        if bool(self.trouble) != self._told_trouble:
+            self.tell()
 
     def _stuck(self) -> MergdError | None:
         """Return what keeps an asked fold from being done now."""
@@ -298,7 +301,7 @@ class Loop:
 
     def tell(self, *, log_too: bool = False, live: dict[str, Any] | None = None) -> None:
         """Write the files that readers without the database look at."""
-        self._told_at = time.monotonic()
+        self._told_at, self._told_trouble = time.monotonic(), bool(self.trouble)
         try:
             write_status(self._history, self._store, self._live() if live is None else live)
             if log_too:
