@@ -91,7 +91,8 @@ def graph(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _version(entry: Mapping[str, Any]) -> str:
     name = entry["checkpoint"]["name"] if entry["checkpoint"] else entry["cause"]
     head = " [bold green]<- head[/]" if entry["head"] else ""
-    kept = "" if entry["kept"] else " [dim](files dropped)[/]"
+    kept = "" if entry["slots_kept"] else " [dim](slots dropped)[/]"
+    kept = kept if entry["kept"] else " [dim](files dropped)[/]"
     kept += f" [bold yellow]{safe(', '.join(entry['tags']))}[/]" if entry["tags"] else ""
     folded = f"{entry['totals']['folded']} folded, scale {entry['scale']:.4g}"
     return f"[bold]v{entry['version']}[/] {_when(entry['created_at'])}  {safe(name)}  ({folded}){kept}{head}"
