@@ -204,7 +204,7 @@ def rolled_back(answer: Mapping[str, Any]) -> None:
     moved = f"the head is v{head} now (it was v{before})" if head != before else f"the head is v{head} already"
     out.print(moved + paused)
     if not answer["slots_kept"]:
-        out.print("its slots were dropped: nothing is folded while the head is there")
+        out.print("its slots were dropped: they are made once more before the next fold")
     if not answer["out"]:
         return
     names = [safe(item["name"]) for item in answer["out"]]
@@ -214,3 +214,11 @@ def rolled_back(answer: Mapping[str, Any]) -> None:
     if len(names) > 1:
         out.print(f"    to take out {names[0]} only: mergd fold --again {' '.join(words[1:])}")
     out.print(f"    to put all back:   mergd rollback v{before}")
+
+
+def remade(answer: Mapping[str, Any]) -> None:
+    """Say what a removal or a replay would take, or what came of it."""
+    if answer["planned"]:
+        out.print(f"{answer['words']}; {size(answer['disk'])} of the disk meanwhile")
+    else:
+        out.print(f"v{answer['version']} is there; the head is v{answer['head']}")

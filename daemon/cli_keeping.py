@@ -7,9 +7,7 @@ import typer
 from ..state.errors import Usage
 from . import answers_keeping as answers
 from . import asking
-from .cli_options import ConfigOption, JsonOption, NameOption, settings_of, show_as
-
-LongNameOption = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Use /etc/mergd/NAME.toml.")]
+from .cli_options import ConfigOption, JsonOption, LongNameOption, NameOption, settings_of, show_as
 
 
 def tag(

@@ -14,6 +14,7 @@ from math import sqrt
 from pathlib import Path
 
 from ..plugins.formats.interface import Candidate
+from ..state.archive import Archive
 from ..state.committing import Commit
 from ..state.errors import Abandoned, Busy, Damaged, Misconfigured, NotPermitted, Unavailable
 from ..state.history import History
@@ -26,6 +27,7 @@ from .drafting import Made, Outcome
 from .dropping import decide, drop
 from .judging import Job, Known, Past, Turned
 from .opening import Merge
+from .pinning import still_pinned
 from .publishing import version_bytes
 from .recovery import STRIKES, check_head, wait_again
 from .replacing import Start
@@ -53,6 +55,7 @@ class Worker:
         self.settings = settings
         self.trouble = ""  # what keeps folding from going on by itself, such as a full disk
         self.merge, self._store, self._history, self._commit, self._sight = merge, store, history, commit, sight
+        self._archive = Archive(store)
         self._later: dict[int, float] = {}  # checkpoint -> when it may be tried again (monotonic seconds)
 
     # -------------------------------------------------------------------------------------------------------- begin
@@ -95,7 +98,8 @@ class Worker:
         need = version_bytes(self.merge.base, self.merge.rule, self.settings.out_dtype) + RESERVE
         free = shutil.disk_usage(self._store.root).free
         why = f"disk full: a version needs {need:,} bytes, {free:,} are free" if free < need else ""
-        why = why or lacking(self._store, self._history.head(), need - RESERVE, self.settings.disk)
+        head = self._history.head()
+        why = why or lacking(self._store, head.number if head else None, need - RESERVE, self.settings.disk)
         self.trouble = f"paused: {why}" if why else ""
         if self.trouble:
             self.retain()
@@ -138,7 +142,7 @@ class Worker:
     def _make_true(self, job: Job, made: Made, who: str) -> Checkpoint:
         """Rename the draft in, and make it true in one transaction; `after_move` lets the link follow."""
         reports, digest, brought = list(made.result.reports.values()), made.result.digest, contribution_of(job, made)
-        self._commit.rename(made.draft, made.version.number)
+        self._commit.rename(made.draft, made.version.number, digest)
         version = replace(made.version, stamps=self._store.stamps(made.version.number))
         replaced = job.start.replaced.number if job.start.replaced else None
         hooks = list(self.merge.hooks)
@@ -198,6 +202,7 @@ class Worker:
     def retain(self) -> None:
         """Drop the files of versions that retention lets go; first the promise, then the bytes."""
         drop(decide(self._history, Keep.of(self.settings)), self._commit)
+        self._archive.keep(still_pinned(self._archive.entries(), self.settings.archive.full))
 
 
 def job_for(row: Checkpoint, candidate: Candidate, history: History, *, again: bool = False) -> Job:

@@ -122,14 +122,6 @@ def test_a_tag_that_cannot_be_is_wrong_usage(folded: Sandbox, words: list[str]) 
     assert rows(folded, "select * from tags") == []
 
 
-def test_what_was_dropped_cannot_be_kept_by_a_name(folded: Sandbox) -> None:
-    set_in(folded.config, keep_last="2", keep_within="0")
-    done(folded.mergd("gc"))
-    ended = folded.mergd("tag", "good", "v1")
-    assert (ended.code, "v1 were dropped" in ended.err) == (2, True)
-    assert rows(folded, "select * from tags") == []
-
-
 # -------------------------------------------------------------------------------------------------------------- flood
 
 
@@ -203,20 +195,38 @@ def test_gc_asks_the_daemon_which_knows_what_it_was_started_with(folded: Sandbox
     assert (answer["daemon"], answer["freed"], len(answer["versions"])) == (True, 0, 2)
 
 
-def test_onto_a_head_without_slots_nothing_is_folded_until_it_moves(tmp_path: Path) -> None:
+def test_a_head_that_keeps_no_slots_gets_them_back_before_the_next_fold(tmp_path: Path) -> None:
     merge = make_merge(tmp_path, keep_last=4, keep_within=0, keep_slots=1, limits=NO_LIMITS)
-    drop(merge, range(1, 6))
+    drop(merge, range(1, 3))
+    merge.fold_all()
+    before = merge.weight_files(2)
+    drop(merge, range(3, 6))
     merge.fold_all()
     assert on_disk(merge) == ([2, 3, 4, 5], [4, 5])
-    assert "nothing is folded while the head is there" in done(merge.mergd("rollback", "v2")).out
+    assert "made once more before the next fold" in done(merge.mergd("rollback", "v2")).out
     drop(merge, range(6, 7))
-    with merge.running("run"):
-        trouble = eventually(lambda: merge.mergd("status", "--json").json["trouble"])
-        assert trouble.startswith("paused: the slots of v2 were dropped")
-        assert merge.states()["seed-06"] == "ready"
-        done(merge.mergd("rollback", "v5"))
-        eventually(lambda: merge.states()["seed-06"] == "folded")
-    assert merge.versions()[-1].parent == 5
+    merge.fold_all()
+    assert (merge.states()["seed-06"], merge.versions()[-1].parent) == ("folded", 2)
+    assert merge.weight_files(2) == before
+    assert on_disk(merge) == ([2, 3, 4, 5, 6], [2, 5, 6])
+
+
+def test_what_was_replayed_is_kept_by_its_tag(folded: Sandbox) -> None:
+    before = folded.weight_files(1)
+    set_in(folded.config, keep_last="2", keep_within="0")
+    done(folded.mergd("gc"))
+    refused = folded.mergd("tag", "good", "v1")
+    assert (refused.code, "mergd replay v1" in refused.err) == (2, True)
+    done(folded.mergd("replay", "v1"))
+    assert folded.weight_files(1) == before
+    assert [tag["tag"] for tag in done(folded.mergd("tag", "--json")).json] == ["replayed-1"]
+    done(folded.mergd("tag", "good", "replayed-1"))
+    done(folded.mergd("tag", "-d", "replayed-1"))
+    done(folded.mergd("gc"))
+    assert on_disk(folded) == ([1, 4, 5], [1, 4, 5])
+    done(folded.mergd("tag", "-d", "good"))
+    done(folded.mergd("gc"))
+    assert on_disk(folded) == ([4, 5], [4, 5])
 
 
 # ------------------------------------------------------------------------------------------------------------- budget
