@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from ..state.clock import utc_now
+from ..state.committing import Commit
 from ..state.errors import Refused
 from ..state.records import ADMITTED, Drafted, Verdict, Version
 from ..state.store import Draft, Store, version_digest
@@ -36,9 +37,9 @@ Outcome = Made | Known | Turned
 class Drafting:
     """Makes the drafts of one merge."""
 
-    def __init__(self, settings: Settings, merge: Merge, store: Store) -> None:
+    def __init__(self, settings: Settings, merge: Merge, store: Store, commit: Commit) -> None:
         self.settings = settings
-        self.merge, self._store = merge, store
+        self.merge, self._store, self._commit = merge, store, commit
 
     def draft(self, job: Job, progress: Progress) -> Outcome:
         """Make and seal the draft of one job; a verdict if it is not admitted. Raises what its steps raise.
@@ -52,7 +53,7 @@ class Drafting:
                 return outcome
         if (turned := held_at_start(job)) is not None:
             return turned
-        draft = self._store.draft(job.number)
+        draft = self._commit.draft(job.number)
         made: Outcome | None = None
         try:
             made = self._make(job, draft, progress)
@@ -104,8 +105,9 @@ class Drafting:
             seconds=dict(progress.seconds),
             bytes_read=result.bytes_read + published.bytes_read,
             bytes_written=result.bytes_written + published.bytes_written,
+            gates=tuple(self.merge.gates),
         )
-        draft.seal(self._manifest(job, version, result, published))
+        self._commit.seal(draft, self._manifest(job, version, result, published))
         return Made(draft, version, result)
 
     def _manifest(self, job: Job, version: Version, result: FoldResult, published: Published) -> dict[str, Any]:

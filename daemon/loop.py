@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Self
 
+from ..state.committing import Commit
 from ..state.errors import Abandoned, Busy, MergdError, Misconfigured, Unavailable
 from ..state.history import History
 from ..state.lock import Lock
@@ -82,10 +83,11 @@ class Loop:
         self._source = make_source(settings)
         self._intake = Intake(merge.base, history, settings, lambda: self.post("rescan"))
         self._scanning = Scanning(self._source, self._intake)
-        self._worker = Worker(settings, merge, store, history, self._source.sight)
+        commit = Commit(store, history)
+        self._worker = Worker(settings, merge, store, history, commit, self._source.sight)
         self._desk = Desk(history, store, self._intake, self._source.sight, list(merge.hooks))
-        self._drafting = Drafting(settings, merge, store)
-        recover(store, history)
+        self._drafting = Drafting(settings, merge, store, commit)
+        recover(commit, history)
         self._worker.after_move()
         self._hands = Hands(settings.threads, self._drafting.draft, lambda: self.post("look"))
         self.tell(log_too=True)

@@ -2,6 +2,7 @@
 
 import logging
 
+from ..state.committing import Commit
 from ..state.errors import Damaged
 from ..state.history import History
 from ..state.records import Checkpoint, Reason
@@ -14,20 +15,9 @@ STRIKES = 3  # attempts in a row without a verdict, then a checkpoint is held an
 NO_FAULT = ("abandoned", "changed")  # ends of an attempt that say nothing about the checkpoint
 
 
-def recover(store: Store, history: History) -> None:
-    """Sweep what has no row, set the link from the head, and let checkpoints wait again whose fold a crash ended."""
-    ahead = [number for number in store.numbers() if number > history.next_number()]
-    if ahead:
-        raise Damaged(
-            f"versions up to {max(ahead)} lie in {store.versions}, which the history does not know",
-            "it is older than its files: bring the newer mergd.db back; nothing was removed",
-        )
-    versions = history.versions()
-    for path in store.sweep((v.number for v in versions), (v.number for v in versions if v.kept)):
-        log.info("swept %s", path)
-    head = history.head()
-    if head is not None:
-        store.point(head.number)
+def recover(commit: Commit, history: History) -> None:
+    """Bring files and link to what the history says, and let checkpoints wait again whose fold a crash ended."""
+    commit.recover()
     for row in history.checkpoints.in_state("folding"):
         log.warning("the fold of %s was ended by a crash", row.name)
         wait_again(row, history)

@@ -14,9 +14,10 @@ from math import sqrt
 from pathlib import Path
 
 from ..plugins.formats.interface import Candidate
+from ..state.committing import Commit
 from ..state.errors import Abandoned, Busy, Damaged, Misconfigured, NotPermitted, Unavailable
 from ..state.history import History
-from ..state.records import ADMITTED, Checkpoint, Contribution, Reason, Sighting
+from ..state.records import ADMITTED, Checkpoint, Contribution, Files, Reason, Sighting
 from ..state.store import Store
 from ..state.wording import quoted
 from . import replacing
@@ -38,17 +39,19 @@ RESERVE = 64 * 2**20  # bytes that stay free for the history
 RETRY_AFTER = 30.0  # seconds, after a failure that is nobody's fault; doubled each time after an unforeseen error
 LOOKS_BACK = 1000  # folds that a newcomer is compared with
 DAY = timedelta(days=1)
+PARTS: tuple[Files, ...] = ("model", "slots")
+Sight = Callable[[Path], Sighting | None]
 
 
 class Worker:
     """One merge's worker."""
 
     def __init__(
-        self, settings: Settings, merge: Merge, store: Store, history: History, sight: Callable[[Path], Sighting | None]
+        self, settings: Settings, merge: Merge, store: Store, history: History, commit: Commit, sight: Sight
     ) -> None:
         self.settings = settings
         self.trouble = ""  # what keeps folding from going on by itself, such as a full disk
-        self.merge, self._store, self._history, self._sight = merge, store, history, sight
+        self.merge, self._store, self._history, self._commit, self._sight = merge, store, history, commit, sight
         self._later: dict[int, float] = {}  # checkpoint -> when it may be tried again (monotonic seconds)
 
     # -------------------------------------------------------------------------------------------------------- begin
@@ -107,7 +110,7 @@ class Worker:
             return self._record_verdict(job, outcome)
         if isinstance(outcome, Known):
             return self._record_duplicate(job, outcome.digest)
-        return self._commit(job, outcome, who)
+        return self._make_true(job, outcome, who)
 
     def _record_verdict(self, job: Job, turned: Turned) -> Checkpoint:
         verdict, more = turned.verdict, {"digest": turned.digest} if turned.digest else {}
@@ -129,14 +132,16 @@ class Worker:
             job.checkpoint.id, "folded", reason, digest=digest, urgent=None, duplicate_of=same
         )
 
-    def _commit(self, job: Job, made: Made, who: str) -> Checkpoint:
+    def _make_true(self, job: Job, made: Made, who: str) -> Checkpoint:
         """Rename the draft in, and make it true in one transaction; `after_move` lets the link follow."""
-        version, reports = made.version, list(made.result.reports.values())
-        digest, brought = made.result.digest, contribution_of(job, made)
-        self._store.install(made.draft, version.number)
+        reports, digest, brought = list(made.result.reports.values()), made.result.digest, contribution_of(job, made)
+        self._commit.rename(made.draft, made.version.number)
+        version = replace(made.version, stamps=self._store.stamps(made.version.number))
         replaced = job.start.replaced.number if job.start.replaced else None
         hooks = list(self.merge.hooks)
-        self._history.commit_fold(version, digest, reports, job.attempt, who, hooks, replaced, brought)
+        self._commit.transaction(
+            lambda history: history.commit_fold(version, digest, reports, job.attempt, who, hooks, replaced, brought)
+        )
         folded, scale = version.totals.folded, version.scale
         log.info("%s is folded: %s, %d checkpoints, scale %.4g", job.checkpoint.name, version, folded, scale)
         return self._history.checkpoints.get(job.checkpoint.id)
@@ -182,21 +187,18 @@ class Worker:
 
     def _link(self) -> None:
         """Let the link follow the head. The head has moved by then: what fails here is tried again, never undone."""
-        head = self._history.head()
-        if head is None or self._store.pointed() == head.number:
-            return
         try:
-            self._store.point(head.number)
+            self._commit.link()
         except OSError as error:
-            log.error("models/current does not lead to %s yet: %s", head, error)
+            log.error("models/current does not lead to the head yet: %s", error)
 
     def retain(self) -> None:
         """Drop the files of versions that retention lets go; first the promise, then the bytes."""
         settings = self.settings
         versions, moves = self._history.with_files(), self._history.moves(1)
         for number in to_drop(versions, moves, datetime.now(UTC), settings.keep_last, settings.keep_within):
-            self._history.drop_files(number)
-            self._store.drop(number)
+            for part in PARTS:
+                self._commit.sweep(number, part)
             log.info("the files of v%d are dropped; its row stays", number)
 
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 from sqlite_utils import Database
 
 from .clock import utc_before
-from .database import LINE
+from .database import IN_MODEL
 from .records import Contribution
 
 
@@ -21,10 +21,10 @@ class Contributions:
         self._db.table("contributions").insert(row)
 
     def in_line(self, number: int | None, last: int) -> tuple[Contribution, ...]:
-        """Return what the newest folds brought of a version and its ancestors, newest first, `last` at most."""
-        query = f"""{LINE} select version, name as checkpoint, contributor, norm, sketch from line
-            join contributions on version = n join versions on number = n
-            join checkpoints on checkpoints.id = versions.checkpoint order by version desc limit ?"""  # noqa: S608
+        """Return what the newest folds brought that are in the model at a version, newest first, `last` at most."""
+        query = f"""{IN_MODEL} select version, name as checkpoint, contributor, norm, sketch from model
+            join contributions on version = n
+            join checkpoints on checkpoints.id = model.checkpoint order by version desc limit ?"""  # noqa: S608
         return tuple(Contribution(**row) for row in self._db.query(query, [number, last]))
 
     def count_since(self, age: timedelta) -> int:

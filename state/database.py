@@ -15,6 +15,10 @@ from .migrations import migrations
 
 # A version's number and those of its ancestors, as the table `line`; takes the number.
 LINE = "with recursive line(n) as (select ? union all select parent from versions join line on number = n)"
+# The checkpoints that a version and its ancestors folded, and none of them removed, as the table `model`.
+IN_MODEL = f"""{LINE}, model(n, checkpoint) as (select n, checkpoint from line join versions on number = n
+    where checkpoint is not null and checkpoint not in
+    (select removed from line join versions on number = n where removed is not null))"""  # noqa: S608
 _COMMON = "PRAGMA busy_timeout=5000; PRAGMA foreign_keys=on;"
 # FULL: each commit is on the disk before anybody is told of it. The published files are there before the commit.
 _WRITER = "PRAGMA journal_mode=wal; PRAGMA synchronous=full; PRAGMA journal_size_limit=16777216;"

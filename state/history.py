@@ -14,10 +14,10 @@ from typing import Any, Self
 from .checkpoints import Checkpoints
 from .clock import utc_now
 from .contributions import Contributions
-from .database import LINE, inserted, open_reader, open_writer, transaction
+from .database import IN_MODEL, LINE, inserted, open_reader, open_writer, transaction
 from .decided import Decided
 from .errors import Busy
-from .records import Checkpoint, Contribution, Move, Totals, Version, WeightReport
+from .records import Checkpoint, Contribution, Files, Move, Totals, Version, WeightReport
 
 
 class History:
@@ -95,16 +95,21 @@ class History:
         return [_version(row) for row in self._db.query(query, [number])]
 
     def checkpoint_in_line(self, digest: str, number: int | None) -> Checkpoint | None:
-        """Return the row that holds this content, if a version or one of its ancestors folded it."""
-        query = f"""{LINE} select checkpoint from line join versions on number = n
-            join checkpoints on checkpoints.id = versions.checkpoint where checkpoints.digest = ? limit 1"""  # noqa: S608
+        """Return the row that holds this content, if a version or one of its ancestors folded it, and none removed it."""
+        query = f"""{IN_MODEL} select checkpoint from model
+            join checkpoints on checkpoints.id = checkpoint where checkpoints.digest = ? limit 1"""  # noqa: S608
         rows = list(self._db.query(query, [number, digest]))
         return self.checkpoints.get(rows[0]["checkpoint"]) if rows else None
 
+    def recipe(self, number: int | None) -> tuple[int, ...]:
+        """Return the ids of the checkpoints that are in the model at a version, in the order of their folds."""
+        rows = self._db.query(f"{IN_MODEL} select checkpoint from model order by n", [number])  # noqa: S608
+        return tuple(row["checkpoint"] for row in rows)
+
     def digests_in_line(self, number: int | None) -> frozenset[str]:
-        """Return the digests of what a version and its ancestors folded."""
-        query = f"""{LINE} select checkpoints.digest as content from line join versions on number = n
-            join checkpoints on checkpoints.id = versions.checkpoint where content is not null"""  # noqa: S608
+        """Return the digests of what a version and its ancestors folded, and none removed."""
+        query = f"""{IN_MODEL} select checkpoints.digest as content from model
+            join checkpoints on checkpoints.id = checkpoint where content is not null"""  # noqa: S608
         return frozenset(row["content"] for row in self._db.query(query, [number]))
 
     def next_number(self) -> int:
@@ -169,13 +174,13 @@ class History:
     def _insert(self, version: Version, weights: Sequence[WeightReport]) -> None:
         row = asdict(version)
         row |= row.pop("totals")
-        row["seconds"] = json.dumps(row["seconds"])
+        row |= {name: json.dumps(row[name]) for name in _JSON}
         row["weights"] = array("d", [number for report in weights for number in astuple(report)]).tobytes()
         self._db.table("versions").insert(row)
 
-    def drop_files(self, number: int) -> None:
-        """Withdraw the promise that a version's files are there, before they go."""
-        self._db.table("versions").update(number, {"slots_kept": 0, "model_kept": 0})
+    def drop_files(self, number: int, what: Files) -> None:
+        """Withdraw the promise that a version's slots, or its model, are there; before they go."""
+        self._db.table("versions").update(number, {f"{what}_kept": 0})
 
     # --------------------------------------------------------------------------------------------- moves and tellings
 
@@ -224,11 +229,13 @@ class History:
 
 
 _COLUMNS = """number, parent, cause, checkpoint, rule, folded, shares, mean_norm, readout_norm, scale, digest, created_at,
-    seconds, bytes_read, bytes_written, slots_kept, model_kept"""
+    seconds, bytes_read, bytes_written, slots_kept, model_kept, removed, arguments, gates, stamps, checked_at, damaged"""
+_JSON = ("seconds", "arguments", "gates", "stamps")  # columns of versions
 
 
 def _version(row: dict[str, Any]) -> Version:
     totals = Totals(*(row.pop(name) for name in ("folded", "shares", "mean_norm", "readout_norm")))
-    row["seconds"] = json.loads(row["seconds"])
+    row |= {name: json.loads(row[name] or "{}") for name in _JSON}
+    row["gates"], row["stamps"] = tuple(row["gates"]), {name: (s, m) for name, (s, m) in row["stamps"].items()}
     row["slots_kept"], row["model_kept"] = bool(row["slots_kept"]), bool(row["model_kept"])
     return Version(totals=totals, **row)

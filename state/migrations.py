@@ -127,3 +127,27 @@ def m005_contributions_and_decisions(db: Database) -> None:
         not_null={"content", "verdict", "code", "why", "who", "at"},
         strict=True,
     )
+
+
+@migrations()
+def m006_causes_tags_and_tasks(db: Database) -> None:
+    """What made a version that no fold made, what is known of its files, its tags, and the work that makes others."""
+    versions = db.table("versions")
+    versions.add_column("removed", int, fk="checkpoints", fk_col="id")
+    for name in ("arguments", "gates", "stamps"):  # JSON
+        versions.add_column(name, str)
+    for name in ("checked_at", "damaged"):
+        versions.add_column(name, str)
+    db.table("tags").create(
+        {"name": str, "version": int, "who": str, "at": str},
+        pk="name",
+        not_null={"version", "who", "at"},
+        foreign_keys=[("version", "versions", "number")],
+        strict=True,
+    )
+    db.table("tasks").create(
+        {"id": int, "verb": str, "arguments": str, "who": str, "at": str, "outcome": str},
+        pk="id",
+        not_null={"verb", "arguments", "who", "at"},
+        strict=True,
+    )

@@ -7,12 +7,13 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod, sqrt
-from typing import Literal
+from typing import Any, Literal
 
 from .wording import cut
 
 CheckpointState = Literal["settling", "ready", "folding", "folded", "refused", "held", "blocked", "vanished"]
 Cause = Literal["fold", "remove", "read-out", "re-merge"]
+Files = Literal["slots", "model"]  # the two parts of a version that have retention counts of their own
 
 # ---------------------------------------------------------------------------------------------- weights and tensors
 
@@ -228,7 +229,7 @@ class Version:
     number: int
     parent: int | None
     cause: Cause
-    checkpoint: int | None  # id of the checkpoint that was folded
+    checkpoint: int | None  # id of the checkpoint that was folded, if that is the cause
     rule: str
     totals: Totals
     scale: float
@@ -239,11 +240,21 @@ class Version:
     bytes_written: int = 0
     slots_kept: bool = True
     model_kept: bool = True
+    removed: int | None = None  # id of the checkpoint that was taken out, if that is the cause
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of the cause: what a replay needs to repeat it
+    gates: tuple[str, ...] = ()  # of the user's, that looked at the draft and let it pass
+    stamps: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # file -> size, mtime in ns, as it was written
+    checked_at: str | None = None  # UTC, ISO 8601: when all of its files were last read and found sound
+    damaged: str | None = None  # what was found not to be as it was written
 
     @property
     def kept(self) -> bool:
-        """Whether the head may move here: the published folder is needed to serve it, the slots to fold on."""
-        return self.model_kept and self.slots_kept
+        """Whether the head may move here: its published folder is there, and nobody knows of any damage to it."""
+        return self.model_kept and self.damaged is None
+
+    def keeps(self, part: Files) -> bool:
+        """Whether this part of it is there."""
+        return self.slots_kept if part == "slots" else self.model_kept
 
     def __str__(self) -> str:
         return f"v{self.number}"
@@ -259,6 +270,28 @@ class Move:
     who: str
     why: str
     at: str  # UTC, ISO 8601
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A name that a person gave a version, which is kept for as long as it has it."""
+
+    name: str
+    version: int
+    who: str
+    at: str  # UTC, ISO 8601
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a person asked for that takes long and makes a version, or files of one; it outlives a restart."""
+
+    id: int
+    verb: Literal["remove", "replay"]
+    arguments: Mapping[str, Any]
+    who: str
+    at: str  # UTC, ISO 8601
+    outcome: str | None = None  # how it ended; none while it waits or is being done
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from .errors import Busy, Damaged, Refused
 from .headers import layout_of
-from .records import FileDigest, Layout
+from .records import FileDigest, Files, Layout
 
 PRIVATE, PUBLIC = 0o700, 0o755  # folders; files are 0600 and 0644
 
@@ -115,6 +115,14 @@ class Store:
         files = self.manifest(number)["model"]
         return all((folder / f["name"]).is_file() and (folder / f["name"]).stat().st_size == f["size"] for f in files)
 
+    def stamps(self, number: int) -> dict[str, tuple[int, int]]:
+        """Return size and modification time (ns) of a version's files that are there, by their path within the state."""
+        manifest = self.manifest(number)
+        places = ((self.versions / folder_name(number), "slots"), (self.model(number), "model"))
+        paths = (folder / file["name"] for folder, part in places for file in manifest[part])
+        stats = ((path, path.stat()) for path in paths if path.exists())
+        return {str(path.relative_to(self.root)): (stat.st_size, stat.st_mtime_ns) for path, stat in stats}
+
     def damaged(self, number: int) -> list[str]:
         """Read a version's files, and return the names of those that are not as its manifest says."""
         manifest = self.manifest(number)
@@ -126,20 +134,26 @@ class Store:
             if sha256_of(folder / file["name"]) != file["sha256"]
         ]
 
-    def drop(self, number: int) -> None:
-        """Delete a version's slots and published model, aside first so that nobody finds half of it. Its manifest stays."""
-        for path in (self.versions / folder_name(number)).glob("slots-*"):
-            path.unlink()
+    def drop(self, number: int, what: Files) -> None:
+        """Delete a version's slots, or its model: aside first so that nobody finds half of it. Its manifest stays."""
+        if what == "slots":
+            for path in (self.versions / folder_name(number)).glob("slots-*"):
+                path.unlink()
+            return
         aside = self.drafts / f"dropped-{folder_name(number)}"
         if self.model(number).exists():
             self.model(number).rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
 
-    def sweep(self, known: Iterable[int], kept: Iterable[int]) -> list[str]:
-        """Remove drafts, folders that the history has no version for, and files it promises no more; returns their names."""
-        names, whole = {folder_name(n) for n in known} | {"current"}, {folder_name(n) for n in kept} | {"current"}
+    def sweep(self, known: Iterable[int], slots: Iterable[int], models: Iterable[int]) -> list[str]:
+        """Remove drafts, folders that the history has no version for, and what it promises no more; returns their names.
+
+        known: the versions that there are; slots, models: those whose slots, whose models are promised.
+        """
+        names, whole = {folder_name(n) for n in known}, {folder_name(n) for n in slots}
+        served = {folder_name(n) for n in models} | {"current"}
         gone = [path for path in self.versions.iterdir() if path.name not in names]
-        gone += [path for path in self.models.iterdir() if path.name not in whole]
+        gone += [path for path in self.models.iterdir() if path.name not in served]
         gone += [path for name in names - whole for path in (self.versions / name).glob("slots-*")]
         gone += self.drafts.iterdir()
         for path in gone:

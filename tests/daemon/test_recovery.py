@@ -7,6 +7,7 @@ import pytest
 from support.merges import Sandbox
 
 from mergd.daemon.recovery import check_head, recover, wait_again
+from mergd.state.committing import Commit
 from mergd.state.errors import Damaged
 from mergd.state.history import History
 
@@ -24,7 +25,7 @@ def history(merge: Sandbox) -> Iterator[History]:
 def test_recovery_may_be_done_again_and_again(merge: Sandbox, history: History) -> None:
     before = {version: merge.weight_files(version) for version in (1, 2, 3)}
     for _ in range(2):
-        recover(merge.store, history)
+        recover(Commit(merge.store, history), history)
     assert {version: merge.weight_files(version) for version in (1, 2, 3)} == before
     assert os.readlink(merge.store.current) == "000003"
 
@@ -34,7 +35,7 @@ def test_a_crash_before_the_commit_leaves_folders_that_are_swept(merge: Sandbox,
     (draft.slots / "slots-00001.safetensors").write_bytes(b"half")
     for folder in ("versions", "models"):
         (merge.state / folder / "000004").mkdir()
-    recover(merge.store, history)
+    recover(Commit(merge.store, history), history)
     assert not list((merge.state / "drafts").iterdir())
     assert sorted(os.listdir(merge.state / "versions")) == ["000001", "000002", "000003"]
     assert sorted(os.listdir(merge.state / "models")) == ["000001", "000002", "000003", "current"]
@@ -42,16 +43,17 @@ def test_a_crash_before_the_commit_leaves_folders_that_are_swept(merge: Sandbox,
 
 def test_a_crash_after_the_commit_leaves_a_link_that_is_set_from_the_head(merge: Sandbox, history: History) -> None:
     merge.store.point(2)
-    recover(merge.store, history)
+    recover(Commit(merge.store, history), history)
     assert os.readlink(merge.store.current) == "000003"
     merge.store.current.unlink()
-    recover(merge.store, history)
+    recover(Commit(merge.store, history), history)
     assert os.readlink(merge.store.current) == "000003"
 
 
 def test_a_crash_in_the_middle_of_retention_leaves_no_files_for_ever(merge: Sandbox, history: History) -> None:
-    history.drop_files(1)  # the promise was withdrawn, and then the power failed
-    recover(merge.store, history)
+    history.drop_files(1, "model")  # the promise was withdrawn, and then the power failed
+    history.drop_files(1, "slots")
+    recover(Commit(merge.store, history), history)
     assert not merge.store.model(1).exists()
     assert os.listdir(merge.state / "versions" / "000001") == ["manifest.json"]
     assert merge.store.whole(3)

@@ -140,7 +140,8 @@ def test_onto_slots_that_were_dropped_nothing_is_folded(tmp_path: Path) -> None:
         merge.drop(name, seed)
         run(merge)
     with History(merge.store.database, write=True) as history:
-        history.drop_files(1)
+        history.drop_files(1, "slots")
+        history.drop_files(1, "model")
     save_model(merge.watch / "b", merge.fine_tuned(3))
     run(merge)
     (*_, held) = merge.checkpoints()

@@ -224,16 +224,16 @@ def test_the_moves_of_the_head_are_kept_newest_first(branched: History) -> None:
 def test_numbers_are_never_used_twice(branched: History) -> None:
     assert branched.next_number() == 6
     branched.move_head(2, "a test", "rollback", [])
-    branched.drop_files(5)
+    branched.drop_files(5, "model")
     assert branched.next_number() == 6
 
 
 def test_dropped_files_change_nothing_else(branched: History) -> None:
     before = branched.version(2)
-    branched.drop_files(2)
+    branched.drop_files(2, "model")
     after = branched.version(2)
     assert before is not None
-    assert after == replace(before, slots_kept=False, model_kept=False)
+    assert after == replace(before, model_kept=False)
     assert not after.kept
     assert [version.number for version in branched.versions() if version.kept] == [1, 3, 4, 5]
 

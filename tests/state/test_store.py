@@ -169,7 +169,7 @@ def test_sweeping_takes_what_has_no_version_and_leaves_the_rest(store: Store) ->
     (store.models / "000009").symlink_to("000001")
     (store.models / ".current").symlink_to("000001")
     (store.drafts / "dropped-000000").mkdir()
-    swept = store.sweep([1, 2], [1, 2])
+    swept = store.sweep([1, 2], [1, 2], [1, 2])
     assert {Path(path).name for path in swept} == {
         "000003", "stray", "000009", ".current", "000004", "dropped-000000",
     }  # fmt: skip
@@ -177,13 +177,14 @@ def test_sweeping_takes_what_has_no_version_and_leaves_the_rest(store: Store) ->
     assert sorted(os.listdir(store.models)) == ["000001", "000002", "current"]
     assert not os.listdir(store.drafts)
     assert store.whole(1)
-    assert store.sweep([1, 2], [1, 2]) == []
+    assert store.sweep([1, 2], [1, 2], [1, 2]) == []
 
 
 def test_of_a_dropped_version_the_manifest_stays(store: Store) -> None:
     install(store, 1, 2)
     for _ in range(2):
-        store.drop(1)
+        store.drop(1, "slots")
+        store.drop(1, "model")
         assert os.listdir(store.versions / "000001") == ["manifest.json"]
         assert not store.model(1).exists()
     assert not store.whole(1)
@@ -195,7 +196,8 @@ def test_the_bytes_in_use_are_those_on_the_disk(store: Store) -> None:
     before = store.used()
     install(store, 1)
     assert store.used() >= before + 3 * 4096
-    store.drop(1)
+    store.drop(1, "slots")
+    store.drop(1, "model")
     assert store.used() < before + 3 * 4096
 
 

@@ -1,0 +1,72 @@
+"""The commit protocol: the steps by which a draft becomes the version that is served, and what a crash after each leaves.
+
+draft -> seal -> rename -> transaction -> link -> sweep. A version is true from `transaction` on, and not a moment before;
+whatever a crash leaves, `recover` brings to either side of it, and may be interrupted and done again.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .errors import Damaged
+from .history import History
+from .records import Files, Move
+from .store import Draft, Store
+
+log = logging.getLogger(__name__)
+
+
+class Commit:
+    """The steps, over one state's files and history. `draft` and `seal` touch files alone, and may run on any thread."""
+
+    def __init__(self, store: Store, history: History) -> None:
+        self._store, self._history = store, history
+
+    def draft(self, number: int) -> Draft:
+        """Open an empty draft. A crash leaves it in `drafts/`, worth nothing."""
+        return self._store.draft(number)
+
+    def seal(self, draft: Draft, manifest: Mapping[str, Any]) -> None:
+        """Write the manifest last, and make every file and name of the draft durable. A crash leaves a draft."""
+        draft.seal(manifest)
+
+    def rename(self, draft: Draft, number: int) -> None:
+        """Rename the draft in. A crash leaves folders that the history has no row for."""
+        self._store.install(draft, number)
+
+    def transaction(self, write: Callable[[History], Move]) -> Move:
+        """Make the version true, and the head move to it: the commit point. A crash leaves a link that lags behind.
+
+        write: one of the history's `commit_` methods, with its arguments.
+        """
+        return write(self._history)
+
+    def link(self) -> None:
+        """Let `models/current` follow the head."""
+        head = self._history.head()
+        if head is not None and self._store.pointed() != head.number:
+            self._store.point(head.number)
+
+    def sweep(self, number: int, what: Files) -> None:
+        """Let go of a version's files: first the promise is withdrawn, then they go. A crash leaves files unpromised."""
+        self._history.drop_files(number, what)
+        self._store.drop(number, what)
+
+    # ------------------------------------------------------------------------------------------------------ recovery
+
+    def recover(self) -> None:
+        """Remove what no row promises, and set the link. Raises Damaged if the history is older than the files."""
+        self._check_age()
+        versions = self._history.versions()
+        kept = {part: [v.number for v in versions if v.keeps(part)] for part in ("slots", "model")}
+        for path in self._store.sweep((v.number for v in versions), kept["slots"], kept["model"]):
+            log.info("swept %s", path)
+        self.link()
+
+    def _check_age(self) -> None:
+        ahead = [number for number in self._store.numbers() if number > self._history.next_number()]
+        if ahead:
+            raise Damaged(
+                f"versions up to {max(ahead)} lie in {self._store.versions}, which the history does not know",
+                "it is older than its files: bring the newer mergd.db back; nothing was removed",
+            )
