@@ -155,7 +155,7 @@ def test_each_step_of_the_way_is_a_function_of_its_file() -> None:
 def test_the_way_has_all_its_stations() -> None:
     files = {file for _, file, _ in the_way()}
     parts = {"admission", "worker", "folding", "publishing", "retention"}
-    assert files >= {f"daemon/{part}.py" for part in parts} | {"state/store.py", "state/history.py"}
+    assert files >= {f"daemon/{part}.py" for part in parts} | {"state/committing.py", "state/history.py"}
     assert any(file.startswith("plugins/sources/") for file in files)
 
 
