@@ -71,6 +71,17 @@ def test_an_older_database_removes_no_newer_version(merge: Sandbox) -> None:
     assert sorted(path.name for path in merge.store.versions.iterdir()) == ["000001", "000002", "000003"]
 
 
+def test_a_rollback_that_is_asked_for_again_after_a_crash_brings_the_link_along(merge: Sandbox) -> None:
+    merge.drop("a", 1)
+    merge.drop("b", 2)
+    merge.fold_all()
+    with History(merge.store.database, write=True) as history:
+        history.move_head(1, "somebody", "rollback", [])  # and then it was killed
+    assert os.readlink(merge.store.current) == "000002"
+    assert merge.mergd("rollback", "v1").code == 0
+    assert os.readlink(merge.store.current) == "000001"
+
+
 def test_what_comes_back_after_a_rollback_leaves_its_first_version_as_it_was(merge: Sandbox) -> None:
     for seed in (1, 2):
         merge.drop(f"c{seed}", seed)
