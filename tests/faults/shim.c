@@ -93,8 +93,9 @@ static const char *below(const char *path) {
 /* ---------------------------------------------------------------------------------------------------- what is done */
 
 static void note(uint64_t number, enum kind kind, const char *path, const char *other) {
-    char line[2 * PATH_MAX + 64];
-    int n = snprintf(line, sizeof line, "%llu\t%s\t%s\t%s\n", (unsigned long long)number, KINDS[kind], path, other);
+    char line[2 * PATH_MAX + 128];
+    int n = snprintf(line, sizeof line, "%llu\t%s\t%s\t%s\t%.63s\n", (unsigned long long)number, KINDS[kind], path, other,
+                     control->step);
     uint64_t at = atomic_fetch_add(&control->log_used, n);
     if (at + n <= LOG_BYTES)
         memcpy(control->log + at, line, n);

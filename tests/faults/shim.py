@@ -54,6 +54,7 @@ class Call:
     kind: str
     path: str
     other: str = ""
+    step: str = ""  # where the process said that it was
 
     def __str__(self) -> str:
         return f"{self.kind} {self.path}" + (f" -> {self.other}" if self.other else "")
@@ -104,6 +105,10 @@ class Faults:
         control.count = control.fired = control.log_used = 0
         control.step = b""
         control.armed = 1
+
+    def fire_in(self, calls: int) -> None:
+        """Do the action at the so manyth call from now on."""
+        self._control.first = self._control.last = self._control.count + calls
 
     def disarm(self) -> None:
         """Let every call go by; counts and log stay."""
