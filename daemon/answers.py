@@ -200,3 +200,11 @@ def rolled_back(answer: Mapping[str, Any]) -> None:
     if len(names) > 1:
         out.print(f"    to take out {names[0]} only: mergd fold --again {' '.join(words[1:])}")
     out.print(f"    to put all back:   mergd rollback v{before}")
+
+
+def remade(answer: Mapping[str, Any]) -> None:
+    """Say what a removal or a replay would take, or what came of it."""
+    if answer["planned"]:
+        out.print(f"{answer['words']}; {size(answer['disk'])} of the disk meanwhile")
+    else:
+        out.print(f"v{answer['version']} is there; the head is v{answer['head']}")

@@ -30,13 +30,14 @@ LIVE = ("doing", "trouble", "daemon", "gates", "waits")  # keys of status.json t
 def ask(settings: Settings, request: "AnyRequest") -> dict[str, Any]:
     """Have a request carried out, by the daemon if one runs, else here by the same code. Raises what it raises."""
     from . import control
+    from .requests import LONG
 
     store = store_of(settings)
     holder = holder_of(store.lock)
     if holder and holder.get("socket"):
         answer = control.ask(Path(holder["socket"]), request, lambda text: display.err.print(display.safe(text)))
         return answer | {"daemon": True}
-    if request.verb != "fold":
+    if request.verb not in LONG:
         return _ask_here(settings, store, request) | {"daemon": False}
     from .loop import Loop
 
@@ -56,7 +57,7 @@ def _ask_here(settings: Settings, store: Store, request: "AnyRequest") -> dict[s
     try:
         with History(store.database, write=True) as history:
             asked = Ask(request, f"uid {os.getuid()}")
-            Desk(history, store, None, lambda place: None, list(settings.hooks)).carry_out(asked)
+            Desk(history, store, None, None, lambda place: None, list(settings.hooks)).carry_out(asked)
             write_status(history, store, {"gates": list(settings.gates)})
             write_log(history, store)
             try:

@@ -9,10 +9,10 @@ import typer
 
 from ..state.errors import Abandoned, MergdError, NotPermitted, Usage
 from . import display
-from .cli_checkpoints import approve, check, fold, list_, refuse, retry
+from .cli_checkpoints import approve, check, fold, list_, refuse, remove, retry
 from .cli_options import ConfigOption, NameOption
 from .cli_service import init, run
-from .cli_versions import log, pause, resume, rollback, show, status, verify
+from .cli_versions import log, pause, replay, resume, rollback, show, status, verify
 from .logs import log_to_stderr
 from .machine import settle_memory
 
@@ -53,6 +53,8 @@ for command in (
     log,
     show,
     rollback,
+    remove,
+    replay,
     pause,
     resume,
     verify,

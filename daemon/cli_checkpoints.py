@@ -7,7 +7,16 @@ import typer
 
 from ..state.errors import Usage
 from . import answers, asking, display
-from .cli_options import ConfigOption, JsonOption, NameOption, absolute_if_path, settings_of, show_as
+from .cli_options import (
+    ConfigOption,
+    JsonOption,
+    LongNameOption,
+    NameOption,
+    PlanOption,
+    absolute_if_path,
+    settings_of,
+    show_as,
+)
 
 CheckpointArgument = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A name, a path, or six digits.")]
 
@@ -114,3 +123,27 @@ def retry(
 
     answer = asking.ask(settings_of(context, config, name), Retry(checkpoint=absolute_if_path(checkpoint)))
     show_as(answer, as_json, lambda: answers.retried(answer))
+
+
+def remove(
+    context: typer.Context,
+    checkpoint: CheckpointArgument,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Fold all others again, also where subtraction would do: the same bytes.")
+    ] = False,
+    plan: PlanOption = False,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    name: LongNameOption = None,
+) -> None:
+    """Your files stay: makes a version of the model without this checkpoint, and moves the head there.
+
+    By subtraction where the rule keeps nothing but sums, else by folding those after it again, from their places or
+    from the archive. Says first what it will take, and changes nothing if it cannot be done. It goes on in the daemon
+    when this command is interrupted; the model that is served stays until it is done.
+    """
+    from .requests import Remove
+
+    request = Remove(checkpoint=absolute_if_path(checkpoint), exact=exact, plan=plan)
+    answer = asking.ask(settings_of(context, config, name), request)
+    show_as(answer, as_json, lambda: answers.remade(answer))

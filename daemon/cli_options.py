@@ -21,6 +21,8 @@ ConfigOption = Annotated[
     ),
 ]
 NameOption = Annotated[str | None, typer.Option("-n", "--name", metavar="NAME", help="Use /etc/mergd/NAME.toml.")]
+LongNameOption = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Use /etc/mergd/NAME.toml.")]
+PlanOption = Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what it would take; change nothing.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 

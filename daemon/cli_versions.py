@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from . import answers, asking, display
-from .cli_options import ConfigOption, JsonOption, NameOption, settings_of, show_as
+from .cli_options import ConfigOption, JsonOption, LongNameOption, NameOption, PlanOption, settings_of, show_as
 
 
 def status(
@@ -78,6 +78,25 @@ def resume(context: typer.Context, config: ConfigOption = None, name: NameOption
 
     answer = asking.ask(settings_of(context, config, name), Resume())
     display.out.print("resumed" if answer["was_paused"] else "it was not paused")
+
+
+def replay(
+    context: typer.Context,
+    version: Annotated[str, typer.Argument(help="7, v7, head~2.")],
+    plan: PlanOption = False,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    name: LongNameOption = None,
+) -> None:
+    """Make the files of a version once more, which retention dropped or a disk damaged: what made it is repeated.
+
+    From its nearest ancestor whose files are there, and the sources of what was folded since. The bytes must be those
+    that it had: else nothing is changed. The head stays where it is.
+    """
+    from .requests import Replay
+
+    answer = asking.ask(settings_of(context, config, name), Replay(version=version, plan=plan))
+    show_as(answer, as_json, lambda: answers.remade(answer))
 
 
 def verify(

@@ -13,7 +13,7 @@ from ..state.users import name_of
 from ..state.wording import quoted
 from .judging import by_hand
 from .naming import find_checkpoint
-from .requests import PREEMPTING, AnyRequest, Approve, Refuse, Retry
+from .requests import PREEMPTING, AnyRequest, Approve, Refuse, Retry, Rollback
 
 UNREAD = "config.json"  # lies beside the weights; nobody needs a checkpoint's
 REFUSABLE = ("settling", "ready", "folding", "held", "blocked")
@@ -49,18 +49,23 @@ def _to_refuse(request: Refuse, history: History) -> Checkpoint:
     return row
 
 
-def preempts(request: AnyRequest, history: History) -> bool:
-    """Whether a running fold is to be abandoned before a request; one that cannot be carried out costs nobody's fold."""
+def preempts(request: AnyRequest, history: History, task_runs: bool) -> bool:
+    """Whether running work is to be abandoned before a request; one that cannot be carried out costs nobody's fold.
+
+    task_runs: whether the work is a person's task, which goes on while folding is paused.
+    """
     if isinstance(request, Refuse):
         try:
             _to_refuse(request, history)
         except Usage:
             return False
-    return isinstance(request, PREEMPTING)
+    return isinstance(request, (Rollback,) if task_runs else PREEMPTING)
 
 
 def _instead(row: Checkpoint) -> str:
-    return "to take it out of the model: mergd rollback" if row.state == "folded" else "see: mergd list"
+    return (
+        f"to take it out of the model: mergd remove {quoted(row.place)}" if row.state == "folded" else "see: mergd list"
+    )
 
 
 def retry(request: Retry, history: History, who: str) -> dict[str, Any]:

@@ -3,16 +3,17 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..state.errors import MergdError, Usage
 from ..state.history import History
-from ..state.records import Sighting
+from ..state.records import Sighting, Task
 from ..state.store import Store
 from . import deciding, requests
 from .control import Answer, Ask
 from .intake import Intake
+from .tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +23,12 @@ SAY_EVERY = 1.0  # seconds
 
 @dataclass
 class _Waiting:
+    """An ask without an answer yet: the checkpoints that it wants folded, or the task that it began."""
+
     ask: Ask
-    rows: list[int]
+    rows: list[int] = field(default_factory=list)
+    task: int = 0
+    plan: Answer = field(default_factory=dict)
 
 
 class Desk:
@@ -34,13 +39,15 @@ class Desk:
         history: History,
         store: Store,
         intake: Intake | None,
+        tasks: Tasks | None,
         sight: Callable[[Path], Sighting | None],
         hooks: list[str],
     ) -> None:
         self.again: set[int] = set()  # checkpoints that a person wants back
-        self._history, self._store, self._intake, self._sight, self.hooks = history, store, intake, sight, hooks
+        self._history, self._store, self._intake, self._tasks = history, store, intake, tasks
+        self._sight, self.hooks = sight, hooks
         self._said_at = 0.0  # monotonic seconds
-        self.waiting: list[_Waiting] = []  # asked folds without an answer yet
+        self.waiting: list[_Waiting] = []
 
     def carry_out(self, ask: Ask) -> None:
         """Record a request, act, and answer it or let it wait for its folds. A look changes nothing, and leaves no row."""
@@ -72,7 +79,21 @@ class Desk:
                 self.again.update(rows if request.again else ())
                 self.waiting.append(_Waiting(ask, rows))
                 return None
+            case requests.Remove() | requests.Replay() as request:
+                return self._begin_task(ask, request)
         return self._decide(ask)
+
+    def _begin_task(self, ask: Ask, request: requests.Remove | requests.Replay) -> Answer | None:
+        """Say what it will take, and let it be done; or only say it. Nothing is recorded of what cannot be done."""
+        assert self._tasks is not None, "a task needs the whole loop"
+        arguments = request.model_dump(exclude={"verb", "plan"})
+        if request.plan:
+            return self._tasks.plan(Task(0, request.verb, arguments, ask.who, "")).describe() | {"planned": True}
+        task, plan = self._tasks.add(request.verb, arguments, ask.who)
+        log.info("%s: %s", request.verb, plan)
+        ask.progress(str(plan))
+        self.waiting.append(_Waiting(ask, task=task.id, plan=plan.describe()))
+        return None
 
     def _decide(self, ask: Ask) -> Answer:
         match ask.request:
@@ -92,9 +113,25 @@ class Desk:
         for waiting in self.waiting:
             waiting.ask.progress(progress)
 
-    def answer_folds(self, stuck: MergdError | None) -> None:
+    def answer(self, stuck: MergdError | None) -> None:
+        """Answer those whose task has ended, or whose folds have."""
+        self._answer_tasks()
+        self._answer_folds(stuck)
+
+    def _answer_tasks(self) -> None:
+        for waiting in [waiting for waiting in self.waiting if waiting.task]:
+            outcome = self._tasks.outcomes.pop(waiting.task, None) if self._tasks else None
+            if outcome is None:
+                continue
+            self.waiting.remove(waiting)
+            if isinstance(outcome, MergdError):
+                waiting.ask.error(outcome)
+            else:
+                waiting.ask.result(waiting.plan | outcome | {"planned": False})
+
+    def _answer_folds(self, stuck: MergdError | None) -> None:
         """Answer those whose checkpoints all have a verdict; and the others with `stuck`, which keeps them queued."""
-        for waiting in list(self.waiting):
+        for waiting in [waiting for waiting in self.waiting if not waiting.task]:
             rows = [self._history.checkpoints.get(row) for row in waiting.rows]
             if any(row.state in ("ready", "folding", "settling") for row in rows):
                 if stuck is not None:

@@ -4,19 +4,20 @@ It runs on the folding thread and touches only files: no row of the history.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from ..state.clock import utc_now
 from ..state.committing import Commit
 from ..state.errors import Refused
 from ..state.records import ADMITTED, Drafted, Verdict, Version
-from ..state.store import Draft, Store, version_digest
+from ..state.store import Draft, Store
 from .folding import FoldResult, Head, fold
 from .forming import content_digest
 from .judging import Job, Known, Turned, held_at_start, judged, seen_here
-from .opening import Merge, parameters_of
+from .manifests import digest_of, manifest
+from .opening import Merge
+from .pinning import pin
 from .progress import Progress
 from .publishing import Published, publish
 from .settings import Settings
@@ -77,6 +78,7 @@ class Drafting:
         lift = partial(job.past.decisions.lift, contents=(result.digest, job.checkpoint.fingerprint))
         if (verdict := self._ask_gates(replace(drafted, model=str(draft.model)), lift, progress)) != ADMITTED:
             return Turned(verdict, result.digest)
+        pin(job.candidate, draft, settings.archive, progress)
         return self._seal(job, draft, result, scale, published, progress)
 
     def _ask_gates(self, drafted: Drafted, lift: Callable[[Verdict], Verdict], progress: Progress) -> Verdict:
@@ -91,7 +93,6 @@ class Drafting:
         self, job: Job, draft: Draft, result: FoldResult, scale: float, published: Published, progress: Progress
     ) -> Made:
         """Write the manifest, and say what the version's row will be."""
-        weights = [file for file in published.files if file.name.endswith(".safetensors")]
         version = Version(
             number=job.number,
             parent=job.start.parent.number if job.start.parent else None,
@@ -100,34 +101,12 @@ class Drafting:
             rule=self.settings.rule,
             totals=result.totals,
             scale=scale,
-            digest=version_digest(result.files, weights),
+            digest=digest_of(result, published),
             created_at=utc_now(),
             seconds=dict(progress.seconds),
             bytes_read=result.bytes_read + published.bytes_read,
             bytes_written=result.bytes_written + published.bytes_written,
             gates=tuple(self.merge.gates),
         )
-        self._commit.seal(draft, self._manifest(job, version, result, published))
+        self._commit.seal(draft, manifest(version, job.checkpoint, result.digest, self.merge, result, published))
         return Made(draft, version, result)
-
-    def _manifest(self, job: Job, version: Version, result: FoldResult, published: Published) -> dict[str, Any]:
-        """Return what the version is made of: enough to find its row again, without clock or host."""
-        return {
-            "version": version.number,
-            "parent": version.parent,
-            "cause": version.cause,
-            "checkpoint": {
-                "name": job.checkpoint.name,
-                "digest": result.digest,
-                "source": job.checkpoint.source,
-                "place": job.checkpoint.place,
-            },
-            "base_digest": self.merge.base.digest,
-            "rule": version.rule,
-            "parameters": parameters_of(self.merge.rule),
-            "totals": asdict(version.totals),
-            "scale": version.scale,
-            "digest": version.digest,
-            "slots": result.slots,
-            "model": [asdict(file) for file in published.files],
-        }

@@ -8,14 +8,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..plugins.formats.interface import Candidate
+from ..plugins.formats.interface import Candidate, Contents
 from ..plugins.rules._sums import inner, square
-from ..plugins.rules.interface import NOTHING, LowRank, Rule, Slots, Statistic, Update
+from ..plugins.rules.interface import NOTHING, Folded, LowRank, Rule, Slots, Statistic, Sum, Update
 from ..state.errors import Busy
 from ..state.reading import TORCH_DTYPE, Reader
 from ..state.records import Counts, FileDigest, Layout, Readout, Totals, Weight, WeightReport
@@ -27,6 +27,9 @@ from .progress import Progress
 from .sketch import Projection, Sketch
 
 SlotKey = tuple[str, str]  # (statistic, slot), as the manifest names them
+Act = Literal["fold", "remove", "keep"]
+MORE: Mapping[Act, int] = {"fold": 1, "remove": -1, "keep": 0}  # checkpoints that are in the model after it
+NOBODY = Candidate("", "nothing", Contents(Layout({}, ()), {}), {}, ())  # has a task vector of zero everywhere
 
 
 @dataclass(frozen=True)
@@ -53,25 +56,46 @@ class FoldResult:
 
 
 def fold(
-    base: Base, candidate: Candidate, head: Head, rule: Rule, draft: Draft | None, memory: int, progress: Progress
+    base: Base,
+    candidate: Candidate,
+    head: Head,
+    rule: Rule,
+    draft: Draft | None,
+    memory: int,
+    progress: Progress,
+    act: Act = "fold",
 ) -> FoldResult:
     """Fold one candidate onto the head's slots, into the draft; without one nothing is written, only measured.
 
     `memory` bounds the working buffers of blocks, in bytes; a matrix that a rule needs whole is held whole.
+    `act` may be "remove", where all statistics are sums: then its terms are taken out again.
     Raises Busy if the candidate changed or shrank meanwhile, Refused if tied weights differ, Abandoned on request.
     """
     with ExitStack() as stack:
-        trip = _Trip(base, candidate, head, rule, draft, memory, progress, stack)
+        trip = _Trip(base, candidate, head, rule, draft, memory, progress, stack, act)
         if read_contents(Path(candidate.place)) != candidate.contents or not trip.candidate.opened_as(candidate.stamps):
             raise Busy(f"{candidate.name} was changed before it was folded")
-        progress.begin("folding", len(base.weights), base.layout.nbytes)
-        for weight in base.weights:
-            trip.fold_weight(weight)
-            progress.next_weight()
+        trip.all_weights("removing" if act == "remove" else "folding")
         trip.read_the_rest()
         if not trip.candidate.same_as_before():
             raise Busy(f"{candidate.name} was changed while it was folded")
         return trip.finish()
+
+
+def keep(base: Base, head: Head, rule: Rule, draft: Draft, memory: int, progress: Progress) -> FoldResult:
+    """Write the head's slots, or zeros where it has none, into the draft as they are, and read them out.
+
+    Raises Abandoned on request.
+    """
+    with ExitStack() as stack:
+        trip = _Trip(base, NOBODY, head, rule, draft, memory, progress, stack, "keep")
+        trip.all_weights("copying")
+        return trip.finish()
+
+
+def removable(base: Base, rule: Rule) -> bool:
+    """Whether a checkpoint can be taken out by subtraction: whether every statistic that is kept is a sum."""
+    return all(isinstance(statistic, Sum) for w in base.weights for statistic in rule.keeps(w))
 
 
 class _Trip:
@@ -87,8 +111,9 @@ class _Trip:
         memory: int,
         progress: Progress,
         stack: ExitStack,
+        act: Act,
     ) -> None:
-        self._model, self._head, self._rule, self._draft = base, head, rule, draft
+        self._model, self._head, self._rule, self._draft, self._act = base, head, rule, draft, act
         self._memory, self._progress, self._stack = memory, progress, stack
         self._base = stack.enter_context(Reader(base.layout))
         self.candidate = stack.enter_context(Reader(candidate.contents.layout))
@@ -96,7 +121,7 @@ class _Trip:
         plans = enumerate(plan_slots(base, rule).items() if draft else (), start=1)
         self._slots = {key: stack.enter_context(self._slot_writer(i, key, planned)) for i, (key, planned) in plans}
         self._vectors, self._sketch = Forming(candidate, self._base, self.candidate), Sketch()
-        self._counts = Counts(head.totals.folded + 1, head.totals.shares + 1.0)
+        self._counts = Counts(head.totals.folded + MORE[act], head.totals.shares + MORE[act])
         self._reports: dict[str, WeightReport] = {}
         self._readouts: dict[str, Readout] = {}
         self._task_square = self._readout_square = 0.0
@@ -106,6 +131,13 @@ class _Trip:
         assert self._draft is not None
         metadata = {"format": "pt", "statistic": key[0], "slot": key[1]}
         return Writer(self._draft.slots, f"slots-{number:05d}", planned, metadata)
+
+    def all_weights(self, doing: str) -> None:
+        """Take every weight, one after the other."""
+        self._progress.begin(doing, len(self._model.weights), self._model.layout.nbytes)
+        for weight in self._model.weights:
+            self.fold_weight(weight)
+            self._progress.next_weight()
 
     # ------------------------------------------------------------------------------------------------- one weight
 
@@ -144,12 +176,20 @@ class _Trip:
         return delta.dot(merged) if isinstance(delta, LowRank) else inner(merged, delta)
 
     def _fold_block(self, w: Weight, statistic: Statistic, kept: Slots, update: Update, gathered: "_Gathered") -> Slots:
-        folded = statistic.fold(kept, update, w, self._head.totals.folded, NOTHING)
+        folded = self._entered(w, statistic, kept, update)
         for slot, tensor in folded.slots.items():
             self._slots[key_of(statistic, slot)].write(w.name, tensor)
         gathered.split_rank = max(gathered.split_rank, folded.split_rank)
         gathered.removed += folded.removed
         return folded.slots
+
+    def _entered(self, w: Weight, statistic: Statistic, kept: Slots, update: Update) -> Folded:
+        if self._act == "fold":
+            return statistic.fold(kept, update, w, self._head.totals.folded, NOTHING)
+        if self._act == "keep":
+            return Folded(kept)
+        assert isinstance(statistic, Sum), "only sums are taken out of"
+        return statistic.remove(kept, update, w)
 
     def _kept_blocks(self, w: Weight, statistic: Statistic, rows: Rows) -> Slots:
         return {slot: self._kept_block(w, statistic, slot, rows) for slot in statistic.slots(w)}
@@ -195,10 +235,10 @@ class _Trip:
             for file in writer.files:
                 files.append(file)
                 slots.append({**vars(file), "statistic": key[0], "slot": key[1]})
-        totals = self._head.totals.with_checkpoint(sqrt(self._task_square), 1.0, sqrt(self._readout_square))
+        share = float(MORE[self._act])
         return FoldResult(
             digest=self._vectors.hexdigest(),
-            totals=totals,
+            totals=self._head.totals.with_checkpoint(sqrt(self._task_square), share, sqrt(self._readout_square)),
             reports=self._reports,
             readouts=self._readouts,
             slots=slots,

@@ -18,7 +18,7 @@ from .base import Base, examine, locate
 from .opening import make_rule, make_source, parameters_of, pins_of
 from .progress import Progress
 from .publishing import version_bytes
-from .settings import Limits, Settings, check_apart, check_owner
+from .settings import ArchiveSettings, Limits, Settings, check_apart, check_owner
 
 AS_EXISTING: dict[str, CheckpointState] = {"fold": "settling", "hold": "held", "ignore": "refused"}
 
@@ -106,17 +106,17 @@ def config_text(settings: Settings) -> str:
         if isinstance(value, dict):
             entries = (f"{toml_key(k)} = {toml_value(v)}" for k, v in value.items())
             tables += [f"# {field.description}", f"[{name}]", *entries, ""]
-        elif isinstance(value, Limits):
+        elif isinstance(value, Limits | ArchiveSettings):
             tables += [f"# {field.description}", f"[{name}]", *_lines(value)]
     head = "# mergd's configuration. What is commented out has its default."
     return "\n".join([head, "", *_lines(settings), *tables])
 
 
-def _lines(settings: Settings | Limits) -> Iterator[str]:
+def _lines(settings: Settings | Limits | ArchiveSettings) -> Iterator[str]:
     """Yield what a table says: each setting with its description, as a comment where it was not chosen."""
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
-        if not isinstance(value, dict | Limits):
+        if not isinstance(value, dict | Limits | ArchiveSettings):
             mark = "# " if name not in settings.model_fields_set else ""
             yield from (f"# {field.description}", f"{mark}{name} = {toml_value(value)}", "")
 

@@ -45,6 +45,11 @@ class Job:
     known: frozenset[str]  # digests that would be folded for nothing
     past: Past = Past()
 
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return self.checkpoint.name
+
 
 @dataclass(frozen=True)
 class Known:

@@ -8,29 +8,31 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 from ..state.committing import Commit
 from ..state.errors import Abandoned, Busy, MergdError, Misconfigured, Unavailable
 from ..state.history import History
 from ..state.lock import Lock
-from ..state.records import Checkpoint
 from ..state.store import Store
 from .control import Answer, Ask
 from .deciding import preempts
 from .desk import Desk
-from .drafting import Drafting
+from .drafting import Drafting, Made
 from .hands import Hands
 from .inbox import STOPPING, Inbox, Message
 from .intake import Intake
-from .judging import Job
+from .judging import Job, Known, Turned
 from .opening import make_source, open_merge, reopen_merge
 from .progress import Progress
 from .recovery import check_head, recover
+from .remaking import Remade, Remake, Remaking
 from .requests import AnyRequest, Retry
 from .scanning import Scanning
 from .settings import Settings
 from .status import write_log, write_status
+from .tasks import Tasks
 from .worker import Worker
 
 log = logging.getLogger(__name__)
@@ -85,11 +87,13 @@ class Loop:
         self._scanning = Scanning(self._source, self._intake)
         commit = Commit(store, history)
         self._worker = Worker(settings, merge, store, history, commit, self._source.sight)
-        self._desk = Desk(history, store, self._intake, self._source.sight, list(merge.hooks))
+        self._tasks = Tasks(settings, merge, store, history, commit, self._source.sight)
+        self._desk = Desk(history, store, self._intake, self._tasks, self._source.sight, list(merge.hooks))
         self._drafting = Drafting(settings, merge, store, commit)
+        self._remaking = Remaking(settings, merge, store, commit)
         recover(commit, history)
         self._worker.after_move()
-        self._hands = Hands(settings.threads, self._drafting.draft, lambda: self.post("look"))
+        self._hands: Hands[Job | Remake] = Hands(settings.threads, lambda: self.post("look"))
         self.tell(log_too=True)
 
     def __exit__(self, *error: object) -> None:
@@ -148,10 +152,10 @@ class Loop:
         if self._scanning.patience == 0:
             self._rescan()
         if self._hands.job is not None:
-            self._look_at_fold()
-        if self._hands.job is None and not self._stopping and (self._desk.waiting or not only_asked):
-            self._start_fold()
-        self._desk.answer_folds(self._stuck())
+            self._look_at_work()
+        if self._hands.free and not self._stopping and (self._desk.waiting or not only_asked):
+            self._start_work()
+        self._desk.answer(self._stuck())
 
     def _stuck(self) -> MergdError | None:
         """Return what keeps an asked fold from being done now."""
@@ -174,8 +178,8 @@ class Loop:
 
     def idle(self) -> bool:
         """Whether nothing is folding, about to be folded, being hashed or about to be quiet."""
-        resting = self._hands.job is None and not self._scanning.planned and not self._intake.hashing
-        return resting and not self._can_fold() and self._inbox.empty()
+        resting = self._hands.free and not self._scanning.planned and not self._intake.hashing
+        return resting and not self._can_work() and self._inbox.empty()
 
     def ask(self, request: AnyRequest) -> Answer:
         """Carry out a request here and now, as a daemon would; returns its result or raises its error."""
@@ -194,14 +198,14 @@ class Loop:
     def _patience(self) -> float:
         if self._hands.job is not None:
             return 0.0 if self._hands.ended() else TICK
-        if self._can_fold():
+        if self._hands.free and self._can_work():
             return 0.0
         return min(NAP, self._scanning.patience)
 
     def _act_on(self, message: Message) -> None:
         if isinstance(message, Ask):
             try:
-                if preempts(message.request, self._history):
+                if preempts(message.request, self._history, isinstance(self._hands.job, Remake)):
                     self._abandon()
             finally:
                 self._desk.carry_out(message)
@@ -226,8 +230,10 @@ class Loop:
         except MergdError as error:
             log.error("the new configuration is not taken: %s (%s)", error, error.hint)
             return
-        self._merge = self._worker.merge = self._drafting.merge = merge
-        self.settings = self._worker.settings = self._drafting.settings = settings
+        self._merge = merge
+        self.settings = settings
+        for part in (self._worker, self._drafting, self._remaking, self._tasks):
+            part.merge, part.settings = merge, settings
         self._desk.hooks, self._intake.settings = list(merge.hooks), settings
         self.taken(settings)
         log.info("the configuration was read again")
@@ -239,48 +245,72 @@ class Loop:
 
     # ------------------------------------------------------------------------------------------------------ one fold
 
+    def _can_work(self) -> bool:
+        return self._tasks.waits() or self._can_fold()
+
     def _can_fold(self) -> bool:
         return not self._history.paused() and not self._worker.trouble and self._worker.next_ready() is not None
 
+    def _start_work(self) -> None:
+        """Begin the next task that a person asked for, or else the next fold, if there is one to begin."""
+        task = self._tasks.begin()
+        if task is not None:
+            log.info("%s", task.name)
+            self._hands.start(task, partial(self._remaking.remake, task))
+            self.tell()
+        elif not self._tasks.waits():
+            self._start_fold()
+
     def _start_fold(self) -> None:
-        """Begin the next fold, if there is one to begin."""
         row = None if self._history.paused() else self._worker.next_ready()
         if row is None:
+            return
+        lacking = self._tasks.bring_back_head()
+        if lacking is not None:
+            self._worker.trouble = lacking
             return
         job = self._worker.begin(row, again=row.id in self._desk.again)
         if job is None:
             self._settle_soon(row.id)
             return
-        log.info("folding %s", job.checkpoint.name)
-        self._hands.start(job)
+        log.info("folding %s", job.name)
+        self._hands.start(job, partial(self._drafting.draft, job))
         self.tell()
 
-    def _look_at_fold(self) -> None:
-        """Show how far the fold is; when it has ended, commit it or record why not."""
+    def _look_at_work(self) -> None:
+        """Show how far the work is; when it has ended, commit it or record why not."""
         assert self._hands.job is not None
         self._show(self._hands.progress)
-        self._desk.say(f"{self._hands.job.checkpoint.name}: {self._hands.progress}")
+        self._desk.say(f"{self._hands.job.name}: {self._hands.progress}")
         if not self._hands.ended():
             if time.monotonic() - self._told_at > TELL_EVERY:
                 self.tell()
             return
         job, outcome = self._hands.take()
         try:
-            if isinstance(outcome, Exception):
-                raise outcome
-            self._note(self._worker.finish(job, outcome, self._doing))
-        except Exception as error:  # noqa: BLE001 - whatever a fold ends with is recorded with its checkpoint
+            self._finish(job, outcome)
+        except Exception as error:  # noqa: BLE001 - whatever work ends with is recorded with what it was about
             self._give_up(job, error)
-        self._desk.again.discard(job.checkpoint.id)
+        if isinstance(job, Job):
+            self._desk.again.discard(job.checkpoint.id)
         self._worker.after_move()
         self.tell(log_too=True)
 
-    def _note(self, row: Checkpoint) -> None:
-        self._refused |= row.state == "refused"
+    def _finish(self, job: Job | Remake, outcome: object) -> None:
+        match job, outcome:
+            case _, Exception() as error:
+                raise error
+            case Remake(), Remade() as made:
+                self._tasks.finish(job, made, job.task.who)
+            case Job(), (Made() | Known() | Turned()) as drafted:
+                self._refused |= self._worker.finish(job, drafted, self._doing).state == "refused"
 
-    def _give_up(self, job: Job, error: Exception) -> None:
-        self._worker.give_up(job, error)
-        self._settle_soon(job.checkpoint.id)
+    def _give_up(self, job: Job | Remake, error: Exception) -> None:
+        if isinstance(job, Remake):
+            self._tasks.give_up(job, error)
+        else:
+            self._worker.give_up(job, error)
+            self._settle_soon(job.checkpoint.id)
 
     def _settle_soon(self, row: int) -> None:
         """Have a checkpoint that settles again looked at, once it may be quiet."""
@@ -288,7 +318,7 @@ class Loop:
             self._scanning.settles_in(self.settings.quiet)
 
     def _abandon(self) -> None:
-        """Stop a running fold; its checkpoint waits again."""
+        """Stop running work; what it was about waits again."""
         abandoned = self._hands.abandon()
         if abandoned is not None:
             self._give_up(*abandoned)
@@ -319,7 +349,7 @@ class Loop:
         """Return what only this process knows."""
         job = self._hands.job
         return {
-            "doing": f"{job.checkpoint.name}: {self._hands.progress}" if job else "",
+            "doing": f"{job.name}: {self._hands.progress}" if job else "",
             "trouble": self.trouble,
             "gates": list(self.settings.gates),
             "daemon": {"pid": os.getpid(), "doing": self._doing},

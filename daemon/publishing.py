@@ -38,6 +38,7 @@ class Published:
     files: list[FileDigest]
     bytes_read: int
     bytes_written: int
+    shard_size: int  # bytes; another one gives other files
 
 
 def publish(
@@ -70,7 +71,7 @@ def publish(
         files.append(_write_json(draft.model / "model.safetensors.index.json", index))
     files += _copy_side_files(base, draft.model, out_dtype, settings.copy_code)
     progress.end()
-    return Published(files, read, written)
+    return Published(files, read, written, int(settings.shard_size))
 
 
 def _write_weight(

@@ -70,6 +70,17 @@ class Limits(BaseModel):
     """How many folds there may be in 24 hours; those after them are held."""
 
 
+class ArchiveSettings(BaseModel):
+    """Which checkpoints are copied into the state as they are folded, so that a replay does not need their places."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    adapters: bool = True
+    """Whether adapters are, all of them: they are small."""
+    full: ByteSize = Field(default=ByteSize(0))
+    """The most that full models take there, such as `100GB`; the oldest go first."""
+
+
 class Settings(BaseModel):
     """What the configuration file says. The description of each field is its line in the settings table."""
 
@@ -135,6 +146,8 @@ class Settings(BaseModel):
     """Versions younger than this keep their files too, such as `7d`."""
     limits: Limits = Limits()
     """What the built-in gate holds a checkpoint for until a person approves it; 0 or false switches a limit off."""
+    archive: ArchiveSettings = ArchiveSettings()
+    """Which checkpoints are copied into the state as they are folded, so that a replay does not need their places."""
     gates: tuple[str, ...] = ()
     """Gates of installed packages that judge each drafted version, by name, in order."""
     hooks: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from math import sqrt
 from pathlib import Path
 
 from ..plugins.formats.interface import Candidate
+from ..state.archive import Archive
 from ..state.committing import Commit
 from ..state.errors import Abandoned, Busy, Damaged, Misconfigured, NotPermitted, Unavailable
 from ..state.history import History
@@ -25,6 +26,7 @@ from .admission import Admission
 from .drafting import Made, Outcome
 from .judging import Job, Known, Past, Turned
 from .opening import Merge
+from .pinning import still_pinned
 from .publishing import version_bytes
 from .recovery import STRIKES, check_head, wait_again
 from .replacing import Start
@@ -52,6 +54,7 @@ class Worker:
         self.settings = settings
         self.trouble = ""  # what keeps folding from going on by itself, such as a full disk
         self.merge, self._store, self._history, self._commit, self._sight = merge, store, history, commit, sight
+        self._archive = Archive(store)
         self._later: dict[int, float] = {}  # checkpoint -> when it may be tried again (monotonic seconds)
 
     # -------------------------------------------------------------------------------------------------------- begin
@@ -135,7 +138,7 @@ class Worker:
     def _make_true(self, job: Job, made: Made, who: str) -> Checkpoint:
         """Rename the draft in, and make it true in one transaction; `after_move` lets the link follow."""
         reports, digest, brought = list(made.result.reports.values()), made.result.digest, contribution_of(job, made)
-        self._commit.rename(made.draft, made.version.number)
+        self._commit.rename(made.draft, made.version.number, digest)
         version = replace(made.version, stamps=self._store.stamps(made.version.number))
         replaced = job.start.replaced.number if job.start.replaced else None
         hooks = list(self.merge.hooks)
@@ -200,6 +203,7 @@ class Worker:
             for part in PARTS:
                 self._commit.sweep(number, part)
             log.info("the files of v%d are dropped; its row stays", number)
+        self._archive.keep(still_pinned(self._archive.entries(), settings.archive.full))
 
 
 def job_for(row: Checkpoint, candidate: Candidate, history: History, *, again: bool = False) -> Job:

@@ -60,6 +60,10 @@ class Checkpoints:
         """Return the rows whose content's digest begins with these digits; of the same content, only the first."""
         return self._where("digest >= ? and digest < ? and duplicate_of is null order by id", digits, f"{digits}g")
 
+    def of_content(self, digest: str) -> list[Checkpoint]:
+        """Return every row with this digest, in the order in which they were first seen."""
+        return self._where("digest = ? order by id", digest)
+
     def holding(self, digest: str) -> Checkpoint | None:
         """Return the row whose content was folded first with this digest."""
         rows = self._where("digest = ? and state = 'folded' and duplicate_of is null order by id limit 1", digest)

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .archive import Archive
 from .errors import Damaged
 from .history import History
 from .records import Files, Move
@@ -20,19 +21,29 @@ class Commit:
     """The steps, over one state's files and history. `draft` and `seal` touch files alone, and may run on any thread."""
 
     def __init__(self, store: Store, history: History) -> None:
-        self._store, self._history = store, history
+        self._store, self._history, self._archive = store, history, Archive(store)
 
-    def draft(self, number: int) -> Draft:
-        """Open an empty draft. A crash leaves it in `drafts/`, worth nothing."""
-        return self._store.draft(number)
+    def draft(self, number: int, step: str = "") -> Draft:
+        """Open an empty draft of a version, or of a step on the way to it. A crash leaves it, worth nothing."""
+        return self._store.draft(number, step)
 
     def seal(self, draft: Draft, manifest: Mapping[str, Any]) -> None:
         """Write the manifest last, and make every file and name of the draft durable. A crash leaves a draft."""
         draft.seal(manifest)
 
-    def rename(self, draft: Draft, number: int) -> None:
-        """Rename the draft in. A crash leaves folders that the history has no row for."""
+    def rename(self, draft: Draft, number: int, source: str = "") -> None:
+        """Rename the draft in, and the source that it pins. A crash leaves folders that the history has no row for.
+
+        source: the digest of the checkpoint's content.
+        """
+        if source:
+            self._archive.install(draft, source)
         self._store.install(draft, number)
+
+    def restore(self, draft: Draft, number: int, task: int) -> None:
+        """Put files that were made once more into the place of a version's, and promise them again."""
+        self._store.restore(draft, number)
+        self._history.commit_restored(number, self._store.stamps(number), task)
 
     def transaction(self, write: Callable[[History], Move]) -> Move:
         """Make the version true, and the head move to it: the commit point. A crash leaves a link that lags behind.
@@ -61,6 +72,7 @@ class Commit:
         kept = {part: [v.number for v in versions if v.keeps(part)] for part in ("slots", "model")}
         for path in self._store.sweep((v.number for v in versions), kept["slots"], kept["model"]):
             log.info("swept %s", path)
+        self._archive.keep(self._history.checkpoints.folded_digests())
         self.link()
 
     def _check_age(self) -> None:

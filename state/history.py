@@ -18,12 +18,14 @@ from .database import IN_MODEL, LINE, inserted, open_reader, open_writer, transa
 from .decided import Decided
 from .errors import Busy
 from .records import Checkpoint, Contribution, Files, Move, Totals, Version, WeightReport
+from .tasks import Tasks
 
 
 class History:
     """The versions, the head and its moves, the pins, the pauses and the requests.
 
-    `checkpoints` has the rows of checkpoints, `contributions` what they brought, `decided` what people decided on them.
+    `checkpoints` has the rows of checkpoints, `contributions` what they brought, `decided` what people decided on them,
+    `tasks` what is still to be done for people.
     """
 
     def __init__(self, path: Path, write: bool = False) -> None:
@@ -31,6 +33,7 @@ class History:
         self.checkpoints = Checkpoints(self._db)
         self.contributions = Contributions(self._db)
         self.decided = Decided(self._db)
+        self.tasks = Tasks(self._db)
 
     def __enter__(self) -> Self:
         return self
@@ -154,6 +157,32 @@ class History:
             self.checkpoints.end_attempt(attempt, "folded")
             expected, why = (version.parent, "fold") if replaced is None else (replaced, "replace")
             return self._move(expected, version.number, who, why, hooks)
+
+    def commit_task(
+        self, version: Version, weights: Sequence[WeightReport], task: int, who: str, hooks: Sequence[str]
+    ) -> Move:
+        """Make true what a task made of the head: version, head, what the hooks are owed, and that the task is done.
+
+        Raises Busy if the head is no longer the version's parent; then nothing changed.
+        """
+        with transaction(self._db):
+            self._insert(version, weights)
+            self.tasks.end(task, f"done: {version}")
+            return self._move(version.parent, version.number, who, version.cause, hooks)
+
+    def commit_restored(self, number: int, stamps: Mapping[str, tuple[int, int]], task: int) -> None:
+        """Promise the files of a version again, which a task has made once more.
+
+        Unless it is the head, it gets a tag: retention would drop them before whoever asked for them is done with them.
+        """
+        head = self.head()
+        with transaction(self._db):
+            if head is None or head.number != number:
+                tag = {"name": f"replayed-{number}", "version": number, "who": self.tasks.get(task).who}
+                self._db.table("tags").upsert(tag | {"at": utc_now()}, pk="name")
+            now = {"slots_kept": 1, "model_kept": 1, "damaged": None, "stamps": json.dumps(stamps)}
+            self._db.table("versions").update(number, now)
+            self.tasks.end(task, f"done: v{number}")
 
     def move_head(self, to: int, who: str, why: str, hooks: Sequence[str]) -> Move:
         """Move the head to another version."""

@@ -146,8 +146,9 @@ def m006_causes_tags_and_tasks(db: Database) -> None:
         strict=True,
     )
     db.table("tasks").create(
-        {"id": int, "verb": str, "arguments": str, "who": str, "at": str, "outcome": str},
+        {"id": int, "verb": str, "arguments": str, "who": str, "at": str, "tries": int, "outcome": str},
         pk="id",
-        not_null={"verb", "arguments", "who", "at"},
+        not_null={"verb", "arguments", "who", "at", "tries"},
+        defaults={"tries": 0},
         strict=True,
     )

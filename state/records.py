@@ -100,10 +100,10 @@ class Totals:
     readout_norm: float = 0.0  # Frobenius norm of the whole read-out, before the scale
 
     def with_checkpoint(self, norm: float, share: float, readout_norm: float) -> Totals:
-        """Return these totals after one more task vector of this norm."""
+        """Return these totals after one more task vector of this norm; a negative share takes one out again."""
         shares = self.shares + share
-        mean = self.mean_norm + (norm - self.mean_norm) * share / shares
-        return Totals(self.folded + 1, shares, mean, readout_norm)
+        mean = self.mean_norm + (norm - self.mean_norm) * share / shares if shares else 0.0
+        return Totals(self.folded + (share > 0) - (share < 0), shares, mean, readout_norm)
 
 
 @dataclass(frozen=True)
@@ -287,10 +287,11 @@ class Task:
     """What a person asked for that takes long and makes a version, or files of one; it outlives a restart."""
 
     id: int
-    verb: Literal["remove", "replay"]
+    verb: str  # remove, replay
     arguments: Mapping[str, Any]
     who: str
     at: str  # UTC, ISO 8601
+    tries: int = 0  # that ended without an outcome
     outcome: str | None = None  # how it ended; none while it waits or is being done
 
 

@@ -50,9 +50,9 @@ class Store:
 
     # --------------------------------------------------------------------------------------------------------- drafts
 
-    def draft(self, number: int) -> "Draft":
-        """Open an empty draft for a version."""
-        folder = self.drafts / folder_name(number)
+    def draft(self, number: int, step: str = "") -> "Draft":
+        """Open an empty draft for a version, or for a step on the way to it."""
+        folder = self.drafts / (folder_name(number) + step)
         shutil.rmtree(folder, ignore_errors=True)
         return Draft(folder)
 
@@ -63,6 +63,17 @@ class Store:
             if target.exists():  # left by a crash: the history has no such version
                 shutil.rmtree(target)
             made.rename(target)
+            sync_folder(place)
+        draft.drop()
+
+    def restore(self, draft: "Draft", number: int) -> None:
+        """Put the files of a draft into the place of those that a version had, whether they are gone or damaged."""
+        for made, place in ((draft.slots, self.versions), (draft.model, self.models)):
+            target = place / folder_name(number)
+            if target.exists():
+                _put_into(made, target)
+            else:
+                made.rename(target)
             sync_folder(place)
         draft.drop()
 
@@ -89,9 +100,13 @@ class Store:
 
     def slot_layouts(self, number: int) -> dict[tuple[str, str], Layout]:
         """Return where a version's slots lie, by (statistic, slot)."""
-        folder = self.versions / folder_name(number)
+        return self.layouts_in(self.versions / folder_name(number), self.manifest(number)["slots"])
+
+    @staticmethod
+    def layouts_in(folder: Path, entries: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Layout]:
+        """Return where the slots in a folder lie, by (statistic, slot); `entries` as a manifest has them."""
         layouts: dict[tuple[str, str], Layout] = {}
-        for entry in self.manifest(number)["slots"]:
+        for entry in entries:
             path = folder / entry["name"]
             if not path.is_file() or path.stat().st_size != entry["size"]:
                 raise Damaged(f"{path} is not as it was written", "roll back to a version whose files are whole")
@@ -165,6 +180,17 @@ class Store:
         return sum(_blocks(Path(at) / name) for at, _, names in os.walk(self.root) for name in names)
 
 
+def _put_into(made: Path, target: Path) -> None:
+    """Rename each file of a folder into another one, over what has its name there."""
+    for at, folders, names in os.walk(made):
+        inside = target / Path(at).relative_to(made)
+        for folder in folders:
+            (inside / folder).mkdir(mode=PUBLIC, exist_ok=True)
+        for name in names:
+            (Path(at) / name).rename(inside / name)
+        sync_folder(inside)
+
+
 def _blocks(path: Path) -> int:
     try:
         return os.lstat(path).st_blocks * 512
@@ -179,6 +205,7 @@ class Draft:
         self.folder = folder
         self.slots = folder / "slots"
         self.model = folder / "model"
+        self.source = folder / "source"  # of the checkpoint, if it is to be pinned
         for path, mode in ((folder, PRIVATE), (self.slots, PRIVATE), (self.model, PUBLIC)):
             path.mkdir(mode=mode)
             path.chmod(mode)

@@ -47,6 +47,8 @@ def default(field: FieldInfo) -> str:
 
 def written(field: FieldInfo, value: Any) -> str:
     """Return a value as TOML, with the largest unit that leaves a whole number."""
+    if field.annotation is ByteSize and value == 0:
+        return "0"
     if field.annotation is ByteSize:
         return toml_value(_in_units(value, {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}))
     if any(getattr(part, "func", None) is _seconds for part in field.metadata):

@@ -13,6 +13,7 @@ from support.merges import NO_LIMITS, Sandbox, make_merge, set_in
 from support.models import CONFIG, Model, drop_adapter, fine_tuned, load_model, save_model, tiny_base
 
 from mergd.daemon.settings import keys
+from mergd.state.archive import Archive
 from mergd.state.history import History
 from mergd.state.reading import Reader
 
@@ -493,9 +494,28 @@ def hooks(bench: Bench) -> None:
 
 
 Case = Callable[[Bench], None]
-LIMITS: tuple[Case, ...] = (
+
+
+def archive_adapters(bench: Bench) -> None:
+    for adapters, found in ((True, 1), (False, 0)):
+        merge = bench.merge(archive={"adapters": adapters})
+        drop_adapter(merge.watch / "a")
+        merge.fold_all()
+        assert len(Archive(merge.store).entries()) == found
+
+
+def archive_full(bench: Bench) -> None:
+    for budget, found in ((1_000_000, 1), (0, 0)):
+        merge = bench.merge(archive={"full": budget})
+        merge.drop("a", 1)
+        merge.fold_all()
+        assert len(Archive(merge.store).entries()) == found
+
+
+TABLES: tuple[Case, ...] = (
     *(limits_norm, limits_weight_norm, limits_sigmas, limits_cosine, limits_near_copy, limits_share),
     *(limits_per_day, limits_adapter_rank, limits_adapter_scale),
+    *(archive_adapters, archive_full),
 )
 OTHERS: tuple[Case, ...] = (
     *(base_model, source, rule, parameters, out_dtype, threads, convolutions, watch, state, existing),
@@ -503,7 +523,7 @@ OTHERS: tuple[Case, ...] = (
     *(quiet, quiet_unsure, quiet_network, marked_only, on_change, per_run, run_quiet, rescan, events, memory),
     *(shard_size, copy_code, keep_last, keep_within, gates, hooks),
 )
-CASES = {case.__name__: case for case in OTHERS} | {case.__name__.replace("_", ".", 1): case for case in LIMITS}
+CASES = {case.__name__: case for case in OTHERS} | {case.__name__.replace("_", ".", 1): case for case in TABLES}
 
 
 @pytest.mark.parametrize("name", keys())

@@ -1,0 +1,81 @@
+"""Pinning: what a replay will need of a checkpoint, and where it is found again: in the archive, or where it lay."""
+
+import logging
+import shutil
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from ..plugins.formats.interface import Candidate
+from ..state.archive import Archive, Pinned, copy_source, is_unchanged
+from ..state.checkpoints import Checkpoints
+from ..state.records import Checkpoint, Sighting
+from ..state.store import Draft
+from .progress import Progress
+from .settings import ArchiveSettings
+
+log = logging.getLogger(__name__)
+
+
+def pin(candidate: Candidate, draft: Draft, settings: ArchiveSettings, progress: Progress) -> None:
+    """Copy a checkpoint that was just folded into its draft, if the settings want it kept."""
+    if not wanted(candidate, settings):
+        return
+    nbytes, place = sum(stamp.size for stamp in candidate.stamps), Path(candidate.place)
+    progress.begin("archiving", 0, nbytes)
+    for done in copy_source(place, candidate.stamps, draft):
+        progress.advance(done)
+    if not is_unchanged(place, candidate.stamps):
+        log.warning("%s changed after it was folded: it is not archived", candidate.name)
+        shutil.rmtree(draft.source)
+    progress.end()
+
+
+def wanted(candidate: Candidate, settings: ArchiveSettings) -> bool:
+    """Whether a checkpoint is to be archived; one that alone is more than the budget is not."""
+    if candidate.contents.partial:
+        return settings.adapters
+    return 0 < sum(stamp.size for stamp in candidate.stamps) <= settings.full
+
+
+def still_pinned(entries: Collection[Pinned], budget: int) -> list[str]:
+    """Return the digests of what stays: every adapter, and the newest full models within the budget, oldest first.
+
+    entries: oldest first.
+    """
+    left, stays = budget, list[str]()
+    for pinned in reversed(list(entries)):
+        left -= 0 if pinned.adapter else pinned.nbytes
+        if pinned.adapter or left >= 0:
+            stays.insert(0, pinned.digest)
+    return stays
+
+
+class Sources:
+    """Where the content of a checkpoint that was folded can be read again."""
+
+    def __init__(self, archive: Archive, checkpoints: Checkpoints, sight: Callable[[Path], Sighting | None]) -> None:
+        self._archive, self._checkpoints, self._sight = archive, checkpoints, sight
+
+    def find(self, row: Checkpoint) -> Sighting | None:
+        """Return the sighting of a row's content, None if it is gone: pinned, at its place, or at another row's.
+
+        The digest of what lies there is compared when it is read; what says beforehand that it is the same is files
+        of the same names and sizes.
+        """
+        pinned = self._archive.place(row.digest)
+        if pinned is not None:
+            return self._sight(pinned)
+        same = self._checkpoints.of_content(row.digest) if row.digest else []
+        found = ((other, self._sight(Path(other.place))) for other in [row, *same])
+        return next((sighting for other, sighting in found if sighting and _alike(other.fingerprint, sighting)), None)
+
+
+def _alike(fingerprint: str, sighting: Sighting) -> bool:
+    """Whether files have the names and sizes that they had."""
+    return _sizes(fingerprint) == _sizes(sighting.fingerprint)
+
+
+def _sizes(fingerprint: str) -> list[list[str]]:
+    """Return names and sizes of a fingerprint's files: `name:device:inode:size:mtime:ctime`."""
+    parts = (file.rsplit(":", 5) for file in fingerprint.split(";") if file)
+    return [[part[0], part[3]] for part in parts if len(part) == 6]

@@ -1,0 +1,158 @@
+"""Remaking makes a version, or files of one, by repeating causes: it takes a route from kept slots, step by step.
+
+It runs on the folding thread and touches only files, as drafting does: no row of the history.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..plugins.formats.interface import Candidate
+from ..state.clock import utc_now
+from ..state.committing import Commit
+from ..state.errors import Busy, Damaged, Refused
+from ..state.records import ADMITTED, Checkpoint, Sighting, Task, Version
+from ..state.store import Draft, Store
+from .admission import Admission
+from .folding import FoldResult, Head, fold, keep
+from .manifests import digest_of, manifest, slots_of
+from .opening import Merge
+from .progress import Progress
+from .publishing import Published, publish
+from .replaying import Route, Step
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Remake:
+    """One try at a task: all that remaking needs to know."""
+
+    task: Task
+    number: int  # of the version that is made, or whose files are made once more
+    route: Route
+    start: Version | None  # where the route begins; none: from nothing
+    rows: Mapping[int, Checkpoint]  # what the steps are about, by id
+    sightings: Mapping[int, Sighting]  # where their sources lie
+    known: Version | None = None  # the version whose files are made once more; none: a new one is made
+    parent: Version | None = None  # the head that a new version comes after
+    about: Checkpoint | None = None  # what the version folded, or is made without
+    arguments: Mapping[str, Any] | None = None  # of its cause
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return f"removing {self.about.name}" if self.about and not self.known else f"replaying v{self.number}"
+
+
+@dataclass(frozen=True)
+class Remade:
+    """A sealed draft, and what its row in the history says."""
+
+    draft: Draft
+    version: Version
+    result: FoldResult
+
+
+class Remaking:
+    """Remakes the versions of one merge."""
+
+    def __init__(self, settings: Settings, merge: Merge, store: Store, commit: Commit) -> None:
+        self.settings = settings
+        self.merge, self._store, self._commit = merge, store, commit
+
+    def remake(self, job: Remake, progress: Progress) -> Remade:
+        """Take the route and publish what it comes to. Whatever ends it leaves no draft behind.
+
+        Raises Damaged where other bytes come of it than before, Busy where a source holds other content than it did.
+        """
+        progress.seconds.clear()
+        draft = self._commit.draft(job.number)
+        try:
+            result = self._take(job, draft, progress)
+            return self._publish(job, draft, result, progress)
+        except BaseException:
+            draft.drop()
+            raise
+
+    def _take(self, job: Remake, draft: Draft, progress: Progress) -> FoldResult:
+        """Take every step; each but the last is written aside, where only the next one reads it."""
+        base, rule, memory = self.merge.base, self.merge.rule, self.settings.memory
+        head = Head(job.start.totals, self._store.slot_layouts(job.start.number)) if job.start else Head()
+        if not job.route.steps:
+            return keep(base, head, rule, draft, memory, progress)
+        aside: list[Draft] = []
+        try:
+            for number, step in enumerate(job.route.steps, start=1):
+                last = number == len(job.route.steps)
+                into = draft if last else self._commit.draft(job.number, f"-step-{number}")
+                aside += [] if last else [into]
+                candidate = self._candidate(job.sightings[step.checkpoint])
+                result = fold(base, candidate, head, rule, into, memory, progress, step.act)
+                self._compare(job, step, result)
+                head = Head(result.totals, self._store.layouts_in(into.slots, result.slots))
+                while len(aside) > (0 if last else 1):
+                    aside.pop(0).drop()
+            return result
+        finally:
+            for left in aside:
+                left.drop()
+
+    def _candidate(self, sighting: Sighting) -> Candidate:
+        candidate, verdict = Admission(self.merge.base, self.settings).examine(sighting)
+        if candidate is None or verdict != ADMITTED:
+            raise Refused(*verdict.reasons)
+        return candidate
+
+    def _compare(self, job: Remake, step: Step, result: FoldResult) -> None:
+        """Hold what a step came to against what it came to before."""
+        row = job.rows[step.checkpoint]
+        if result.digest != row.digest:
+            raise Busy(f"the source of {row.name} holds other content now", "bring the old one back")
+        if step.makes is None:
+            return
+        before = self._store.manifest(step.makes)
+        if slots_of(result.slots) != slots_of(before["slots"]):
+            raise Damaged(f"repeating v{step.makes} gave other slots than it has", _elsewhere(before))
+
+    def _publish(self, job: Remake, draft: Draft, result: FoldResult, progress: Progress) -> Remade:
+        """Write the model folder and the manifest, and say what the version's row will be, or hold it against its row."""
+        scale = self.merge.rule.scale(result.totals)
+        published = publish(self.merge.base, result.readouts, scale, draft, self._as_before(job), progress)
+        about, version = job.about, job.known
+        if version is None:
+            version = self._row(job, result, published, scale, progress)
+        elif digest_of(result, published) != version.digest:
+            before = self._store.manifest(version.number)
+            raise Damaged(f"repeating {version} gave other bytes than it had", _elsewhere(before))
+        digest = about.digest if about else None
+        self._commit.seal(draft, manifest(version, about, digest, self.merge, result, published))
+        return Remade(draft, version, result)
+
+    def _row(self, job: Remake, result: FoldResult, published: Published, scale: float, progress: Progress) -> Version:
+        return Version(
+            number=job.number,
+            parent=job.parent.number if job.parent else None,
+            cause="remove",
+            checkpoint=None,
+            rule=self.settings.rule,
+            totals=result.totals,
+            scale=scale,
+            digest=digest_of(result, published),
+            created_at=utc_now(),
+            seconds=dict(progress.seconds),
+            bytes_read=result.bytes_read + published.bytes_read,
+            bytes_written=result.bytes_written + published.bytes_written,
+            removed=job.about.id if job.about else None,
+            arguments=job.arguments or {},
+        )
+
+    def _as_before(self, job: Remake) -> Settings:
+        """Return the settings with which a known version was published: they decide how its weights are sharded."""
+        if job.known is None:
+            return self.settings
+        shard_size = self._store.manifest(job.number).get("shard_size", self.settings.shard_size)
+        return self.settings.model_copy(update={"shard_size": shard_size})
+
+
+def _elsewhere(before: Mapping[str, Any]) -> str:
+    return f"nothing was changed; it was made on {before.get('made_on', 'what nobody wrote down')}"

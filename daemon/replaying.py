@@ -1,0 +1,95 @@
+"""Replaying: from which kept version, and by repeating which causes, is a state of the model reached? Pure plans."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ..state.records import Version
+
+Get = Callable[[int], Version]  # a version by its number
+Recipe = Callable[
+    [int], Sequence[int]
+]  # the checkpoints that are in the model at a version, in the order of their folds
+
+
+@dataclass(frozen=True)
+class Step:
+    """One cause to repeat."""
+
+    act: Literal["fold", "remove"]
+    checkpoint: int  # id of its row
+    makes: int | None = None  # the version whose slots must come of it, byte for byte; none where the state is new
+
+
+@dataclass(frozen=True)
+class Route:
+    """A version whose slots are there, and the steps from it."""
+
+    start: int | None  # none: from nothing
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def checkpoints(self) -> tuple[int, ...]:
+        """The rows whose sources are needed."""
+        return tuple(step.checkpoint for step in self.steps)
+
+
+def route_to(number: int, get: Get) -> Route:
+    """Return how a version's slots are reached: from it, or its nearest ancestor, that has them, causes repeated."""
+    steps: list[Step] = []
+    at: int | None = number
+    while at is not None and not sound(get(at)):
+        version = get(at)
+        steps[:0] = _causes(version)
+        at = version.arguments["onto"] if by_replay(version) else version.parent
+    return Route(at, tuple(steps))
+
+
+def _causes(version: Version) -> list[Step]:
+    """Return the steps that made a version of what it was made from; the last makes it."""
+    if version.checkpoint is not None:
+        return [Step("fold", version.checkpoint, version.number)]
+    if not by_replay(version):
+        assert version.removed is not None, f"{version} has a cause that cannot be repeated"
+        return [Step("remove", version.removed, version.number)]
+    *earlier, last = version.arguments["folds"] or [None]
+    steps = [Step("fold", checkpoint) for checkpoint in earlier]
+    return steps + ([Step("fold", last, version.number)] if last is not None else [])
+
+
+def route_without(checkpoint: int, head: Version, kept: Iterable[Version], recipe: Recipe, get: Get) -> Route:
+    """Return how the model without one checkpoint is reached by folding the others, from as late a version as can be.
+
+    kept: the versions whose files are there.
+    """
+    target = tuple(row for row in recipe(head.number) if row != checkpoint)
+    starts = [(len(made), version.number) for version in kept if (made := _prefix(version, target, recipe, get))]
+    length, start = max(starts, default=(0, None))
+    return Route(start, tuple(Step("fold", row) for row in target[length:]))
+
+
+def _prefix(version: Version, target: Sequence[int], recipe: Recipe, get: Get) -> Sequence[int]:
+    """Return a version's checkpoints if its slots are what folding the first of the target ones gives; else nothing."""
+    made = tuple(recipe(version.number))
+    return made if sound(version) and made == tuple(target[: len(made)]) and _only_folds(version, get) else ()
+
+
+def _only_folds(version: Version, get: Get) -> bool:
+    """Whether nothing was ever subtracted on the way to a version: what rounding leaves of it is not in a fold of the rest."""
+    at: int | None = version.number
+    while at is not None:
+        now = get(at)
+        if now.removed is not None and not by_replay(now):
+            return False
+        at = now.arguments["onto"] if by_replay(now) else now.parent
+    return True
+
+
+def by_replay(version: Version) -> bool:
+    """Whether a version was made by folding, once more, those that came after a checkpoint that was taken out."""
+    return version.arguments.get("how") == "replay"
+
+
+def sound(version: Version) -> bool:
+    """Whether a version's slots are there, and nobody knows of any damage."""
+    return version.slots_kept and version.damaged is None

@@ -1,0 +1,237 @@
+"""Tasks: what people ask for that repeats causes: to remove a checkpoint, to replay a version. Planned before anything is done.
+
+It runs on the one thread that writes the history.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ..state.archive import Archive
+from ..state.committing import Commit
+from ..state.errors import Abandoned, MergdError, Unavailable, Usage
+from ..state.history import History
+from ..state.records import Checkpoint, Sighting, Task, Version
+from ..state.store import Store
+from ..state.wording import size
+from .folding import removable
+from .naming import find_checkpoint, find_version
+from .opening import Merge
+from .pinning import Sources
+from .publishing import version_bytes
+from .recovery import STRIKES
+from .remaking import Remade, Remake
+from .replaying import Route, Step, route_to, route_without, sound
+from .settings import Settings
+
+log = logging.getLogger(__name__)
+
+RETRY_AFTER = 30.0  # seconds, where the disk kept a task from being done
+LOOKS_BACK = 10  # folds that the time of another one is estimated by
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What doing a task would mean."""
+
+    job: Remake
+    how: str  # "subtraction" or "replay"
+    nbytes: int  # that are read of sources
+    seconds: float  # by the folds so far
+    need: int  # bytes of the disk, while it is done
+
+    def describe(self) -> dict[str, Any]:
+        """Return it as scripts see it."""
+        start = self.job.start
+        return {
+            "how": self.how,
+            "from": start.number if start else None,
+            "folds": len(self.job.route.steps),
+            "bytes": self.nbytes,
+            "seconds": round(self.seconds, 1),
+            "disk": self.need,
+            "words": str(self),
+        }
+
+    def __str__(self) -> str:
+        steps, start = len(self.job.route.steps), self.job.start or "the base model"
+        how = (
+            "by subtraction"
+            if self.how == "subtraction"
+            else f"{steps} {'fold' if steps == 1 else 'folds'} onto {start}"
+        )
+        return f"{how}: {size(self.nbytes)} to read, about {self.seconds / 60:.1f} minutes"
+
+
+class Tasks:
+    """The tasks of one merge."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        merge: Merge,
+        store: Store,
+        history: History,
+        commit: Commit,
+        sight: Callable[[Path], Sighting | None],
+    ) -> None:
+        self.settings, self.merge = settings, merge
+        self.outcomes: dict[int, dict[str, Any] | MergdError] = {}  # of tasks that ended in this life
+        self._store, self._history, self._commit = store, history, commit
+        self._sources = Sources(Archive(store), history.checkpoints, sight)
+        self._later = 0.0  # monotonic seconds: before, none is tried again
+
+    # ---------------------------------------------------------------------------------------------------------- plans
+
+    def plan(self, task: Task) -> Plan:
+        """Return what a task would mean now. Raises Usage or Unavailable, saying why it cannot be done."""
+        if task.verb == "remove":
+            return self._removal(task, str(task.arguments["checkpoint"]), bool(task.arguments["exact"]))
+        return self._replay(task, str(task.arguments["version"]))
+
+    def _removal(self, task: Task, text: str, exact: bool) -> Plan:
+        head, named = self._history.head(), find_checkpoint(self._history, text)
+        row = self._history.checkpoint_in_line(named.digest or "", head.number if head else None)
+        if head is None or row is None:
+            raise Usage(f"{named.name} is not in the model", "see: mergd list")
+        routes = [self._by_subtraction(row, head)] if removable(self.merge.base, self.merge.rule) and not exact else []
+        routes.append(route_without(row.id, head, self._history.with_files(), self._history.recipe, self._version))
+        route, sightings = self._possible(routes, row)
+        subtracted = any(step.act == "remove" for step in route.steps)
+        how = "subtraction" if subtracted else "replay"
+        folds = {"onto": route.start, "folds": list(route.checkpoints)} if not subtracted else {}
+        number, arguments = self._history.next_number(), {"how": how} | folds
+        job = self._job(task, number, route, sightings)
+        return self._costs(replace(job, parent=head, about=row, arguments=arguments), how)
+
+    def _by_subtraction(self, row: Checkpoint, head: Version) -> Route:
+        if self._history.recipe(head.number) == (row.id,):  # nothing is left: not even what rounding leaves
+            return Route(None)
+        route = route_to(head.number, self._version)
+        return Route(route.start, (*route.steps, Step("remove", row.id)))
+
+    def _replay(self, task: Task, text: str) -> Plan:
+        version = find_version(self._history, text)
+        if version.model_kept and sound(version):
+            raise Usage(f"the files of {version} are there", f"to go back to it: mergd rollback {version}")
+        route, sightings = self._possible([route_to(version.number, self._version)], None)
+        job = self._job(task, version.number, route, sightings)
+        about = self._history.checkpoints.get(version.checkpoint or version.removed or 0)
+        return self._costs(replace(job, known=version, about=about), "replay")
+
+    def _version(self, number: int) -> Version:
+        version = self._history.version(number)
+        assert version is not None, "a parent is a version: a foreign key"
+        return version
+
+    def _possible(self, routes: Iterable[Route], removed: Checkpoint | None) -> tuple[Route, dict[int, Sighting]]:
+        """Return the first route all of whose sources are there, and where they lie."""
+        gone: dict[int, Checkpoint] = {}
+        for route in routes:
+            rows = [self._history.checkpoints.get(row) for row in dict.fromkeys(route.checkpoints)]
+            found = {row.id: self._sources.find(row) for row in rows}
+            missing = [row for row in rows if found[row.id] is None]
+            if not missing:
+                return route, {row: sighting for row, sighting in found.items() if sighting is not None}
+            gone |= {row.id: row for row in missing}
+        what = f"{removed.name} cannot be taken out" if removed else "it cannot be replayed"
+        names = ", ".join(f"{row.name} ({row.place})" for row in gone.values())
+        raise Unavailable(f"{what}: the source is gone of {names}", "nothing was changed; bring it back, and ask again")
+
+    def _job(self, task: Task, number: int, route: Route, sightings: Mapping[int, Sighting]) -> Remake:
+        rows = {row: self._history.checkpoints.get(row) for row in route.checkpoints}
+        return Remake(task, number, route, self._version(route.start) if route.start else None, rows, sightings)
+
+    def _costs(self, job: Remake, how: str) -> Plan:
+        """Return the plan with what it costs. Raises Unavailable where the disk is too small."""
+        version = version_bytes(self.merge.base, self.merge.rule, self.settings.out_dtype)
+        need = version * min(len(job.route.steps), 3) if len(job.route.steps) > 1 else version
+        free = shutil.disk_usage(self._store.root).free
+        if free < need:
+            raise Unavailable(f"it needs {need:,} bytes of the disk, {free:,} are free", "nothing was changed")
+        folds = [sum(v.seconds.values()) for v in self._history.versions(LOOKS_BACK) if v.seconds]
+        seconds = median(folds) * max(len(job.route.steps), 1) if folds else 0.0
+        nbytes = sum(stamp.size for sighting in job.sightings.values() for stamp in sighting.stamps)
+        return Plan(job, how, nbytes, seconds, need)
+
+    # --------------------------------------------------------------------------------------------------------- doing
+
+    def add(self, verb: str, arguments: Mapping[str, Any], who: str) -> tuple[Task, Plan]:
+        """Record a task that can be done; raises what keeps it from being done."""
+        plan = self.plan(Task(0, verb, arguments, who, ""))
+        return self._history.tasks.add(verb, arguments, who), plan
+
+    def bring_back_head(self) -> str | None:
+        """Have the head's slots made once more if they were dropped: the next fold starts from them.
+
+        Returns why that cannot be done, an empty text if it will be, None if they are there.
+        """
+        head = self._history.head()
+        if head is None or head.slots_kept:
+            return None
+        try:
+            self.add("replay", {"version": str(head.number)}, "mergd")
+        except MergdError as error:
+            return f"the slots of {head} were dropped, and {error}"
+        return ""
+
+    def waits(self) -> bool:
+        """Whether a task is to be begun."""
+        return time.monotonic() >= self._later and bool(self._history.tasks.waiting())
+
+    def begin(self) -> Remake | None:
+        """Begin the task that was asked for first; None if there is none, or if it cannot be done any more."""
+        waiting = self._history.tasks.waiting() if time.monotonic() >= self._later else []
+        if not waiting:
+            return None
+        task = waiting[0]
+        if self._history.tasks.begin(task.id) > STRIKES:
+            self._end(task, Unavailable(f"{STRIKES} tries ended without an outcome", "look into the log; ask again"))
+            return None
+        try:
+            return self.plan(task).job
+        except MergdError as error:
+            self._end(task, error)
+            return None
+
+    def finish(self, job: Remake, made: Remade, who: str) -> None:
+        """Make true what was made."""
+        if job.known is not None:
+            self._commit.restore(made.draft, job.number, job.task.id)
+            log.info("the files of v%d are there again", job.number)
+        else:
+            self._commit.rename(made.draft, job.number)
+            version = replace(made.version, stamps=self._store.stamps(job.number))
+            reports, hooks = list(made.result.reports.values()), list(self.merge.hooks)
+            self._commit.transaction(lambda history: history.commit_task(version, reports, job.task.id, who, hooks))
+            log.info("%s is done: %s, %d checkpoints", job.name, version, version.totals.folded)
+        self.outcomes[job.task.id] = {"version": job.number, "head": self._head_number(), "steps": len(job.route.steps)}
+
+    def give_up(self, job: Remake, error: Exception) -> None:
+        """Record that a try ended without a version; it is tried again if that was nobody's fault."""
+        match error:
+            case Abandoned():
+                self._history.tasks.forgive(job.task.id)
+            case OSError():
+                log.error("%s waits for the disk: %s", job.name, error)
+                self._history.tasks.forgive(job.task.id)
+                self._later = time.monotonic() + RETRY_AFTER
+            case MergdError():
+                self._end(job.task, error)
+            case _:
+                log.error("%s failed", job.name, exc_info=error)
+                self._end(job.task, MergdError(f"unforeseen: {type(error).__name__}: {error}", "the log says more"))
+
+    def _end(self, task: Task, error: MergdError) -> None:
+        log.warning("%s %s: %s", task.verb, " ".join(map(str, task.arguments.values())), error)
+        self._history.tasks.end(task.id, f"error: {error}")
+        self.outcomes[task.id] = error
+
+    def _head_number(self) -> int | None:
+        head = self._history.head()
+        return head.number if head else None
