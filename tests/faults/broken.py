@@ -14,8 +14,8 @@ def commit_before_rename() -> None:
     rename = Commit.rename
     waiting: list[tuple[Path, Path]] = []
 
-    def aside(self: Commit, draft: Draft, number: int) -> None:
-        rename(self, draft, number)  # once, because what follows asks for the files' stamps
+    def aside(self: Commit, draft: Draft, number: int, source: str = "") -> None:
+        rename(self, draft, number, source)  # once, because what follows asks for the files' stamps
         store = self._store
         waiting[:] = [
             (place / folder_name(number), store.drafts / f"{place.name}-{number}")

@@ -26,8 +26,14 @@ from mergd.plugins import registry
 from mergd.state.committing import Commit
 
 STEPS = ("draft", "seal", "rename", "transaction", "link", "sweep")  # the commit protocol's, in order
+RARE = ("restore", "recover")  # and what is no part of a fold's life
 MAKING = STEPS[: STEPS.index("sweep")]  # from the first write of a draft to the swap of the link
-IN_ITSELF = ("link", "sweep", "recover")  # steps that end with their call; the others last until the next one begins
+IN_ITSELF = (
+    "link",
+    "sweep",
+    "restore",
+    "recover",
+)  # steps that end with their call; the others last until the next one begins
 PATIENCE = 60.0  # seconds
 FOLDER = "FAULTS_FOLDER"  # in the environment: where library and control file lie
 
@@ -172,7 +178,7 @@ def show_steps(faults: Faults, aim: Aim | None = None) -> None:
 
         return step
 
-    for name in (*STEPS, "recover"):
+    for name in (*STEPS, *RARE):
         setattr(Commit, name, shown(name, getattr(Commit, name)))
 
 

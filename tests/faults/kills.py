@@ -14,13 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from faults.children import MAKING, STEPS, Aim, Child, Counting
+from faults.children import MAKING, RARE, STEPS, Aim, Child, Counting
 from faults.judging import judge
 from faults.onehot import coordinate_of, see
 from faults.points import nothing_broken
 from faults.shim import FOR_EVER, Faults
 
 IDLE = 0.25  # seconds without a call: then there is nothing left to do
+EARLY = 12  # calls after the recovery has begun
 AGAIN = 0.2  # share of the trials in which the recovery is killed too
 ASKED = 0.3  # share of the trials in which a person asks for something
 
@@ -72,7 +73,7 @@ class Report:
         )
 
     def _by_step(self) -> list[tuple[str, int]]:
-        return [(step, self.steps[step]) for step in [*STEPS, "recover", ""]]
+        return [(step, self.steps[step]) for step in [*STEPS, *RARE, ""]]
 
 
 class Trials:
@@ -120,8 +121,8 @@ class Trials:
             child = self._by_call(asked) if self._report.kills % 2 else self._by_time(asked)
         if child.code == -signal.SIGKILL:
             self._note(asked[0])
-        else:
-            assert child.code == 0, f"{asked} ended with {child.code}:\n{child.err}"
+        elif child.code not in (0, 2, 69):  # done, or not to be done
+            wrong.append(f"{asked} ended with {child.code}: {child.err}")
         at = f"kill {self._report.kills}, {' '.join(asked)} at {self._faults.step or 'elsewhere'}"
         before = see(self._merge.state)
         if self._chance.random() < AGAIN:
@@ -131,19 +132,29 @@ class Trials:
         self._report.wrong += [f"{at}: {text}" for text in wrong]
 
     def _kill_recovery(self) -> None:
-        """Kill what should make it good, at a call of chance; what comes next has to do it all the same."""
-        self._faults.arm(self._merge.state, "kill", first=self._chance.randint(1, self._calls[""]))
-        if self._merge.start("run", "--once", broken=self._broken).wait() == -signal.SIGKILL:
+        """Kill what should make it good, early on; what comes next has to do it all the same."""
+        self._faults.arm(self._merge.state, "kill", first=FOR_EVER)
+        aim = Aim("recover", self._chance.randint(1, EARLY))
+        if self._merge.start("run", "--once", aim=aim, broken=self._broken).wait() == -signal.SIGKILL:
             self._note("recovery")
 
     def _asked(self) -> tuple[str, ...]:
-        """Return what a person asks for: back to a version whose files are kept, or what was rolled away once more."""
+        """Return what a person asks for, of all that makes sense now."""
         seen = see(self._merge.state)
         kept = [f"v{number}" for number, version in seen.versions.items() if version.model and number != seen.head]
-        names = [version.name for version in seen.versions.values()]
-        away = [name for name in names if not seen.counts(seen.head)[coordinate_of(name)]]
-        choices = [("rollback", version) for version in kept] + [("fold", "--again", name) for name in away[-2:]]
-        return self._chance.choice(choices) if choices else ("run",)
+        gone = [f"v{number}" for number, version in seen.versions.items() if not version.model]
+        names, inside = {version.name for version in seen.versions.values()}, seen.counts(seen.head)
+        choices = {
+            ("rollback",): kept,
+            ("fold", "--again"): sorted(name for name in names if not inside[coordinate_of(name)]),
+            ("remove",): sorted(name for name in names if inside[coordinate_of(name)]),
+            ("replay",): gone[-2:],
+        }
+        possible = [(words, about) for words, about in choices.items() if about]
+        if not possible:
+            return ("run",)
+        words, about = self._chance.choice(possible)
+        return (*words, self._chance.choice(about))
 
     def _by_call(self, asked: tuple[str, ...]) -> Child:
         """Start a command and let it be killed at a call of the step whose turn it is; at any one if it has no steps."""

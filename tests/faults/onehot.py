@@ -78,7 +78,8 @@ class Version:
     number: int
     parent: int | None
     cause: str
-    name: str  # of its checkpoint
+    name: str  # of the checkpoint that was folded, or taken out
+    adds: int  # 1; -1 where one was taken out
     digest: str
     slots: int  # whether its slots are promised
     model: int  # whether its published model is
@@ -110,7 +111,10 @@ class Seen:
 
     def counts(self, number: int | None) -> Counts:
         """Return what a version's weights have to count."""
-        return Counter(coordinate_of(self.versions[n].name) for n in self.line(number))
+        counts: Counts = Counter()
+        for version in (self.versions[n] for n in self.line(number)):
+            counts[coordinate_of(version.name)] += version.adds
+        return Counter({k: n for k, n in counts.items() if n != 0})
 
 
 def see(state: Path) -> Seen:
@@ -130,8 +134,8 @@ def _seen(db: sqlite3.Connection, state: Path) -> Seen:
     sound = [row[0] for row in db.execute("pragma integrity_check") if row[0] != "ok"]
     sound += [f"a foreign key of {row[0]} leads nowhere" for row in db.execute("pragma foreign_key_check")]
     versions = db.execute(
-        "select number, parent, cause, name, versions.digest, slots_kept, model_kept"
-        " from versions left join checkpoints on checkpoints.id = versions.checkpoint"
+        "select number, parent, cause, name, iif(removed is null, 1, -1), versions.digest, slots_kept, model_kept"
+        " from versions join checkpoints on checkpoints.id = coalesce(versions.checkpoint, removed)"
     )
     log, link = state / "log.jsonl", state / "models" / "current"
     told = map(json.loads, log.read_text().splitlines() if log.exists() else ())

@@ -40,6 +40,9 @@ SCENARIOS = {
     "fold": Scenario(("run", "--once"), 2),
     "retention drop": Scenario(("run", "--once"), 2, keep_last=2, since="transaction"),
     "rollback": Scenario(("rollback", "v1"), 2, dropped=0, head=1),
+    "remove": Scenario(("remove", name_of(1)), 3, dropped=0, head=4, recovered=(0, 2)),
+    "remove, folding the others": Scenario(("remove", name_of(0), "--exact"), 3, dropped=0, head=4, recovered=(0, 2)),
+    "replay": Scenario(("replay", "v1"), 3, keep_last=1, dropped=0, head=3, recovered=(0, 2)),
     "fold again": Scenario(("fold", "--again", name_of(1)), 2, (("rollback", "v1"),), dropped=0, recovered=(0, 2)),
 }
 
