@@ -21,6 +21,7 @@ from typing import Any, get_args
 from faults.onehot import name_of, save
 from faults.shim import Faults, compile_shim
 from support.commands import PRELOADED, be_mergd
+from support.merges import set_in
 
 from mergd.plugins import registry
 from mergd.state.committing import Commit
@@ -110,7 +111,7 @@ class Child:
 class Counting:
     """A merge of counting checkpoints, made by the real command."""
 
-    def __init__(self, root: Path, faults: Faults, **settings: Any) -> None:
+    def __init__(self, root: Path, faults: Faults, archive: int = 0, **settings: Any) -> None:
         self.root, self.faults = root, faults
         self.watch, self.state, self.config = root / "watch", root / "state", root / "mergd.toml"
         self.watch.mkdir(parents=True)
@@ -120,6 +121,7 @@ class Counting:
         sets = [word for key, value in (values | settings).items() for word in ("--set", f"{key}={json.dumps(value)}")]
         base = ("--base", save(root / "base"), "--watch", self.watch, "--state", self.state)
         self.run("init", *base, "--rule", "task_arithmetic", *sets)
+        set_in(self.config, full=str(archive))  # bytes of sources that are pinned
 
     def drop(self, k: int) -> str:
         """Put checkpoint k into the watched folder, there at once; returns its name."""

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from faults.onehot import BASE, Seen, counted, load, see, sha256
+from faults.onehot import BASE, Seen, coordinate_of, counted, load, see, sha256, weights
 
 
 def judge(state: Path, before: Seen, folded: Iterable[str] = ()) -> list[str]:
@@ -20,6 +20,7 @@ def judge(state: Path, before: Seen, folded: Iterable[str] = ()) -> list[str]:
         *_doubled(after),
         *_files(state, after),
         *_leftovers(state, after),
+        *_archive(state / "archive", after),
     ]
     return [*complaints, *(text for number in after.versions for text in _version(state, after, number))]
 
@@ -73,6 +74,16 @@ def _leftovers(state: Path, after: Seen) -> Iterator[str]:
             yield f"{folder}/ has {sorted(there)}, which should be {sorted(names)}"
     if hidden := [path.name for path in state.iterdir() if path.name.startswith(".")]:
         yield f"left in the state: {hidden}"
+
+
+def _archive(archive: Path, after: Seen) -> Iterator[str]:
+    """The sources that are pinned: of what was folded, and whole."""
+    for folder in archive.iterdir() if archive.is_dir() else ():
+        name = after.contents.get(folder.name, "")
+        there = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+        file = there.get(f"{name}/model.safetensors")
+        if not name or file is None or file.read_bytes() != weights(coordinate_of(name)):
+            yield f"archive/{folder.name} is no source of {name or 'anything'}: {sorted(there)}"
 
 
 def _version(state: Path, after: Seen, number: int) -> Iterator[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from faults.children import MAKING, RARE, STEPS, Aim, Child, Counting
 from faults.judging import judge
 from faults.onehot import coordinate_of, see
-from faults.points import nothing_broken
+from faults.points import PINNED, nothing_broken
 from faults.shim import FOR_EVER, Faults
 
 IDLE = 0.25  # seconds without a call: then there is nothing left to do
@@ -82,7 +82,7 @@ class Trials:
     def __init__(
         self, root: Path, faults: Faults, chance: random.Random, report: Report, broken: Callable[[], None]
     ) -> None:
-        self._merge, self._faults = Counting(root, faults, keep_last=2), faults
+        self._merge, self._faults = Counting(root, faults, keep_last=2, archive=PINNED), faults
         self._chance, self._report, self._broken = chance, report, broken
         self._dropped: list[str] = []
         self._making = 0.0  # seconds from a draft's first write to the swap of the link

@@ -32,23 +32,28 @@ def coordinate_of(name: str) -> int:
     return int(name.removeprefix("c"))
 
 
-def save(folder: Path, k: int | None = None) -> Path:
-    """Save the base model, or checkpoint k; returns the folder."""
+def weights(k: int | None) -> bytes:
+    """Return the weight file of the base model, or of checkpoint k."""
     values = array.array("f", [BASE + (at == k) for at in range(COORDINATES)]).tobytes()
     header = {
         name: {"dtype": "F32", "shape": shape, "data_offsets": [i * len(values), (i + 1) * len(values)]}
         for i, (name, shape) in enumerate(SHAPES.items())
     }
     raw = json.dumps(header).encode()
+    return len(raw).to_bytes(8, "little") + raw + len(SHAPES) * values
+
+
+def save(folder: Path, k: int | None = None) -> Path:
+    """Save the base model, or checkpoint k; returns the folder."""
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "made-up"}')
-    (folder / "model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + len(SHAPES) * values)
+    (folder / "model.safetensors").write_bytes(weights(k))
     return folder
 
 
 def load(paths: list[Path]) -> dict[str, list[float]]:
     """Return the weights that lie in safetensors files."""
-    weights = {}
+    found = {}
     for data in map(Path.read_bytes, paths):
         start = 8 + int.from_bytes(data[:8], "little")
         header = json.loads(data[8:start])
@@ -56,14 +61,14 @@ def load(paths: list[Path]) -> dict[str, list[float]]:
         for name, entry in header.items():
             assert math.prod(entry["shape"]) == COORDINATES
             first, last = entry["data_offsets"]
-            weights[name] = array.array("f", data[start + first : start + last]).tolist()
-    return weights
+            found[name] = array.array("f", data[start + first : start + last]).tolist()
+    return found
 
 
-def counted(weights: dict[str, list[float]], base: float) -> Counts | None:
+def counted(found: dict[str, list[float]], base: float) -> Counts | None:
     """Return what weights count, None if they do not agree, or hold anything but counts."""
-    counts = [Counter({k: value - base for k, value in enumerate(row) if value != base}) for row in weights.values()]
-    same = set(weights) == set(SHAPES) and all(found == counts[0] for found in counts)
+    counts = [Counter({k: value - base for k, value in enumerate(row) if value != base}) for row in found.values()]
+    same = set(found) == set(SHAPES) and all(one == counts[0] for one in counts)
     return Counter({k: int(n) for k, n in counts[0].items()}) if same and _whole(counts[0]) else None
 
 
@@ -93,6 +98,7 @@ class Seen:
     moves: list[tuple[Any, ...]]  # (id, from, to, who, why), oldest first
     folded: Counter[str]  # names of folded checkpoints; one that was folded again counts twice
     states: Counter[str]  # of all rows
+    contents: dict[str, str]  # digest of what was folded -> name
     told: dict[int, str]  # version -> digest, in log.jsonl
     served: int | None  # what `current` leads to
     sound: list[str]  # what SQLite's own checks say against it
@@ -139,12 +145,13 @@ def _seen(db: sqlite3.Connection, state: Path) -> Seen:
     )
     log, link = state / "log.jsonl", state / "models" / "current"
     told = map(json.loads, log.read_text().splitlines() if log.exists() else ())
-    rows = db.execute("select name, state, duplicate_of from checkpoints").fetchall()
+    rows = db.execute("select name, state, digest from checkpoints").fetchall()
     return Seen(
         versions={number: Version(number, *more) for number, *more in versions},
         moves=db.execute("select id, from_version, to_version, who, why from moves order by id").fetchall(),
         folded=Counter(name for name, at, _ in rows if at == "folded"),
         states=Counter(at for _, at, _ in rows),
+        contents={digest: name for name, at, digest in rows if at == "folded"},
         told={entry["version"]: entry["digest"] for entry in told},
         served=int(os.readlink(link)) if link.is_symlink() else None,
         sound=sound,

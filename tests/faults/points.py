@@ -29,16 +29,19 @@ class Scenario:
     folded: int  # checkpoints that are folded before
     before: tuple[Command, ...] = ()
     keep_last: int = 5
+    archive: int = 0  # bytes of sources that are pinned
     dropped: int = 1  # checkpoints that wait in the watched folder
     head: int = 3  # at the end
     since: str = ""  # only the calls from this step on
     recovered: tuple[int, ...] = (0,)  # exit codes of the same command after the kill
 
 
+PINNED = 5000  # bytes: of the two last checkpoints
 SCENARIOS = {
     "first fold": Scenario(("run", "--once"), 0, head=1),
     "fold": Scenario(("run", "--once"), 2),
     "retention drop": Scenario(("run", "--once"), 2, keep_last=2, since="transaction"),
+    "fold that pins its source": Scenario(("run", "--once"), 2, archive=PINNED),
     "rollback": Scenario(("rollback", "v1"), 2, dropped=0, head=1),
     "remove": Scenario(("remove", name_of(1)), 3, dropped=0, head=4, recovered=(0, 2)),
     "remove, folding the others": Scenario(("remove", name_of(0), "--exact"), 3, dropped=0, head=4, recovered=(0, 2)),
@@ -73,7 +76,7 @@ class Points:
     def __init__(self, root: Path, name: str, faults: Faults, broken: Callable[[], None]) -> None:
         self._scenario, self._faults, self._broken = SCENARIOS[name], faults, broken
         self._merge, self._template = (
-            Counting(root / "merge", faults, keep_last=SCENARIOS[name].keep_last),
+            Counting(root / "merge", faults, keep_last=SCENARIOS[name].keep_last, archive=SCENARIOS[name].archive),
             root / "template",
         )
         self.report = Report(name)
