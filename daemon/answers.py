@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..state.records import WeightReport
 from ..state.wording import quoted, size
 from .display import facts, lines, out, safe
+from .retention import Keep
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -22,8 +23,13 @@ def initialised(settings: Settings, config: Path, found: "Initialised") -> None:
     """Say what init found in the base model, what a version costs on disk, and what lies in the folder already."""
     weights, fixed, digest = len(found.base.weights), len(found.base.fixed), found.base.digest
     cost, free = size(found.version_bytes), size(shutil.disk_usage(settings.state).free)
+    models, slots = Keep.of(settings).usual()
+    usual = models * (found.version_bytes - found.slots_bytes) + slots * found.slots_bytes
     out.print(f"base model: {weights} weights to fold, {fixed} to copy as they are, digest {digest[:12]}")
-    out.print(f"a version takes {cost} on disk; at least the newest {settings.keep_last} are kept; {free} are free")
+    out.print(f"a version takes {cost} on disk ({size(found.slots_bytes)} of it slots); {free} are free")
+    allowed = f"; the setting disk allows {size(settings.disk)}" if settings.disk else ""
+    out.print(f"the newest {settings.keep_last} are kept: {size(usual)} with the one being folded{allowed}")
+    out.print("    more where they are young, tagged or gone back to: mergd gc -n shows what is kept and why")
     for row in found.existing:
         out.print(f"there already: {safe(row.name)}, {row.state}")
     out.print(f"configuration: {safe(config)}\nnext: mergd run -c {safe(config)}")
@@ -86,6 +92,7 @@ def _version(entry: Mapping[str, Any]) -> str:
     name = entry["checkpoint"]["name"] if entry["checkpoint"] else entry["cause"]
     head = " [bold green]<- head[/]" if entry["head"] else ""
     kept = "" if entry["kept"] else " [dim](files dropped)[/]"
+    kept += f" [bold yellow]{safe(', '.join(entry['tags']))}[/]" if entry["tags"] else ""
     folded = f"{entry['totals']['folded']} folded, scale {entry['scale']:.4g}"
     return f"[bold]v{entry['version']}[/] {_when(entry['created_at'])}  {safe(name)}  ({folded}){kept}{head}"
 
@@ -111,9 +118,13 @@ def status(answer: Mapping[str, Any]) -> None:
             "gates": ", ".join(answer.get("gates") or []) or "none is set: every checkpoint that is admitted goes live",
             "rule": f"{answer.get('rule')} {answer.get('parameters') or ''}".strip(),
             "totals": ", ".join(f"{key} {value:.6g}" for key, value in (answer.get("totals") or {}).items()),
-            "disk": f"{size(disk['used'])} used, {size(disk['free'])} free" if disk else "",
+            "disk": f"{size(disk['used'])} used{_of(answer.get('budget'))}, {size(disk['free'])} free" if disk else "",
         }
     )
+
+
+def _of(budget: int | None) -> str:
+    return f" of {size(budget)}" if budget else ""
 
 
 def verdict(answer: Mapping[str, Any], deep: bool) -> None:
@@ -191,6 +202,8 @@ def rolled_back(answer: Mapping[str, Any]) -> None:
     paused = ", and folding is paused; to go on: mergd resume" if answer["paused"] else ""
     moved = f"the head is v{head} now (it was v{before})" if head != before else f"the head is v{head} already"
     out.print(moved + paused)
+    if not answer["slots_kept"]:
+        out.print("its slots were dropped: nothing is folded while the head is there")
     if not answer["out"]:
         return
     names = [safe(item["name"]) for item in answer["out"]]

@@ -14,17 +14,19 @@ from ..state.errors import Damaged, MergdError, Misconfigured, NotPermitted, Usa
 from ..state.history import History
 from ..state.lock import Lock, holder_of
 from ..state.store import Store
-from . import display
+from . import display, tagging
+from .dropping import decide, describe
 from .naming import find_checkpoint, find_version
+from .retention import PARTS, Keep
 from .settings import Settings
-from .status import describe_checkpoint, describe_log, describe_version, in_model
+from .status import describe_checkpoint, describe_log, describe_version, in_model, known
 from .status import status as describe_status
 
 if TYPE_CHECKING:
     from .requests import AnyRequest
 
 LIKE_A_VERSION = re.compile(r"v?\d{1,5}|head(~\d+)?")
-LIVE = ("doing", "trouble", "daemon", "gates", "waits")  # keys of status.json that only a daemon knows
+LIVE = ("doing", "trouble", "daemon", "gates", "budget", "waits")  # keys of status.json that only a daemon knows
 
 
 def ask(settings: Settings, request: "AnyRequest") -> dict[str, Any]:
@@ -57,8 +59,9 @@ def _ask_here(settings: Settings, store: Store, request: "AnyRequest") -> dict[s
     try:
         with History(store.database, write=True) as history:
             asked = Ask(request, f"uid {os.getuid()}")
-            Desk(history, store, None, None, lambda place: None, list(settings.hooks)).carry_out(asked)
-            write_status(history, store, {"gates": list(settings.gates)})
+            keep = Keep.of(settings)
+            Desk(history, store, None, None, lambda place: None, list(settings.hooks), keep).carry_out(asked)
+            write_status(history, store, known(settings))
             write_log(history, store)
             try:
                 tell_hooks(make_hooks(settings.hooks), owed_news(history, store), history.told)
@@ -135,7 +138,7 @@ def status(settings: Settings) -> dict[str, Any]:
     said = said_by(store)
     try:
         with history_of(settings) as history:
-            answer = describe_status(history, store, {"gates": list(settings.gates)})
+            answer = describe_status(history, store, known(settings))
     except NotPermitted:
         return said
     return answer | ({key: said[key] for key in LIVE if key in said} if holder_of(store.lock) else {})
@@ -199,9 +202,21 @@ def show(settings: Settings, what: str) -> dict[str, Any]:
         }
 
 
+def tags(settings: Settings) -> list[dict[str, Any]]:
+    """Return every tag, by name."""
+    with history_of(settings) as history:
+        return tagging.describe(history.tags.all())
+
+
+def dropping(settings: Settings) -> dict[str, Any]:
+    """Return what is kept and what would be dropped now, by these settings; changes nothing."""
+    with history_of(settings) as history:
+        return describe(decide(history, Keep.of(settings)), store_of(settings))
+
+
 def verify(settings: Settings, version: str | None) -> list[str]:
     """Return the damaged files of a version, or of all kept ones."""
     with history_of(settings) as history:
         versions = [find_version(history, version)] if version else history.versions()
         store = store_of(settings)
-        return [file for v in versions if v.kept for file in store.damaged(v.number)]
+        return [file for v in versions if v.kept for file in store.damaged(v.number, [p for p in PARTS if v.keeps(p)])]

@@ -10,6 +10,7 @@ import typer
 from ..state.errors import Abandoned, MergdError, NotPermitted, Usage
 from . import display
 from .cli_checkpoints import approve, check, fold, list_, refuse, remove, retry
+from .cli_keeping import gc, tag
 from .cli_options import ConfigOption, NameOption
 from .cli_service import init, run
 from .cli_versions import log, pause, replay, resume, rollback, show, status, verify
@@ -58,6 +59,8 @@ for command in (
     pause,
     resume,
     verify,
+    tag,
+    gc,
 ):
     app.command(command.__name__.rstrip("_"))(command)
 

@@ -32,7 +32,9 @@ def log(
 
 def show(
     context: typer.Context,
-    what: Annotated[str, typer.Argument(metavar="VERSION|CHECKPOINT", help="7, v7, head, head~2; or a checkpoint.")],
+    what: Annotated[
+        str, typer.Argument(metavar="VERSION|CHECKPOINT", help="7, v7, head, head~2, a tag; or a checkpoint.")
+    ],
     as_json: JsonOption = False,
     config: ConfigOption = None,
     name: NameOption = None,
@@ -44,7 +46,9 @@ def show(
 
 def rollback(
     context: typer.Context,
-    version: Annotated[str | None, typer.Argument(help="7, v7, head~2; where the head was before if left out.")] = None,
+    version: Annotated[
+        str | None, typer.Argument(help="7, v7, head~2, a tag; where the head was before if left out.")
+    ] = None,
     pause: Annotated[
         bool, typer.Option("--pause", help="And pause, so that nothing is folded until mergd resume.")
     ] = False,
@@ -101,7 +105,7 @@ def replay(
 
 def verify(
     context: typer.Context,
-    version: Annotated[str | None, typer.Argument(help="7, v7, head; every kept version if left out.")] = None,
+    version: Annotated[str | None, typer.Argument(help="7, v7, head, a tag; every kept version if left out.")] = None,
     config: ConfigOption = None,
     name: NameOption = None,
 ) -> None:

@@ -10,9 +10,10 @@ from ..state.errors import MergdError, Usage
 from ..state.history import History
 from ..state.records import Sighting, Task
 from ..state.store import Store
-from . import deciding, requests
+from . import deciding, dropping, requests, tagging
 from .control import Answer, Ask
 from .intake import Intake
+from .retention import Keep
 from .tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -42,10 +43,11 @@ class Desk:
         tasks: Tasks | None,
         sight: Callable[[Path], Sighting | None],
         hooks: list[str],
+        keep: Keep,
     ) -> None:
         self.again: set[int] = set()  # checkpoints that a person wants back
         self._history, self._store, self._intake, self._tasks = history, store, intake, tasks
-        self._sight, self.hooks = sight, hooks
+        self._sight, self.hooks, self.keep = sight, hooks, keep
         self._said_at = 0.0  # monotonic seconds
         self.waiting: list[_Waiting] = []
 
@@ -81,6 +83,16 @@ class Desk:
                 return None
             case requests.Remove() | requests.Replay() as request:
                 return self._begin_task(ask, request)
+        return self._look_after(ask)
+
+    def _look_after(self, ask: Ask) -> Answer:
+        match ask.request:
+            case requests.Tag() as request:
+                return tagging.tag(request, self._history, ask.who)
+            case requests.Untag() as request:
+                return tagging.untag(request, self._history, self.keep)
+            case requests.Gc():
+                return dropping.collect(self._history, self._store, self.keep)
         return self._decide(ask)
 
     def _begin_task(self, ask: Ask, request: requests.Remove | requests.Replay) -> Answer | None:

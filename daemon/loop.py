@@ -29,9 +29,10 @@ from .progress import Progress
 from .recovery import check_head, recover
 from .remaking import Remade, Remake, Remaking
 from .requests import AnyRequest, Retry
+from .retention import Keep
 from .scanning import Scanning
 from .settings import Settings
-from .status import write_log, write_status
+from .status import known, write_log, write_status
 from .tasks import Tasks
 from .worker import Worker
 
@@ -88,7 +89,8 @@ class Loop:
         commit = Commit(store, history)
         self._worker = Worker(settings, merge, store, history, commit, self._source.sight)
         self._tasks = Tasks(settings, merge, store, history, commit, self._source.sight)
-        self._desk = Desk(history, store, self._intake, self._tasks, self._source.sight, list(merge.hooks))
+        hooks, keep = list(merge.hooks), Keep.of(settings)
+        self._desk = Desk(history, store, self._intake, self._tasks, self._source.sight, hooks, keep)
         self._drafting = Drafting(settings, merge, store, commit)
         self._remaking = Remaking(settings, merge, store, commit)
         recover(commit, history)
@@ -234,7 +236,7 @@ class Loop:
         self.settings = settings
         for part in (self._worker, self._drafting, self._remaking, self._tasks):
             part.merge, part.settings = merge, settings
-        self._desk.hooks, self._intake.settings = list(merge.hooks), settings
+        self._desk.hooks, self._desk.keep, self._intake.settings = list(merge.hooks), Keep.of(settings), settings
         self.taken(settings)
         log.info("the configuration was read again")
         self._rescan()
@@ -348,10 +350,9 @@ class Loop:
     def _live(self) -> dict[str, Any]:
         """Return what only this process knows."""
         job = self._hands.job
-        return {
+        return known(self.settings) | {
             "doing": f"{job.name}: {self._hands.progress}" if job else "",
             "trouble": self.trouble,
-            "gates": list(self.settings.gates),
             "daemon": {"pid": os.getpid(), "doing": self._doing},
             "waits": {str(row): text for row, text in self._intake.waits.items()},
         }

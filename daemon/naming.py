@@ -1,4 +1,4 @@
-"""What people call things: VERSION is 7, v7, `head` or `head~2`; CHECKPOINT a name, a path or six digits of its digest."""
+"""What people call things: VERSION is 7, v7, `head`, `head~2` or a tag; CHECKPOINT a name, a path or six digits of its digest."""
 
 import re
 from collections.abc import Iterable
@@ -21,9 +21,12 @@ def find_version(history: History, text: str) -> Version:
         if back < len(line):
             return line[back]
         raise Usage(f"{text} is before the first version", f"the head has {max(len(line) - 1, 0)} ancestors")
-    version = history.version(int(text.removeprefix("v"))) if re.fullmatch(r"v?\d{1,9}", text) else None
+    tag = history.tags.get(text)
+    number = int(text.removeprefix("v")) if re.fullmatch(r"v?\d{1,9}", text) else tag.version if tag else None
+    version = history.version(number) if number is not None else None
     if version is None:
-        raise Usage(f"there is no version {text!r}", "versions are written 7, v7, head or head~2; see: mergd log")
+        hint = "versions are written 7, v7, head, head~2, or as their tag; see: mergd log"
+        raise Usage(f"there is no version {text!r}", hint)
     return version
 
 

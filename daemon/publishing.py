@@ -234,5 +234,9 @@ def _json(value: Any) -> bytes:
 
 def version_bytes(base: Base, rule: Rule, out_dtype: str) -> int:
     """Return what one version takes on disk, in bytes: slots and published weights."""
-    slots = sum(spec.nbytes for w in base.weights for s in rule.keeps(w) for spec in s.slots(w).values())
-    return slots + sum(tensor.nbytes for tensor in plan(base, OUT_DTYPE[out_dtype]))
+    return slots_bytes(base, rule) + sum(tensor.nbytes for tensor in plan(base, OUT_DTYPE[out_dtype]))
+
+
+def slots_bytes(base: Base, rule: Rule) -> int:
+    """Return what the slots of one version take, in bytes."""
+    return sum(spec.nbytes for w in base.weights for s in rule.keeps(w) for spec in s.slots(w).values())

@@ -94,6 +94,28 @@ class Replay(_Request):
     plan: bool = False
 
 
+class Tag(_Request):
+    """Give a version a name, which keeps it; one that another version has only with `force`."""
+
+    verb: Literal["tag"] = "tag"
+    name: str
+    version: str = "head"
+    force: bool = False
+
+
+class Untag(_Request):
+    """Take a name away from its version."""
+
+    verb: Literal["untag"] = "untag"
+    name: str
+
+
+class Gc(_Request):
+    """Drop now what retention lets go."""
+
+    verb: Literal["gc"] = "gc"
+
+
 class Look(_Request):
     """Say whether the daemon can read what lies at a place; changes nothing."""
 
@@ -101,7 +123,7 @@ class Look(_Request):
     place: str
 
 
-AnyRequest = Rollback | Pause | Resume | Fold | Approve | Refuse | Retry | Remove | Replay | Look
+AnyRequest = Rollback | Pause | Resume | Fold | Approve | Refuse | Retry | Remove | Replay | Tag | Untag | Gc | Look
 REQUEST: TypeAdapter[AnyRequest] = TypeAdapter(Annotated[AnyRequest, Field(discriminator="verb")])
 PREEMPTING = (Rollback, Pause, Refuse)  # these abandon a running fold, whose checkpoint waits again
 LONG = ("fold", "remove", "replay")  # verbs of requests that need the whole loop, not the history alone
@@ -135,6 +157,7 @@ def rollback(request: Rollback, history: History, store: Store, hooks: list[str]
         "before": head.number,
         "out": _taken_out(history, head, target),
         "paused": request.pause,
+        "slots_kept": target.slots_kept,
     }
 
 
@@ -147,7 +170,7 @@ def _before(history: History, head: Version) -> Version:
 
 
 def _kept(history: History) -> str:
-    return ", ".join(str(version) for version in history.with_files())
+    return ", ".join(str(version) for version in history.with_files() if version.kept)
 
 
 def _taken_out(history: History, head: Version, target: Version) -> list[dict[str, Any]]:

@@ -144,6 +144,14 @@ class Settings(BaseModel):
     """How many of the newest versions keep their files."""
     keep_within: Duration = 7 * 86400.0
     """Versions younger than this keep their files too, such as `7d`."""
+    keep_daily: int = Field(default=0, ge=0)
+    """Of how many of the last days that have versions the newest of the day keeps its files; days are those of UTC."""
+    keep_weekly: int = Field(default=0, ge=0)
+    """The same for weeks, from Monday on."""
+    keep_slots: int = Field(default=0, ge=0)
+    """How many of the newest versions keep their slots, which folding on needs, with their model; 0: all that keep it."""
+    disk: ByteSize = Field(default=ByteSize(0), ge=0)
+    """The most that the state may take on disk, such as `500GB`: folding waits for room. 0: all that is free."""
     limits: Limits = Limits()
     """What the built-in gate holds a checkpoint for until a person approves it; 0 or false switches a limit off."""
     archive: ArchiveSettings = ArchiveSettings()

@@ -11,6 +11,7 @@ from ..state.decided import Decisions
 from ..state.history import History
 from ..state.records import Checkpoint, Move, News, Version
 from ..state.store import Store, replace_file
+from .settings import Settings
 
 LOG_LINES = 1000  # newest versions in log.jsonl
 READABLE = 0o644
@@ -35,7 +36,7 @@ def status(history: History, store: Store, live: Mapping[str, Any] | None = None
         "parameters": pins.get("parameters"),
         "totals": asdict(head.totals) if head else None,
         "scale": head.scale if head else None,
-        "versions": {"all": history.count_versions(), "kept": len(history.with_files())},
+        "versions": {"all": history.count_versions(), "kept": sum(version.kept for version in history.with_files())},
         "base_model": pins.get("base_model"),
         "base_digest": pins.get("base_digest"),
         "base_commit": pins.get("base_commit"),
@@ -44,6 +45,11 @@ def status(history: History, store: Store, live: Mapping[str, Any] | None = None
         "disk": {"used": store.used(), "free": shutil.disk_usage(store.root).free},
         "daemon": None,
     } | dict(live or {})
+
+
+def known(settings: Settings) -> dict[str, Any]:
+    """Return what the configuration adds to the status."""
+    return {"gates": list(settings.gates), "budget": int(settings.disk)}
 
 
 def describe_version(version: Version, history: History, head: int | None) -> dict[str, Any]:
@@ -65,6 +71,8 @@ def describe_version(version: Version, history: History, head: int | None) -> di
         "bytes_read": version.bytes_read,
         "bytes_written": version.bytes_written,
         "kept": version.kept,
+        "slots_kept": version.slots_kept,
+        "tags": history.tags.of(version.number),
         "head": version.number == head,
     }
 

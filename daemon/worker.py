@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from math import sqrt
 from pathlib import Path
 
@@ -18,19 +18,21 @@ from ..state.archive import Archive
 from ..state.committing import Commit
 from ..state.errors import Abandoned, Busy, Damaged, Misconfigured, NotPermitted, Unavailable
 from ..state.history import History
-from ..state.records import ADMITTED, Checkpoint, Contribution, Files, Reason, Sighting
+from ..state.records import ADMITTED, Checkpoint, Contribution, Reason, Sighting
 from ..state.store import Store
 from ..state.wording import quoted
 from . import replacing
 from .admission import Admission
 from .drafting import Made, Outcome
+from .dropping import decide, drop
 from .judging import Job, Known, Past, Turned
 from .opening import Merge
 from .pinning import still_pinned
 from .publishing import version_bytes
 from .recovery import STRIKES, check_head, wait_again
 from .replacing import Start
-from .retention import to_drop
+from .retention import Keep
+from .room import lacking
 from .settings import Settings
 from .status import owed_news
 from .telling import tell_hooks
@@ -41,7 +43,6 @@ RESERVE = 64 * 2**20  # bytes that stay free for the history
 RETRY_AFTER = 30.0  # seconds, after a failure that is nobody's fault; doubled each time after an unforeseen error
 LOOKS_BACK = 1000  # folds that a newcomer is compared with
 DAY = timedelta(days=1)
-PARTS: tuple[Files, ...] = ("model", "slots")
 Sight = Callable[[Path], Sighting | None]
 
 
@@ -96,7 +97,9 @@ class Worker:
         """Compare what a version needs with what is free, before its first byte is written."""
         need = version_bytes(self.merge.base, self.merge.rule, self.settings.out_dtype) + RESERVE
         free = shutil.disk_usage(self._store.root).free
-        self.trouble = f"disk full: a version needs {need:,} bytes, {free:,} are free" if free < need else ""
+        why = f"disk full: a version needs {need:,} bytes, {free:,} are free" if free < need else ""
+        why = why or lacking(self._store, self._history.head(), need - RESERVE, self.settings.disk)
+        self.trouble = f"paused: {why}" if why else ""
         if self.trouble:
             self.retain()
         return not self.trouble
@@ -197,13 +200,8 @@ class Worker:
 
     def retain(self) -> None:
         """Drop the files of versions that retention lets go; first the promise, then the bytes."""
-        settings = self.settings
-        versions, moves = self._history.with_files(), self._history.moves(1)
-        for number in to_drop(versions, moves, datetime.now(UTC), settings.keep_last, settings.keep_within):
-            for part in PARTS:
-                self._commit.sweep(number, part)
-            log.info("the files of v%d are dropped; its row stays", number)
-        self._archive.keep(still_pinned(self._archive.entries(), settings.archive.full))
+        drop(decide(self._history, Keep.of(self.settings)), self._commit)
+        self._archive.keep(still_pinned(self._archive.entries(), self.settings.archive.full))
 
 
 def job_for(row: Checkpoint, candidate: Candidate, history: History, *, again: bool = False) -> Job:

@@ -17,7 +17,8 @@ from .contributions import Contributions
 from .database import IN_MODEL, LINE, inserted, open_reader, open_writer, transaction
 from .decided import Decided
 from .errors import Busy
-from .records import Checkpoint, Contribution, Files, Move, Totals, Version, WeightReport
+from .records import MADE_BY_ITSELF, Checkpoint, Contribution, Files, Move, Totals, Version, WeightReport
+from .tags import Tags
 from .tasks import Tasks
 
 
@@ -25,7 +26,7 @@ class History:
     """The versions, the head and its moves, the pins, the pauses and the requests.
 
     `checkpoints` has the rows of checkpoints, `contributions` what they brought, `decided` what people decided on them,
-    `tasks` what is still to be done for people.
+    `tags` the names of versions, `tasks` what is still to be done for people.
     """
 
     def __init__(self, path: Path, write: bool = False) -> None:
@@ -33,6 +34,7 @@ class History:
         self.checkpoints = Checkpoints(self._db)
         self.contributions = Contributions(self._db)
         self.decided = Decided(self._db)
+        self.tags = Tags(self._db)
         self.tasks = Tasks(self._db)
 
     def __enter__(self) -> Self:
@@ -178,8 +180,7 @@ class History:
         head = self.head()
         with transaction(self._db):
             if head is None or head.number != number:
-                tag = {"name": f"replayed-{number}", "version": number, "who": self.tasks.get(task).who}
-                self._db.table("tags").upsert(tag | {"at": utc_now()}, pk="name")
+                self.tags.put(f"replayed-{number}", number, self.tasks.get(task).who)
             now = {"slots_kept": 1, "model_kept": 1, "damaged": None, "stamps": json.dumps(stamps)}
             self._db.table("versions").update(number, now)
             self.tasks.end(task, f"done: v{number}")
@@ -216,6 +217,13 @@ class History:
     def moves(self, last: int | None = None) -> list[Move]:
         """Return the moves of the head, newest first."""
         return [Move(**row) for row in self._db.table("moves").rows_where(order_by="id desc", limit=last)]
+
+    def moves_that_keep(self, last: int) -> list[Move]:
+        """Return the newest move, and the `last` newest ones by people; newest first."""
+        marks = ", ".join("?" * len(MADE_BY_ITSELF))
+        query = f"""select * from moves where id = (select max(id) from moves) or id in (select id from moves
+            where why not in ({marks}) order by id desc limit ?) order by id desc"""  # noqa: S608
+        return [Move(**row) for row in self._db.query(query, [*MADE_BY_ITSELF, last])]
 
     def owed(self) -> list[tuple[str, Move]]:
         """Return which hooks are still to be told of which moves, in order."""

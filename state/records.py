@@ -260,6 +260,9 @@ class Version:
         return f"v{self.number}"
 
 
+MADE_BY_ITSELF = ("fold", "replace")  # moves of the head onto a version that was just made of a new checkpoint
+
+
 @dataclass(frozen=True)
 class Move:
     """One move of the head."""
@@ -270,6 +273,11 @@ class Move:
     who: str
     why: str
     at: str  # UTC, ISO 8601
+
+    @property
+    def by_person(self) -> bool:
+        """Whether a person wanted the head there; a fold moves it because a checkpoint came."""
+        return self.why not in MADE_BY_ITSELF
 
 
 @dataclass(frozen=True)

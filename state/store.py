@@ -138,15 +138,15 @@ class Store:
         stats = ((path, path.stat()) for path in paths if path.exists())
         return {str(path.relative_to(self.root)): (stat.st_size, stat.st_mtime_ns) for path, stat in stats}
 
-    def damaged(self, number: int) -> list[str]:
-        """Read a version's files, and return the names of those that are not as its manifest says."""
+    def damaged(self, number: int, parts: Sequence[Files] = ("slots", "model")) -> list[str]:
+        """Read these parts of a version, and return the names of those files that are not as its manifest says."""
         manifest = self.manifest(number)
-        places = ((self.versions / folder_name(number), manifest["slots"]), (self.model(number), manifest["model"]))
+        places: dict[Files, Path] = {"slots": self.versions / folder_name(number), "model": self.model(number)}
         return [
-            str((folder / file["name"]).relative_to(self.root))
-            for folder, files in places
-            for file in files
-            if sha256_of(folder / file["name"]) != file["sha256"]
+            str((places[part] / file["name"]).relative_to(self.root))
+            for part in parts
+            for file in manifest[part]
+            if sha256_of(places[part] / file["name"]) != file["sha256"]
         ]
 
     def drop(self, number: int, what: Files) -> None:
@@ -177,7 +177,17 @@ class Store:
 
     def used(self) -> int:
         """Return the bytes that this state takes on disk; files may come and go meanwhile."""
-        return sum(_blocks(Path(at) / name) for at, _, names in os.walk(self.root) for name in names)
+        return disk_bytes(Path(at) / name for at, _, names in os.walk(self.root) for name in names)
+
+    def files(self, number: int, part: Files) -> list[Path]:
+        """Return the files of a version's slots, or of its model, that are there."""
+        if part == "slots":
+            return sorted((self.versions / folder_name(number)).glob("slots-*"))
+        return sorted(path for path in self.model(number).rglob("*") if not path.is_dir())
+
+    def takes(self, number: int) -> int:
+        """Return the bytes that a version takes on disk, with what it may share with others."""
+        return disk_bytes([*self.files(number, "slots"), *self.files(number, "model")])
 
 
 def _put_into(made: Path, target: Path) -> None:
@@ -191,11 +201,22 @@ def _put_into(made: Path, target: Path) -> None:
         sync_folder(inside)
 
 
-def _blocks(path: Path) -> int:
-    try:
-        return os.lstat(path).st_blocks * 512
-    except FileNotFoundError:
-        return 0
+def disk_bytes(paths: Iterable[Path], *, alone: bool = False) -> int:
+    """Return the bytes that files take on disk: each file once, however many of its names are among them.
+
+    alone: only of those that no other name leads to, which is what deleting them frees.
+    """
+    sizes: dict[tuple[int, int], int] = {}
+    names_left: dict[tuple[int, int], int] = {}
+    for path in paths:
+        try:
+            found = os.lstat(path)
+        except FileNotFoundError:
+            continue
+        file = found.st_dev, found.st_ino
+        sizes[file] = found.st_blocks * 512
+        names_left[file] = names_left.get(file, found.st_nlink) - 1
+    return sum(size for file, size in sizes.items() if not alone or names_left[file] == 0)
 
 
 class Draft:

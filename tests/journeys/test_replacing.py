@@ -130,8 +130,8 @@ def test_however_often_it_is_replaced_what_it_is_folded_onto_stays(tmp_path: Pat
     for name, seed in (("a", 1), ("b", 2), ("b", 3), ("b", 4)):
         save_model(merge.watch / name, merge.fine_tuned(seed))
         run(merge)
-    assert [(v.number, v.parent, v.kept) for v in merge.versions()] == [
-        (1, None, True), (2, 1, False), (3, 1, True), (4, 1, True)]  # fmt: skip
+    assert [(v.number, v.parent, v.model_kept, v.slots_kept) for v in merge.versions()] == [
+        (1, None, False, True), (2, 1, False, False), (3, 1, True, True), (4, 1, True, True)]  # fmt: skip
 
 
 def test_onto_slots_that_were_dropped_nothing_is_folded(tmp_path: Path) -> None:

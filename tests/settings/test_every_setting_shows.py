@@ -2,7 +2,10 @@
 
 import json
 import os
+import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -382,6 +385,51 @@ def keep_within(bench: Bench) -> None:
         assert [version.number for version in merge.versions() if version.kept] == kept
 
 
+def spread(bench: Bench, ages: Sequence[float], **settings: Any) -> Sandbox:
+    """Return a merge whose versions were made so many days ago, after retention has had its way."""
+    merge = bench.merge(range(1, len(ages) + 1), keep_within="1000d")
+    with closing(sqlite3.connect(merge.store.database)) as db, db:
+        for number, days in enumerate(ages, start=1):
+            at = (datetime(2026, 1, 1, 12, tzinfo=UTC) - timedelta(days=days)).isoformat()
+            db.execute("update versions set created_at = ? where number = ?", [at, number])
+    set_in(merge.config, keep_within="0")
+    set_in(merge.config, **{key: str(value) for key, value in settings.items()})
+    merge.fold_all()
+    return merge
+
+
+def keep_daily(bench: Bench) -> None:
+    for days, kept in ((0, [5, 6]), (3, [2, 4, 5, 6])):
+        merge = spread(bench, [9.1, 9, 6.1, 6, 0.1, 0], keep_last=1, keep_daily=days)
+        assert [version.number for version in merge.versions() if version.kept] == kept
+
+
+def keep_weekly(bench: Bench) -> None:
+    for weeks, kept in ((0, [5, 6]), (3, [2, 4, 5, 6])):
+        merge = spread(bench, [17, 16, 10, 9, 2, 1], keep_last=1, keep_weekly=weeks)
+        assert [version.number for version in merge.versions() if version.kept] == kept
+
+
+def keep_slots(bench: Bench) -> None:
+    for number, kept in ((0, [2, 3, 4, 5]), (1, [4, 5]), (3, [3, 4, 5])):
+        merge = bench.merge([1, 2, 3, 4, 5], keep_last=4, keep_within=0, keep_slots=number)
+        assert [version.number for version in merge.versions() if version.kept] == [2, 3, 4, 5]
+        assert [version.number for version in merge.versions() if version.slots_kept] == kept
+        assert len(list(merge.store.versions.glob("0*/slots-*"))) % len(kept) == 0
+        assert merge.mergd("verify").code == 0
+
+
+def disk(bench: Bench) -> None:
+    merge = bench.merge([1], disk="100GB")
+    set_in(merge.config, disk=str(merge.store.used() + 1000))
+    merge.drop("late", 2)
+    merge.fold_all()
+    assert merge.states()["late"] == "ready"
+    set_in(merge.config, disk="0")
+    merge.fold_all()
+    assert merge.states()["late"] == "folded"
+
+
 # --------------------------------------------------------------------------------------------------------- limits
 
 
@@ -521,7 +569,7 @@ OTHERS: tuple[Case, ...] = (
     *(base_model, source, rule, parameters, out_dtype, threads, convolutions, watch, state, existing),
     *(missing, extra, skip, rename, vocabulary),
     *(quiet, quiet_unsure, quiet_network, marked_only, on_change, per_run, run_quiet, rescan, events, memory),
-    *(shard_size, copy_code, keep_last, keep_within, gates, hooks),
+    *(shard_size, copy_code, keep_last, keep_within, keep_daily, keep_weekly, keep_slots, disk, gates, hooks),
 )
 CASES = {case.__name__: case for case in OTHERS} | {case.__name__.replace("_", ".", 1): case for case in TABLES}
 
