@@ -82,7 +82,8 @@ class Trials:
     def __init__(
         self, root: Path, faults: Faults, chance: random.Random, report: Report, broken: Callable[[], None]
     ) -> None:
-        self._merge, self._faults = Counting(root, faults, keep_last=2, archive=PINNED), faults
+        keep = {"keep_last": 2, "keep_slots": chance.randint(0, 1)}
+        self._merge, self._faults = Counting(root, faults, PINNED, **keep), faults
         self._chance, self._report, self._broken = chance, report, broken
         self._dropped: list[str] = []
         self._making = 0.0  # seconds from a draft's first write to the swap of the link
@@ -150,11 +151,8 @@ class Trials:
             ("remove",): sorted(name for name in names if inside[coordinate_of(name)]),
             ("replay",): gone[-2:],
         }
-        possible = [(words, about) for words, about in choices.items() if about]
-        if not possible:
-            return ("run",)
-        words, about = self._chance.choice(possible)
-        return (*words, self._chance.choice(about))
+        words = self._chance.choice([("gc",), *(words for words, about in choices.items() if about)])
+        return (*words, self._chance.choice(choices[words])) if words in choices else words
 
     def _by_call(self, asked: tuple[str, ...]) -> Child:
         """Start a command and let it be killed at a call of the step whose turn it is; at any one if it has no steps."""

@@ -17,6 +17,7 @@ from faults.children import Counting
 from faults.judging import judge
 from faults.onehot import name_of, see
 from faults.shim import Call, Faults
+from support.merges import set_in
 
 Command = tuple[str, ...]
 
@@ -30,6 +31,7 @@ class Scenario:
     before: tuple[Command, ...] = ()
     keep_last: int = 5
     archive: int = 0  # bytes of sources that are pinned
+    set_last: int = 0  # keep_last from then on
     dropped: int = 1  # checkpoints that wait in the watched folder
     head: int = 3  # at the end
     since: str = ""  # only the calls from this step on
@@ -42,6 +44,7 @@ SCENARIOS = {
     "fold": Scenario(("run", "--once"), 2),
     "retention drop": Scenario(("run", "--once"), 2, keep_last=2, since="transaction"),
     "fold that pins its source": Scenario(("run", "--once"), 2, archive=PINNED),
+    "gc": Scenario(("gc",), 4, dropped=0, head=4, set_last=1),
     "rollback": Scenario(("rollback", "v1"), 2, dropped=0, head=1),
     "remove": Scenario(("remove", name_of(1)), 3, dropped=0, head=4, recovered=(0, 2)),
     "remove, folding the others": Scenario(("remove", name_of(0), "--exact"), 3, dropped=0, head=4, recovered=(0, 2)),
@@ -91,6 +94,8 @@ class Points:
             merge.run(*command)
         for k in range(scenario.folded, scenario.folded + scenario.dropped):
             merge.drop(k)
+        if scenario.set_last:
+            set_in(merge.config, keep_last=str(scenario.set_last))
         shutil.copytree(merge.state, self._template, symlinks=True)
         self._faults.arm(merge.state)
         merge.start(*scenario.killed, broken=self._broken).wait()
