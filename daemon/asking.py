@@ -48,9 +48,14 @@ def ask(settings: Settings, request: "AnyRequest") -> dict[str, Any]:
 
 
 def _ask_here(settings: Settings, store: Store, request: "AnyRequest") -> dict[str, Any]:
-    """Carry out what needs the history alone: rolling back must work when the base model or the folder is gone."""
+    """Carry out what needs the history alone: rolling back must work when the base model or the folder is gone.
+
+    Whoever takes the lock makes good what a crash left: an interrupted `gc` is finished by the next one.
+    """
+    from ..state.committing import Commit
     from .control import Ask
     from .desk import Desk
+    from .recovery import recover
     from .status import owed_news, write_log, write_status
     from .telling import make_hooks, tell_hooks
 
@@ -58,6 +63,7 @@ def _ask_here(settings: Settings, store: Store, request: "AnyRequest") -> dict[s
     lock.take(f"mergd {request.verb}")
     try:
         with History(store.database, write=True) as history:
+            recover(Commit(store, history), history)
             asked = Ask(request, f"uid {os.getuid()}")
             keep, hooks = Keep.of(settings), list(settings.hooks)
             Desk(history, store, None, None, lambda place: None, hooks, keep).carry_out(asked)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from ..state.committing import Commit
 from ..state.errors import Busy, Damaged, Refused, Usage
 from ..state.history import History
 from ..state.records import Checkpoint, Version
@@ -152,7 +153,7 @@ def rollback(request: Rollback, history: History, store: Store, hooks: list[str]
         history.pause(who, f"rolled back to {target}")
     if target.number != head.number:
         history.move_head(target.number, who, "rollback", hooks)
-        store.point(target.number)
+    Commit(store, history).link()  # asked again after a crash in between, the head is there and the link is not
     return {
         "head": target.number,
         "before": head.number,

@@ -28,6 +28,7 @@ class Archive:
 
     def __init__(self, store: Store) -> None:
         self.folder = store.root / "archive"
+        self._drafts = store.drafts
 
     def place(self, digest: str | None) -> Path | None:
         """Return where the source of a content lies, None if it is not pinned."""
@@ -50,10 +51,13 @@ class Archive:
         sync_folder(self.folder.parent)
 
     def keep(self, digests: Collection[str]) -> None:
-        """Remove all but these."""
+        """Remove all but these: aside first, because half of a source would be taken for one that is pinned."""
         for pinned in self.entries():
             if pinned.digest not in digests:
-                shutil.rmtree(self.folder / pinned.digest)
+                aside = self._drafts / f"unpinned-{pinned.digest}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.folder / pinned.digest).rename(aside)
+                shutil.rmtree(aside)
 
 
 def copy_source(place: Path, stamps: Iterable[FileStamp], draft: Draft) -> Iterator[int]:

@@ -71,6 +71,29 @@ def test_an_older_database_removes_no_newer_version(merge: Sandbox) -> None:
     assert sorted(path.name for path in merge.store.versions.iterdir()) == ["000001", "000002", "000003"]
 
 
+def test_a_rollback_that_is_asked_for_again_after_a_crash_brings_the_link_along(merge: Sandbox) -> None:
+    merge.drop("a", 1)
+    merge.drop("b", 2)
+    merge.fold_all()
+    with History(merge.store.database, write=True) as history:
+        history.move_head(1, "somebody", "rollback", [])  # and then it was killed
+    assert os.readlink(merge.store.current) == "000002"
+    assert merge.mergd("rollback", "v1").code == 0
+    assert os.readlink(merge.store.current) == "000001"
+
+
+def test_a_command_without_a_daemon_makes_good_what_a_crash_left(merge: Sandbox) -> None:
+    for name, seed in (("a", 1), ("b", 2), ("c", 3)):
+        merge.drop(name, seed)
+    merge.fold_all()
+    with History(merge.store.database, write=True) as history:
+        history.drop_files(1, "model")  # and then it was killed
+    (merge.state / "drafts" / "dropped-000001").mkdir()
+    assert merge.mergd("gc").code == 0
+    assert not merge.store.model(1).exists()
+    assert not list((merge.state / "drafts").iterdir())
+
+
 def test_what_comes_back_after_a_rollback_leaves_its_first_version_as_it_was(merge: Sandbox) -> None:
     for seed in (1, 2):
         merge.drop(f"c{seed}", seed)

@@ -109,7 +109,7 @@ def start(*arguments: object, at: Path, environment: Mapping[str, str] | None = 
     words = [str(argument) for argument in arguments]
     if words[:1] == ["init"]:
         words += [word for key, value in without_events().items() for word in ("--set", f"{key}={json.dumps(value)}")]
-    process = FORKING.Process(target=_be_mergd, args=(words, str(at), str(output), dict(environment or {})))
+    process = FORKING.Process(target=be_mergd, args=(words, str(at), str(output), dict(environment or {})))
     process.start()
     return Command(process, output)
 
@@ -149,7 +149,7 @@ def eventually(look: Callable[[], Any], patience: float = PATIENCE) -> Any:
     return seen
 
 
-def _be_mergd(words: list[str], at: str, output: str, environment: dict[str, str]) -> None:
+def be_mergd(words: list[str], at: str, output: str, environment: dict[str, str]) -> None:
     """Be the command: its words, its folder, its environment, its three files. Ends with its exit code."""
     os.chdir(at)
     os.environ |= environment
