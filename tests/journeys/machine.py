@@ -98,7 +98,12 @@ class People(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         base = {"norm.weight": torch.full((WIDTH,), 7.0)}
-        options = {"rule": "task_arithmetic", "parameters": {"lambda": 1.0}, "keep_last": 2, "keep_within": 0}
+        options: dict[str, Any] = {
+            "rule": "task_arithmetic",
+            "parameters": {"lambda": 1.0},
+            "keep_last": 2,
+            "keep_within": 0,
+        }
         self.merge: Sandbox = make_merge(self.root, base, limits=NO_LIMITS | {"norm": 0.5}, **options)
         self.loop: Loop = self.merge.loop().__enter__()
 

@@ -22,4 +22,4 @@ def test_whatever_people_do_the_model_is_what_they_asked_for(capsys: pytest.Capt
         suppress_health_check=list(HealthCheck),
         print_blob=False,
     )
-    run_state_machine_as_test(seed(SEED)(People), settings=options)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(seed(SEED)(People), settings=options)
