@@ -24,6 +24,8 @@ def initialised(settings: Settings, config: Path, found: "Initialised") -> None:
     cost, free = size(found.version_bytes), size(shutil.disk_usage(settings.state).free)
     out.print(f"base model: {weights} weights to fold, {fixed} to copy as they are, digest {digest[:12]}")
     out.print(f"a version takes {cost} on disk; at least the newest {settings.keep_last} are kept; {free} are free")
+    if found.spilled_bytes:
+        out.print(f"while one is folded, it takes {size(found.spilled_bytes)} more")
     for row in found.existing:
         out.print(f"there already: {safe(row.name)}, {row.state}")
     out.print(f"configuration: {safe(config)}\nnext: mergd run -c {safe(config)}")

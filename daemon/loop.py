@@ -6,11 +6,14 @@ same loop until it has its answer.
 
 import logging
 import os
+import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
-from ..state.errors import Abandoned, Busy, MergdError, Misconfigured, Unavailable
+from ..state.disk_errors import meaning
+from ..state.errors import Abandoned, Busy, DiskFails, DiskFull, MergdError, Misconfigured, Unavailable
 from ..state.history import History
 from ..state.lock import Lock
 from ..state.records import Checkpoint
@@ -54,6 +57,8 @@ class Loop:
         self._lock = Lock(self._store.lock)
         self._inbox = Inbox()
         self._told_at = 0.0  # monotonic seconds
+        self._told_trouble = False
+        self._ended: list[tuple[Job, Exception]] = []  # attempts that came to nothing, which the history is to be told
         self._stopping = False
 
     # ----------------------------------------------------------------------------------------------------- its life
@@ -61,6 +66,7 @@ class Loop:
     def __enter__(self) -> Self:
         if not self._store.database.exists():
             raise Misconfigured(f"{self.settings.state} holds no merge", "make one: mergd init --help")
+        self._store.make_room()
         self._lock.take(self._doing)
         try:
             self._history = History(self._store.database, write=True)
@@ -85,6 +91,7 @@ class Loop:
         self._worker = Worker(settings, merge, store, history, self._source.sight)
         self._desk = Desk(history, store, self._intake, self._source.sight, list(merge.hooks))
         self._drafting = Drafting(settings, merge, store)
+        store.hold_ballast()
         recover(store, history)
         self._worker.after_move()
         self._hands = Hands(settings.threads, self._drafting.draft, lambda: self.post("look"))
@@ -93,9 +100,11 @@ class Loop:
     def __exit__(self, *error: object) -> None:
         self._stopping = True
         try:
-            self._abandon()
+            with self._minding_the_disk():
+                self._abandon()
             self.answer_stopping()
-            self.tell(live=self._live() | {"daemon": None})
+            with self._minding_the_disk():
+                self.tell(live=self._live() | {"daemon": None})
         finally:
             self._source.close()
             self._intake.close()
@@ -141,22 +150,38 @@ class Loop:
 
     def turn(self, *, only_asked: bool = False) -> None:
         """Take the messages there are, see what is due, and keep one fold running (`only_asked`: if somebody waits)."""
-        for message in self._inbox.take(self._patience()):
-            self._act_on(message)
-        if self._scanning.patience == 0:
-            self._rescan()
-        if self._hands.job is not None:
-            self._look_at_fold()
-        if self._hands.job is None and not self._stopping and (self._desk.waiting or not only_asked):
-            self._start_fold()
-        self._desk.answer_folds(self._stuck())
+        self._act_on_all(self._inbox.take(self._patience()))
+        with self._minding_the_disk():
+            self._record_ends()
+            if self._worker.disk.trouble and self._worker.disk.suffices():
+                self._scanning.hint()
+            if self._scanning.patience == 0:
+                self._rescan()
+            if self._hands.job is not None:
+                self._look_at_fold()
+            if self._hands.job is None and not self._stopping and (self._desk.waiting or not only_asked):
+                self._start_fold()
+            self._desk.answer_folds(self._stuck())
+            if bool(self.trouble) != self._told_trouble:
+                self.tell()
+
+    @contextmanager
+    def _minding_the_disk(self) -> Iterator[None]:
+        """Let what fails because of the disk wait until it is well. Raises Damaged where nothing can wait."""
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            known = meaning(error)
+            if not isinstance(known, DiskFull | DiskFails):
+                raise known from error
+            self._worker.disk.fail(known)
 
     def _stuck(self) -> MergdError | None:
         """Return what keeps an asked fold from being done now."""
         if self._hands.job is not None:
             return None
-        if self._worker.trouble:
-            return Unavailable(self._worker.trouble, "it stays queued, and is folded when that is mended")
+        if self._worker.disk.trouble:
+            return Unavailable(self._worker.disk.trouble, "it stays queued, and is folded when that is mended")
         return Busy("folding is paused", "it stays queued; to go on: mergd resume") if self._history.paused() else None
 
     def left_over(self) -> MergdError | None:
@@ -195,6 +220,17 @@ class Loop:
         if self._can_fold():
             return 0.0
         return min(NAP, self._scanning.patience)
+
+    def _act_on_all(self, messages: list[Message]) -> None:
+        while messages:
+            message = messages.pop(0)
+            try:
+                with self._minding_the_disk():
+                    self._act_on(message)
+            except BaseException:
+                for later in messages:  # somebody may wait for an answer
+                    self.post(later)
+                raise
 
     def _act_on(self, message: Message) -> None:
         if isinstance(message, Ask):
@@ -238,7 +274,7 @@ class Loop:
     # ------------------------------------------------------------------------------------------------------ one fold
 
     def _can_fold(self) -> bool:
-        return not self._history.paused() and not self._worker.trouble and self._worker.next_ready() is not None
+        return not self._history.paused() and not self._worker.disk.trouble and self._worker.next_ready() is not None
 
     def _start_fold(self) -> None:
         """Begin the next fold, if there is one to begin."""
@@ -277,8 +313,16 @@ class Loop:
         self._refused |= row.state == "refused"
 
     def _give_up(self, job: Job, error: Exception) -> None:
-        self._worker.give_up(job, error)
-        self._settle_soon(job.checkpoint.id)
+        self._ended.append((job, error))
+        self._record_ends()
+
+    def _record_ends(self) -> None:
+        """Record how attempts ended; one that the history has no room for stays here until it has."""
+        while self._ended:
+            job, error = self._ended[0]
+            self._worker.give_up(job, error)
+            self._ended.pop(0)
+            self._settle_soon(job.checkpoint.id)
 
     def _settle_soon(self, row: int) -> None:
         """Have a checkpoint that settles again looked at, once it may be quiet."""
@@ -295,7 +339,7 @@ class Loop:
 
     def tell(self, *, log_too: bool = False, live: dict[str, Any] | None = None) -> None:
         """Write the files that readers without the database look at."""
-        self._told_at = time.monotonic()
+        self._told_at, self._told_trouble = time.monotonic(), bool(self.trouble)
         try:
             write_status(self._history, self._store, self._live() if live is None else live)
             if log_too:
@@ -311,7 +355,7 @@ class Loop:
     @property
     def trouble(self) -> str:
         """What keeps it from going on by itself: a full disk, a watched folder that is gone."""
-        return self._worker.trouble or self._scanning.trouble
+        return self._worker.disk.trouble or self._scanning.trouble
 
     def _live(self) -> dict[str, Any]:
         """Return what only this process knows."""

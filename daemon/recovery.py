@@ -26,7 +26,7 @@ def recover(store: Store, history: History) -> None:
     for path in store.sweep((v.number for v in versions), (v.number for v in versions if v.kept)):
         log.info("swept %s", path)
     head = history.head()
-    if head is not None:
+    if head is not None and store.pointed() != head.number:
         store.point(head.number)
     for row in history.checkpoints.in_state("folding"):
         log.warning("the fold of %s was ended by a crash", row.name)

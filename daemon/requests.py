@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from ..state.errors import Busy, Damaged, Refused, Usage
+from ..state.errors import Busy, Damaged, Refused, Unavailable, Usage
 from ..state.history import History
 from ..state.records import Checkpoint, Version
 from ..state.store import Store
@@ -110,13 +110,23 @@ def rollback(request: Rollback, history: History, store: Store, hooks: list[str]
         history.pause(who, f"rolled back to {target}")
     if target.number != head.number:
         history.move_head(target.number, who, "rollback", hooks)
-        store.point(target.number)
+    _follow(store, target)
     return {
         "head": target.number,
         "before": head.number,
         "out": _taken_out(history, head, target),
         "paused": request.pause,
     }
+
+
+def _follow(store: Store, head: Version) -> None:
+    """Let the link follow the head, which has moved by now."""
+    try:
+        if store.pointed() != head.number:
+            store.point(head.number)
+    except OSError as error:
+        hint = f"a running daemon tries again by itself; else: mergd rollback {head}"
+        raise Unavailable(f"the head is {head} now, but models/current cannot follow it yet: {error}", hint) from error
 
 
 def _before(history: History, head: Version) -> Version:

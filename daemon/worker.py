@@ -3,9 +3,7 @@
 It runs on the one thread that writes the history.
 """
 
-import errno
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,17 +12,29 @@ from math import sqrt
 from pathlib import Path
 
 from ..plugins.formats.interface import Candidate
-from ..state.errors import Abandoned, Busy, Damaged, Misconfigured, NotPermitted, Unavailable
+from ..state.disk_errors import meaning
+from ..state.errors import (
+    Abandoned,
+    Busy,
+    Damaged,
+    DiskFails,
+    DiskFull,
+    Misconfigured,
+    NotPermitted,
+    Unavailable,
+    Uncertain,
+)
 from ..state.history import History
 from ..state.records import ADMITTED, Checkpoint, Contribution, Reason, Sighting
 from ..state.store import Store
 from ..state.wording import quoted
 from . import replacing
 from .admission import Admission
+from .disk import RETRY_AFTER, Disk
 from .drafting import Made, Outcome
 from .judging import Job, Known, Past, Turned
 from .opening import Merge
-from .publishing import version_bytes
+from .publishing import spilled_bytes, version_bytes
 from .recovery import STRIKES, check_head, wait_again
 from .replacing import Start
 from .retention import to_drop
@@ -34,8 +44,6 @@ from .telling import tell_hooks
 
 log = logging.getLogger(__name__)
 
-RESERVE = 64 * 2**20  # bytes that stay free for the history
-RETRY_AFTER = 30.0  # seconds, after a failure that is nobody's fault; doubled each time after an unforeseen error
 LOOKS_BACK = 1000  # folds that a newcomer is compared with
 DAY = timedelta(days=1)
 
@@ -47,9 +55,12 @@ class Worker:
         self, settings: Settings, merge: Merge, store: Store, history: History, sight: Callable[[Path], Sighting | None]
     ) -> None:
         self.settings = settings
-        self.trouble = ""  # what keeps folding from going on by itself, such as a full disk
+        base, rule = merge.base, merge.rule
+        need = version_bytes(base, rule, settings.out_dtype, settings.copy_code) + spilled_bytes(base, rule)
+        self.disk = Disk(store, need)
         self.merge, self._store, self._history, self._sight = merge, store, history, sight
         self._later: dict[int, float] = {}  # checkpoint -> when it may be tried again (monotonic seconds)
+        self._going: list[int] = []  # versions whose files are promised no more, and still there
 
     # -------------------------------------------------------------------------------------------------------- begin
 
@@ -66,7 +77,8 @@ class Worker:
         is not as it was written: nothing is folded onto it.
         """
         check_head(self._store, self._history)
-        if not self._disk_suffices():
+        if not self.disk.suffices():
+            self.retain()
             return None
         checkpoints = self._history.checkpoints
         candidate = self._candidate(row)
@@ -85,15 +97,6 @@ class Worker:
         except (NotPermitted, Unavailable):
             return None
         return candidate if verdict == ADMITTED else None
-
-    def _disk_suffices(self) -> bool:
-        """Compare what a version needs with what is free, before its first byte is written."""
-        need = version_bytes(self.merge.base, self.merge.rule, self.settings.out_dtype) + RESERVE
-        free = shutil.disk_usage(self._store.root).free
-        self.trouble = f"disk full: a version needs {need:,} bytes, {free:,} are free" if free < need else ""
-        if self.trouble:
-            self.retain()
-        return not self.trouble
 
     # ------------------------------------------------------------------------------------------------------- finish
 
@@ -133,10 +136,16 @@ class Worker:
         """Rename the draft in, and make it true in one transaction; `after_move` lets the link follow."""
         version, reports = made.version, list(made.result.reports.values())
         digest, brought = made.result.digest, contribution_of(job, made)
-        self._store.install(made.draft, version.number)
         replaced = job.start.replaced.number if job.start.replaced else None
         hooks = list(self.merge.hooks)
-        self._history.commit_fold(version, digest, reports, job.attempt, who, hooks, replaced, brought)
+        try:
+            self._store.install(made.draft, version.number)
+            self._history.commit_fold(version, digest, reports, job.attempt, who, hooks, replaced, brought)
+        except Exception as error:
+            if isinstance(meaning(error), Unavailable):  # then nothing was committed
+                self._store.uninstall(made.draft, version.number)
+            raise
+        self.disk.wrote()
         folded, scale = version.totals.folded, version.scale
         log.info("%s is folded: %s, %d checkpoints, scale %.4g", job.checkpoint.name, version, folded, scale)
         return self._history.checkpoints.get(job.checkpoint.id)
@@ -144,26 +153,25 @@ class Worker:
     def give_up(self, job: Job, error: Exception) -> None:
         """Record an attempt that ended without a verdict, by who can mend it. Raises what stops the daemon."""
         checkpoints, row = self._history.checkpoints, job.checkpoint
-        match error:
+        match known := meaning(error):
+            case Uncertain():  # the attempt may have been committed: nothing is written before that is known
+                raise known
             case Damaged() | Misconfigured():
-                checkpoints.end_attempt(job.attempt, f"error: {error}")
-                raise error
+                self._put_back(job)
+                raise known
+            case DiskFull() | DiskFails():
+                self.disk.fail(known)
+                self._put_back(job)
             case Abandoned():
-                checkpoints.end_attempt(job.attempt, "abandoned")
-                checkpoints.make_ready(row.id)
+                self._put_back(job)
             case Busy() | NotPermitted():
                 log.info("%s", error)
                 checkpoints.end_attempt(job.attempt, "changed")
                 checkpoints.set_state(row.id, "settling", urgent=None)
             case Unavailable():
                 log.warning("%s", error)
-                checkpoints.end_attempt(job.attempt, "abandoned")
-                checkpoints.make_ready(row.id)
                 self._later[row.id] = time.monotonic() + RETRY_AFTER
-            case OSError(errno=errno.ENOSPC):
-                self.trouble = f"disk full: {error}"
-                checkpoints.end_attempt(job.attempt, "abandoned")
-                checkpoints.make_ready(row.id)
+                self._put_back(job)
             case _:
                 log.error("the fold of %s failed", row.name, exc_info=error)
                 checkpoints.end_attempt(job.attempt, f"error: {error!r}")
@@ -171,6 +179,11 @@ class Worker:
                 self._later[row.id] = time.monotonic() + RETRY_AFTER * 2 ** (tries - 1)
                 asked = row.urgent is not None  # then somebody waits for an answer
                 wait_again(row, self._history, strikes=1 if asked else STRIKES)
+
+    def _put_back(self, job: Job) -> None:
+        """Let a checkpoint wait for its turn again: the end of the attempt says nothing about it."""
+        self._history.checkpoints.end_attempt(job.attempt, "abandoned")
+        self._history.checkpoints.make_ready(job.checkpoint.id)
 
     # -------------------------------------------------------------------------------------------------- afterwards
 
@@ -196,8 +209,18 @@ class Worker:
         versions, moves = self._history.with_files(), self._history.moves(1)
         for number in to_drop(versions, moves, datetime.now(UTC), settings.keep_last, settings.keep_within):
             self._history.drop_files(number)
-            self._store.drop(number)
+            self._going.append(number)
             log.info("the files of v%d are dropped; its row stays", number)
+        self._going = [number for number in self._going if not self._is_gone(number)]
+
+    def _is_gone(self, number: int) -> bool:
+        """Delete a version's files; what the disk keeps is tried again with the next ones, and at the next start."""
+        try:
+            self._store.drop(number)
+        except OSError as error:
+            log.error("the files of v%d cannot be deleted yet: %s", number, error)
+            return False
+        return True
 
 
 def job_for(row: Checkpoint, candidate: Candidate, history: History, *, again: bool = False) -> Job:
