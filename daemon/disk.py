@@ -39,11 +39,12 @@ class Disk:
         return True
 
     def fail(self, error: DiskFull | DiskFails) -> None:
-        """Take note of a write that failed: nothing is folded for a while."""
+        """Take note of a write that failed: nothing is folded for a while, or until there is room where there is none."""
         full = isinstance(error, DiskFull)
         wait = RETRY_AFTER if full else min(LONGEST, RETRY_AFTER * 2**self._failed)
         self._failed += 1
-        self._rests_until = time.monotonic() + wait
+        if not full or self._store.free() >= self._version + RESERVE:  # a quota, or who filled it went away
+            self._rests_until = time.monotonic() + wait
         if full:
             self._store.release_ballast()
         self._pause(f"disk full: {self._numbers()} ({error})" if full else f"{error}; tried again in {wait:g} s")
