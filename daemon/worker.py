@@ -89,12 +89,12 @@ class Worker:
         return replace(job, attempt=checkpoints.begin_attempt(row.id))
 
     def _candidate(self, row: Checkpoint) -> Candidate | None:
-        sighting = self._sight(Path(row.place))
-        if sighting is None or sighting.fingerprint != row.fingerprint:
-            return None
         try:
+            sighting = self._sight(Path(row.place))
+            if sighting is None or sighting.fingerprint != row.fingerprint:
+                return None
             candidate, verdict = Admission(self.merge.base, self.settings).examine(sighting)
-        except (NotPermitted, Unavailable):
+        except (NotPermitted, Unavailable, OSError):
             return None
         return candidate if verdict == ADMITTED else None
 
