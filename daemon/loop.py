@@ -93,7 +93,8 @@ class Loop:
         self._drafting = Drafting(settings, merge, store)
         store.hold_ballast()
         recover(store, history)
-        self._worker.after_move()
+        with self._minding_the_disk():
+            self._worker.after_move()
         self._hands = Hands(settings.threads, self._drafting.draft, lambda: self.post("look"))
         self.tell(log_too=True)
 
@@ -172,6 +173,8 @@ class Loop:
             yield
         except (OSError, sqlite3.Error) as error:
             known = meaning(error)
+            if known is error:
+                raise
             if not isinstance(known, DiskFull | DiskFails):
                 raise known from error
             self._worker.disk.fail(known)
