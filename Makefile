@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help dev check lint fix test test-without-events demo bench hostile fuzz mutations kills arrivals clean
+.PHONY: help dev check lint fix test test-without-events demo bench hostile fuzz mutations kills arrivals faults full-disk powercut \
+  machine clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 22
 
@@ -55,6 +56,15 @@ mutations: $(READY)  ## checkpoints changed during their folds by a real daemon;
 
 kills: $(READY)  ## kill -9 at moments of chance, and at every call that changes the state; COUNT=1000 and SEED=1
 	cd tests && ../$(BIN)/python -m faults --count $(or $(COUNT),1000) --seed $(or $(SEED),1)
+faults: $(READY)  ## ENOSPC and EIO at every call of a fold, a rollback and a retention; COUNT=0 (all of them) and SEED=1
+	cd tests && ../$(BIN)/python -m faults.errors --count $(or $(COUNT),0) --seed $(or $(SEED),1)
+
+full-disk: $(READY)  ## a disk that fills up under a daemon, also in the middle of folds; needs root
+	cd tests && ../$(BIN)/python -m faults.filling --long
+
+powercut: $(READY)  ## power cuts on a real ext4, and the control without fsync, which must fail; needs root; COUNT=150 and SEED=1
+	cd tests && ../$(BIN)/python -m faults.powercut --count $(or $(COUNT),150) --seed $(or $(SEED),1)
+	cd tests && ../$(BIN)/python -m faults.powercut --count $(or $(COUNT),150) --seed $(or $(SEED),1) --without-fsync
 
 clean:  ## remove everything that was made here
 	rm -rf $(VENV) build dist .demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

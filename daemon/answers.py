@@ -27,6 +27,8 @@ def initialised(settings: Settings, config: Path, found: "Initialised") -> None:
     usual = models * (found.version_bytes - found.slots_bytes) + slots * found.slots_bytes
     out.print(f"base model: {weights} weights to fold, {fixed} to copy as they are, digest {digest[:12]}")
     out.print(f"a version takes {cost} on disk ({size(found.slots_bytes)} of it slots); {free} are free")
+    if found.spilled_bytes:
+        out.print(f"while one is folded, it takes {size(found.spilled_bytes)} more")
     allowed = f"; the setting disk allows {size(settings.disk)}" if settings.disk else ""
     out.print(f"the newest {settings.keep_last} are kept: {size(usual)} with the one being folded{allowed}")
     out.print("    more where they are young, tagged or gone back to: mergd gc -n shows what is kept and why")

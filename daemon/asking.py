@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..state.errors import Damaged, MergdError, Misconfigured, NotPermitted, Usage
+from ..state.disk_errors import meaning
+from ..state.errors import Damaged, DiskFull, MergdError, Misconfigured, NotPermitted, Usage
 from ..state.history import History
 from ..state.lock import Lock, holder_of
 from ..state.store import Store
@@ -59,6 +60,7 @@ def _ask_here(settings: Settings, store: Store, request: "AnyRequest") -> dict[s
     from .status import owed_news, write_log, write_status
     from .telling import make_hooks, tell_hooks
 
+    store.make_room()
     lock = Lock(store.lock)
     lock.take(f"mergd {request.verb}")
     try:
@@ -67,12 +69,13 @@ def _ask_here(settings: Settings, store: Store, request: "AnyRequest") -> dict[s
             asked = Ask(request, f"uid {os.getuid()}")
             keep, hooks = Keep.of(settings), list(settings.hooks)
             Desk(history, store, None, None, lambda place: None, hooks, keep).carry_out(asked)
-            write_status(history, store, known(settings))
-            write_log(history, store)
             try:
+                write_status(history, store, known(settings))
+                write_log(history, store)
                 tell_hooks(make_hooks(settings.hooks), owed_news(history, store), history.told)
-            except MergdError as error:  # what was asked for is done all the same
-                logging.getLogger(__name__).warning("the hooks will be told later: %s", error)
+            except (MergdError, OSError, sqlite3.Error) as error:  # what was asked for is done all the same
+                words = "the hooks, or those who read status.json, will be told later: %s"
+                logging.getLogger(__name__).warning(words, error)
     finally:
         lock.release()
     if isinstance(asked.outcome, MergdError):
@@ -128,6 +131,8 @@ def history_of(settings: Settings) -> History:
     try:
         return History(store.database)
     except sqlite3.DatabaseError as error:
+        if isinstance(full := meaning(error), DiskFull):
+            raise full from error
         if not isinstance(error, sqlite3.OperationalError):
             raise Damaged(f"{store.database}: {error}", "bring a sound copy of it back") from None
         raise NotPermitted(

@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from ..state.disk_errors import meaning
 from ..state.errors import Abandoned, MergdError, NotPermitted, Usage
 from . import display
 from .cli_checkpoints import approve, check, fold, list_, refuse, remove, retry
@@ -83,7 +84,9 @@ def main() -> None:
 
 
 def _end_otherwise(error: Exception) -> NoReturn:
-    """End with typer's own error (a wrong option or argument), or with one that nobody foresaw."""
+    """End with what the disk said, with typer's own error (a wrong option or argument), or with one that nobody foresaw."""
+    if isinstance(known := meaning(error), MergdError):
+        _end(known)
     if hasattr(error, "format_message"):
         if not error.format_message():  # the help was shown
             sys.exit(Usage.exit_code)

@@ -1,12 +1,15 @@
 """The desk: what people ask is recorded, done and answered here, by the thread that writes the history."""
 
 import logging
+import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
-from ..state.errors import MergdError, Usage
+from ..state.disk_errors import meaning
+from ..state.errors import DiskFull, MergdError, Uncertain, Usage
 from ..state.history import History
 from ..state.records import Sighting, Task
 from ..state.store import Store
@@ -20,6 +23,7 @@ log = logging.getLogger(__name__)
 
 
 SAY_EVERY = 1.0  # seconds
+T = TypeVar("T")
 
 
 @dataclass
@@ -56,16 +60,39 @@ class Desk:
         if isinstance(ask.request, requests.Look):
             ask.result(deciding.look(Path(ask.request.place), self._sight))
             return
-        number = self._history.record_request(ask.request.verb, ask.request.model_dump(exclude={"verb"}), ask.who)
+        number = self._record(ask)
         try:
-            result = self._act(ask)
-        except Exception as error:  # noqa: BLE001 - whatever a request ends with is its answer; the daemon goes on
+            result = self._with_room(lambda: self._act(ask))
+        except Exception as error:
+            known = as_answer(error)
+            ask.error(known)
+            if isinstance(known, Uncertain):
+                raise known from error
             self._history.record_answer(number, f"error: {error}")
-            ask.error(as_answer(error))
             return
-        self._history.record_answer(number, "queued" if result is None else "done")
-        if result is not None:
-            ask.result(result)
+        try:
+            self._history.record_answer(number, "queued" if result is None else "done")
+        finally:
+            if result is not None:
+                ask.result(result)
+
+    def _record(self, ask: Ask) -> int:
+        """Write what is asked for, and return its row; what cannot be written is not done, and that is the answer."""
+        arguments = ask.request.model_dump(exclude={"verb"})
+        try:
+            return self._with_room(lambda: self._history.record_request(ask.request.verb, arguments, ask.who))
+        except Exception as error:
+            ask.error(as_answer(error))
+            raise
+
+    def _with_room(self, act: Callable[[], T]) -> T:
+        """Do something; where the history has no room for it, once more with the ballast's."""
+        try:
+            return act()
+        except sqlite3.Error as error:
+            if not isinstance(meaning(error), DiskFull) or not self._store.release_ballast():
+                raise
+            return act()
 
     def _act(self, ask: Ask) -> Answer | None:
         match ask.request:
@@ -166,7 +193,8 @@ class Desk:
 
 def as_answer(error: Exception) -> MergdError:
     """Return an error as one that can be sent; one that nobody foresaw is logged whole."""
-    if isinstance(error, MergdError):
-        return error
+    known = meaning(error)
+    if isinstance(known, MergdError):
+        return known
     log.error("a request failed", exc_info=error)
     return MergdError(f"unforeseen: {type(error).__name__}: {error}", "the daemon's log says more")

@@ -4,7 +4,7 @@ Large weights go by in blocks of rows where statistic and rule allow it. Nothing
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..plugins.formats.interface import Candidate, Contents
 from ..plugins.rules._sums import inner, square
 from ..plugins.rules.interface import NOTHING, Folded, LowRank, Rule, Slots, Statistic, Sum, Update
-from ..state.errors import Busy
+from ..state.errors import Busy, Damaged, Unavailable
 from ..state.reading import TORCH_DTYPE, Reader
 from ..state.records import Counts, FileDigest, Layout, Readout, Totals, Weight, WeightReport
 from ..state.store import Draft
@@ -198,7 +198,8 @@ class _Trip:
         """Return the head's slot, or zeros before the first fold."""
         reader = self._kept.get(key_of(statistic, slot))
         if reader is not None:
-            return reader.read(w.name, rows)
+            with _ours():
+                return reader.read(w.name, rows)
         spec = statistic.slots(w)[slot]
         shape = (rows[1] - rows[0], *spec.shape[1:]) if rows is not None else spec.shape
         return torch.zeros(shape, dtype=TORCH_DTYPE[spec.dtype])
@@ -247,6 +248,15 @@ class _Trip:
             bytes_written=sum(writer.nbytes for writer in (*self._slots.values(), *self._spilled)),
             sketch=self._sketch.tobytes(),
         )
+
+
+@contextmanager
+def _ours() -> Iterator[None]:
+    """Raise Damaged where slots of the head cannot be read: they are no checkpoint's."""
+    try:
+        yield
+    except Unavailable as error:
+        raise Damaged(f"{error}; it is a file of the head", "roll back to a version whose files are whole") from error
 
 
 @dataclass

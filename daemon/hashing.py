@@ -84,6 +84,10 @@ class Hasher:
         """Hash a file's next slice, and queue it behind the others if there is more of it."""
         try:
             digest = self._next_slice(work) if self._is_wanted(work) else ""
+        except OSError as error:
+            log.warning("%s cannot be read now: %s", work.path, error)
+            self._end(work, None)
+            return
         except Exception as error:  # noqa: BLE001 - it is told of, and not tried again until the file is another one
             log.warning("%s cannot be hashed: %s", work.path, error)
             digest = ""
@@ -118,10 +122,12 @@ class Hasher:
     def _end(self, work: _Work, digest: str | None) -> None:
         with self._lock:
             results = self._results.get(work.place, {})
-            if work.stamp in results:
+            if digest is None:  # then it is begun anew at the next scan
+                results.pop(work.stamp, None)
+            elif work.stamp in results:
                 results[work.stamp] = digest
         try:
-            if not self._stop.is_set():
+            if digest is not None and not self._stop.is_set():
                 self._wake()
         finally:
             with self._lock:

@@ -17,7 +17,7 @@ from ..state.wording import decide, quoted
 from .base import Base, examine, locate
 from .opening import make_rule, make_source, parameters_of, pins_of
 from .progress import Progress
-from .publishing import slots_bytes, version_bytes
+from .publishing import slots_bytes, spilled_bytes, version_bytes
 from .settings import ArchiveSettings, Limits, Settings, check_apart, check_owner
 
 AS_EXISTING: dict[str, CheckpointState] = {"fold": "settling", "hold": "held", "ignore": "refused"}
@@ -30,6 +30,7 @@ class Initialised:
     base: Base
     version_bytes: int  # what each version takes on disk
     slots_bytes: int  # of these, what its slots take
+    spilled_bytes: int  # and what the one that is being folded takes besides
     existing: list[Checkpoint]  # what lies in the watched folder already
 
 
@@ -64,7 +65,8 @@ def initialise(settings: Settings, config: Path, progress: Progress) -> Initiali
     finally:
         lock.release()
     write_config(settings.model_copy(update={"parameters": parameters_of(rule)}), config)
-    return Initialised(base, version_bytes(base, rule, settings.out_dtype), slots_bytes(base, rule), seen)
+    cost = version_bytes(base, rule, settings.out_dtype, settings.copy_code)
+    return Initialised(base, cost, slots_bytes(base, rule), spilled_bytes(base, rule), seen)
 
 
 def _take_existing(settings: Settings, history: History) -> list[Checkpoint]:

@@ -6,13 +6,16 @@ same loop until it has its answer.
 
 import logging
 import os
+import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self
 
 from ..state.committing import Commit
-from ..state.errors import Abandoned, Busy, MergdError, Misconfigured, Unavailable
+from ..state.disk_errors import meaning
+from ..state.errors import Abandoned, Busy, DiskFails, DiskFull, MergdError, Misconfigured, Unavailable
 from ..state.history import History
 from ..state.lock import Lock
 from ..state.store import Store
@@ -59,6 +62,7 @@ class Loop:
         self._inbox = Inbox()
         self._told_at = 0.0  # monotonic seconds
         self._told_trouble = False
+        self._ended: list[tuple[Job | Remake, Exception]] = []  # work that came to nothing, of which rows are to tell
         self._stopping = False
 
     # ----------------------------------------------------------------------------------------------------- its life
@@ -66,6 +70,7 @@ class Loop:
     def __enter__(self) -> Self:
         if not self._store.database.exists():
             raise Misconfigured(f"{self.settings.state} holds no merge", "make one: mergd init --help")
+        self._store.make_room()
         self._lock.take(self._doing)
         try:
             self._history = History(self._store.database, write=True)
@@ -89,22 +94,26 @@ class Loop:
         self._scanning = Scanning(self._source, self._intake)
         commit = Commit(store, history)
         self._worker = Worker(settings, merge, store, history, commit, self._source.sight)
-        self._tasks = Tasks(settings, merge, store, history, commit, self._source.sight)
+        self._tasks = Tasks(settings, merge, store, history, commit, self._source.sight, self._worker.disk)
         sight, hooks, keep = self._source.sight, list(merge.hooks), Keep.of(settings)
         self._desk = Desk(history, store, self._intake, self._tasks, sight, hooks, keep)
         self._drafting = Drafting(settings, merge, store, commit)
         self._remaking = Remaking(settings, merge, store, commit)
+        store.hold_ballast()
         recover(commit, history)
-        self._worker.after_move()
+        with self._minding_the_disk():
+            self._worker.after_move()
         self._hands: Hands[Job | Remake] = Hands(settings.threads, lambda: self.post("look"))
         self.tell(log_too=True)
 
     def __exit__(self, *error: object) -> None:
         self._stopping = True
         try:
-            self._abandon()
+            with self._minding_the_disk():
+                self._abandon()
             self.answer_stopping()
-            self.tell(live=self._live() | {"daemon": None})
+            with self._minding_the_disk():
+                self.tell(live=self._live() | {"daemon": None})
         finally:
             self._source.close()
             self._intake.close()
@@ -150,17 +159,33 @@ class Loop:
 
     def turn(self, *, only_asked: bool = False) -> None:
         """Take the messages there are, see what is due, and keep one fold running (`only_asked`: if somebody waits)."""
-        for message in self._inbox.take(self._patience()):
-            self._act_on(message)
-        if self._scanning.patience == 0:
-            self._rescan()
-        if self._hands.job is not None:
-            self._look_at_work()
-        if self._hands.free and not self._stopping and (self._desk.waiting or not only_asked):
-            self._start_work()
-        self._desk.answer(self._stuck())
-        if bool(self.trouble) != self._told_trouble:
-            self.tell()
+        self._act_on_all(self._inbox.take(self._patience()))
+        with self._minding_the_disk():
+            self._record_ends()
+            if self._worker.disk.trouble and self._worker.disk.suffices():
+                self._scanning.hint()
+            if self._scanning.patience == 0:
+                self._rescan()
+            if self._hands.job is not None:
+                self._look_at_work()
+            if self._hands.free and not self._stopping and (self._desk.waiting or not only_asked):
+                self._start_work()
+            self._desk.answer(self._stuck())
+            if bool(self.trouble) != self._told_trouble:
+                self.tell()
+
+    @contextmanager
+    def _minding_the_disk(self) -> Iterator[None]:
+        """Let what fails because of the disk wait until it is well. Raises Damaged where nothing can wait."""
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            known = meaning(error)
+            if known is error:
+                raise
+            if not isinstance(known, DiskFull | DiskFails):
+                raise known from error
+            self._worker.disk.fail(known)
 
     def _stuck(self) -> MergdError | None:
         """Return what keeps an asked fold from being done now."""
@@ -206,6 +231,17 @@ class Loop:
         if self._hands.free and self._can_work():
             return 0.0
         return min(NAP, self._scanning.patience)
+
+    def _act_on_all(self, messages: list[Message]) -> None:
+        while messages:
+            message = messages.pop(0)
+            try:
+                with self._minding_the_disk():
+                    self._act_on(message)
+            except BaseException:
+                for later in messages:  # somebody may wait for an answer
+                    self.post(later)
+                raise
 
     def _act_on(self, message: Message) -> None:
         if isinstance(message, Ask):
@@ -271,8 +307,8 @@ class Loop:
         if row is None:
             return
         lacking = self._tasks.bring_back_head()
+        self._worker.held_up = f"paused: {lacking}" if lacking else ""
         if lacking is not None:
-            self._worker.trouble = lacking
             return
         job = self._worker.begin(row, again=row.id in self._desk.again)
         if job is None:
@@ -311,11 +347,20 @@ class Loop:
                 self._refused |= self._worker.finish(job, drafted, self._doing).state == "refused"
 
     def _give_up(self, job: Job | Remake, error: Exception) -> None:
-        if isinstance(job, Remake):
-            self._tasks.give_up(job, error)
-        else:
-            self._worker.give_up(job, error)
-            self._settle_soon(job.checkpoint.id)
+        self._ended.append((job, error))
+        self._record_ends()
+
+    def _record_ends(self) -> None:
+        """Record how work ended; what the history has no room for stays here until it has."""
+        while self._ended:
+            job, error = self._ended[0]
+            if isinstance(job, Remake):
+                self._tasks.give_up(job, error)
+            else:
+                self._worker.give_up(job, error)
+            self._ended.pop(0)
+            if isinstance(job, Job):
+                self._settle_soon(job.checkpoint.id)
 
     def _settle_soon(self, row: int) -> None:
         """Have a checkpoint that settles again looked at, once it may be quiet."""

@@ -14,8 +14,8 @@ from torch import Tensor
 from ..plugins.rules._sums import finite
 from ..plugins.rules.interface import Rule
 from ..state.errors import Refused
-from ..state.reading import Reader
-from ..state.records import FileDigest, Readout, Reason
+from ..state.reading import TORCH_DTYPE, Reader
+from ..state.records import Counts, FileDigest, Readout, Reason, Weight
 from ..state.store import PUBLIC, Draft, write_file
 from ..state.writing import Planned, Writer
 from .base import Base, float32_bytes, row_blocks
@@ -232,11 +232,36 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def version_bytes(base: Base, rule: Rule, out_dtype: str) -> int:
-    """Return what one version takes on disk, in bytes: slots and published weights."""
-    return slots_bytes(base, rule) + sum(tensor.nbytes for tensor in plan(base, OUT_DTYPE[out_dtype]))
+# ------------------------------------------------------------------------------------------------ the need of the disk
+
+
+def version_bytes(base: Base, rule: Rule, out_dtype: str, copy_code: bool) -> int:
+    """Return what one version takes on disk, in bytes: slots, published weights, and the files beside them."""
+    beside = sum((Path(base.folder or "") / path).stat().st_size for path in side_files(base, copy_code))
+    return slots_bytes(base, rule) + sum(tensor.nbytes for tensor in plan(base, OUT_DTYPE[out_dtype])) + beside
 
 
 def slots_bytes(base: Base, rule: Rule) -> int:
     """Return what the slots of one version take, in bytes."""
     return sum(spec.nbytes for w in base.weights for s in rule.keeps(w) for spec in s.slots(w).values())
+
+
+def spilled_bytes(base: Base, rule: Rule) -> int:
+    """Return what a draft takes besides, in bytes: the read-outs that are no slot, in float32."""
+    return sum(float32_bytes(w.shape) for w in base.weights if not _reads_slot(rule, w))
+
+
+def _reads_slot(rule: Rule, w: Weight) -> bool:
+    """Whether the read-out is one of the slots, asked with tensors that have no values."""
+    kept = {
+        statistic: {
+            name: torch.empty(spec.shape, dtype=TORCH_DTYPE[spec.dtype], device="meta")
+            for name, spec in statistic.slots(w).items()
+        }
+        for statistic in rule.keeps(w)
+    }
+    try:
+        merged = rule.merged(kept, w, Counts(2, 2.0))
+    except Exception:  # noqa: BLE001 - a rule that looks at values: then as much as it may need
+        return False
+    return any(merged is tensor for slots in kept.values() for tensor in slots.values())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..state.committing import Commit
-from ..state.errors import Busy, Damaged, Refused, Usage
+from ..state.errors import Busy, Damaged, Refused, Unavailable, Usage
 from ..state.history import History
 from ..state.records import Checkpoint, Version
 from ..state.store import Store
@@ -153,7 +153,7 @@ def rollback(request: Rollback, history: History, store: Store, hooks: list[str]
         history.pause(who, f"rolled back to {target}")
     if target.number != head.number:
         history.move_head(target.number, who, "rollback", hooks)
-    Commit(store, history).link()  # asked again after a crash in between, the head is there and the link is not
+    _follow(Commit(store, history), target)
     return {
         "head": target.number,
         "before": head.number,
@@ -161,6 +161,15 @@ def rollback(request: Rollback, history: History, store: Store, hooks: list[str]
         "paused": request.pause,
         "slots_kept": target.slots_kept,
     }
+
+
+def _follow(commit: Commit, head: Version) -> None:
+    """Let the link follow the head, which has moved by now, perhaps before a crash."""
+    try:
+        commit.link()
+    except OSError as error:
+        hint = f"a running daemon tries again by itself; else: mergd rollback {head}"
+        raise Unavailable(f"the head is {head} now, but models/current cannot follow it yet: {error}", hint) from error
 
 
 def _before(history: History, head: Version) -> Version:

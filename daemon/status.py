@@ -1,6 +1,8 @@
 """What the outside sees: the status, the log and the list, as plain values, and the two files that carry them to readers."""
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..state.decided import Decisions
+from ..state.disk_errors import FULL
 from ..state.history import History
 from ..state.records import Checkpoint, Move, News, Version
 from ..state.store import Store, replace_file
@@ -129,13 +132,30 @@ def in_model(history: History) -> frozenset[str]:
 def write_status(history: History, store: Store, live: Mapping[str, Any]) -> None:
     """Replace status.json and log.jsonl, for those who may not read the database."""
     text = json.dumps(status(history, store, live), indent=1) + "\n"
-    _replace(store.root / "status.json", text)
+    path = store.root / "status.json"
+    try:
+        _replace(path, text)
+    except OSError as error:
+        if error.errno not in FULL or not path.exists():
+            raise
+        _overwrite(path, text.encode())
 
 
 def write_log(history: History, store: Store) -> None:
     """Replace log.jsonl: the newest versions, newest first."""
     lines = [json.dumps(line) + "\n" for line in describe_log(history, LOG_LINES)]
     _replace(store.root / "log.jsonl", "".join(lines))
+
+
+def _overwrite(path: Path, data: bytes) -> None:
+    """Write over what is there, which takes no room: on a full disk, that it is full must still be told."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        data = data.ljust(os.fstat(fd).st_size)  # a reader sees the old text or the new one, never the end of the old
+        if os.pwrite(fd, data, 0) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(fd)
 
 
 def _replace(path: Path, text: str) -> None:

@@ -4,7 +4,6 @@ It runs on the one thread that writes the history.
 """
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -14,16 +13,18 @@ from typing import Any
 
 from ..state.archive import Archive
 from ..state.committing import Commit
-from ..state.errors import Abandoned, MergdError, Unavailable, Usage
+from ..state.disk_errors import meaning
+from ..state.errors import Abandoned, DiskFails, DiskFull, MergdError, Unavailable, Uncertain, Usage
 from ..state.history import History
-from ..state.records import Checkpoint, Sighting, Task, Version
+from ..state.records import Checkpoint, Move, Sighting, Task, Version
 from ..state.store import Store
 from ..state.wording import size
+from .disk import RETRY_AFTER, Disk
 from .folding import removable
 from .naming import find_checkpoint, find_version
 from .opening import Merge
 from .pinning import Sources
-from .publishing import version_bytes
+from .publishing import slots_bytes, spilled_bytes, version_bytes
 from .recovery import STRIKES
 from .remaking import Remade, Remake
 from .replaying import Route, Step, route_to, route_without, sound
@@ -32,7 +33,6 @@ from .settings import Settings
 
 log = logging.getLogger(__name__)
 
-RETRY_AFTER = 30.0  # seconds, where the disk kept a task from being done
 LOOKS_BACK = 10  # folds that the time of another one is estimated by
 
 
@@ -80,10 +80,11 @@ class Tasks:
         history: History,
         commit: Commit,
         sight: Callable[[Path], Sighting | None],
+        disk: Disk,
     ) -> None:
         self.settings, self.merge = settings, merge
         self.outcomes: dict[int, dict[str, Any] | MergdError] = {}  # of tasks that ended in this life
-        self._store, self._history, self._commit = store, history, commit
+        self._store, self._history, self._commit, self._disk = store, history, commit, disk
         self._sources = Sources(Archive(store), history.checkpoints, sight)
         self._later = 0.0  # monotonic seconds: before, none is tried again
 
@@ -150,9 +151,10 @@ class Tasks:
 
     def _costs(self, job: Remake, how: str) -> Plan:
         """Return the plan with what it costs. Raises Unavailable where the disk is too small."""
-        version = version_bytes(self.merge.base, self.merge.rule, self.settings.out_dtype)
-        need = version * min(len(job.route.steps), 3) if len(job.route.steps) > 1 else version
-        free = shutil.disk_usage(self._store.root).free
+        base, rule = self.merge.base, self.merge.rule
+        version = version_bytes(base, rule, self.settings.out_dtype, self.settings.copy_code)
+        need = version + spilled_bytes(base, rule) + slots_bytes(base, rule) * min(len(job.route.steps) - 1, 2)
+        free = self._store.free()
         if free < need:
             raise Unavailable(f"it needs {need:,} bytes of the disk, {free:,} are free", "nothing was changed")
         if over := lacking(self._store, None, need, self.settings.disk):
@@ -208,24 +210,29 @@ class Tasks:
             self._commit.restore(made.draft, job.number, job.task.id)
             log.info("the files of v%d are there again", job.number)
         else:
-            self._commit.rename(made.draft, job.number)
-            version = replace(made.version, stamps=self._store.stamps(job.number))
             reports, hooks = list(made.result.reports.values()), list(self.merge.hooks)
-            self._commit.transaction(lambda history: history.commit_task(version, reports, job.task.id, who, hooks))
-            log.info("%s is done: %s, %d checkpoints", job.name, version, version.totals.folded)
+
+            def write(history: History) -> Move:
+                version = replace(made.version, stamps=self._store.stamps(job.number))
+                return history.commit_task(version, reports, job.task.id, who, hooks)
+
+            self._commit.install(made.draft, job.number, write)
+            log.info("%s is done: %s, %d checkpoints", job.name, made.version, made.version.totals.folded)
         self.outcomes[job.task.id] = {"version": job.number, "head": self._head_number(), "steps": len(job.route.steps)}
 
     def give_up(self, job: Remake, error: Exception) -> None:
         """Record that a try ended without a version; it is tried again if that was nobody's fault."""
-        match error:
+        match known := meaning(error):
+            case Uncertain():  # it may have been committed: nothing is written before that is known
+                raise known
             case Abandoned():
                 self._history.tasks.forgive(job.task.id)
-            case OSError():
-                log.error("%s waits for the disk: %s", job.name, error)
+            case DiskFull() | DiskFails():
+                self._disk.fail(known)
                 self._history.tasks.forgive(job.task.id)
                 self._later = time.monotonic() + RETRY_AFTER
             case MergdError():
-                self._end(job.task, error)
+                self._end(job.task, known)
             case _:
                 log.error("%s failed", job.name, exc_info=error)
                 self._end(job.task, MergdError(f"unforeseen: {type(error).__name__}: {error}", "the log says more"))

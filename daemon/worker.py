@@ -3,9 +3,7 @@
 It runs on the one thread that writes the history.
 """
 
-import errno
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,19 +14,31 @@ from pathlib import Path
 from ..plugins.formats.interface import Candidate
 from ..state.archive import Archive
 from ..state.committing import Commit
-from ..state.errors import Abandoned, Busy, Damaged, Misconfigured, NotPermitted, Unavailable
+from ..state.disk_errors import meaning
+from ..state.errors import (
+    Abandoned,
+    Busy,
+    Damaged,
+    DiskFails,
+    DiskFull,
+    Misconfigured,
+    NotPermitted,
+    Unavailable,
+    Uncertain,
+)
 from ..state.history import History
-from ..state.records import ADMITTED, Checkpoint, Contribution, Reason, Sighting
+from ..state.records import ADMITTED, Checkpoint, Contribution, Move, Reason, Sighting
 from ..state.store import Store
 from ..state.wording import quoted
 from . import replacing
 from .admission import Admission
+from .disk import RETRY_AFTER, Disk
 from .drafting import Made, Outcome
 from .dropping import decide, drop
 from .judging import Job, Known, Past, Turned
 from .opening import Merge
 from .pinning import still_pinned
-from .publishing import version_bytes
+from .publishing import spilled_bytes, version_bytes
 from .recovery import STRIKES, check_head, wait_again
 from .replacing import Start
 from .retention import Keep
@@ -39,8 +49,6 @@ from .telling import tell_hooks
 
 log = logging.getLogger(__name__)
 
-RESERVE = 64 * 2**20  # bytes that stay free for the history
-RETRY_AFTER = 30.0  # seconds, after a failure that is nobody's fault; doubled each time after an unforeseen error
 LOOKS_BACK = 1000  # folds that a newcomer is compared with
 DAY = timedelta(days=1)
 Sight = Callable[[Path], Sighting | None]
@@ -53,10 +61,18 @@ class Worker:
         self, settings: Settings, merge: Merge, store: Store, history: History, commit: Commit, sight: Sight
     ) -> None:
         self.settings = settings
-        self.trouble = ""  # what keeps folding from going on by itself, such as a full disk
+        base, rule = merge.base, merge.rule
+        self._need = version_bytes(base, rule, settings.out_dtype, settings.copy_code) + spilled_bytes(base, rule)
+        self.held_up = ""  # why nothing can be folded onto the head, if so
+        self.disk = Disk(store, self._need, self._lacks)
         self.merge, self._store, self._history, self._commit, self._sight = merge, store, history, commit, sight
         self._archive = Archive(store)
         self._later: dict[int, float] = {}  # checkpoint -> when it may be tried again (monotonic seconds)
+
+    @property
+    def trouble(self) -> str:
+        """Return what keeps folding from going on by itself, such as a full disk; empty if nothing does."""
+        return self.disk.trouble or self.held_up
 
     # -------------------------------------------------------------------------------------------------------- begin
 
@@ -73,7 +89,8 @@ class Worker:
         is not as it was written: nothing is folded onto it.
         """
         check_head(self._store, self._history)
-        if not self._disk_suffices():
+        if not self.disk.suffices():
+            self.retain()
             return None
         checkpoints = self._history.checkpoints
         candidate = self._candidate(row)
@@ -84,26 +101,19 @@ class Worker:
         return replace(job, attempt=checkpoints.begin_attempt(row.id))
 
     def _candidate(self, row: Checkpoint) -> Candidate | None:
-        sighting = self._sight(Path(row.place))
-        if sighting is None or sighting.fingerprint != row.fingerprint:
-            return None
         try:
+            sighting = self._sight(Path(row.place))
+            if sighting is None or sighting.fingerprint != row.fingerprint:
+                return None
             candidate, verdict = Admission(self.merge.base, self.settings).examine(sighting)
-        except (NotPermitted, Unavailable):
+        except (NotPermitted, Unavailable, OSError):
             return None
         return candidate if verdict == ADMITTED else None
 
-    def _disk_suffices(self) -> bool:
-        """Compare what a version needs with what is free, before its first byte is written."""
-        need = version_bytes(self.merge.base, self.merge.rule, self.settings.out_dtype) + RESERVE
-        free = shutil.disk_usage(self._store.root).free
-        why = f"disk full: a version needs {need:,} bytes, {free:,} are free" if free < need else ""
+    def _lacks(self) -> str:
+        """Return why the settings have no room for another version, if so."""
         head = self._history.head()
-        why = why or lacking(self._store, head.number if head else None, need - RESERVE, self.settings.disk)
-        self.trouble = f"paused: {why}" if why else ""
-        if self.trouble:
-            self.retain()
-        return not self.trouble
+        return lacking(self._store, head.number if head else None, self._need, self.settings.disk)
 
     # ------------------------------------------------------------------------------------------------------- finish
 
@@ -142,13 +152,16 @@ class Worker:
     def _make_true(self, job: Job, made: Made, who: str) -> Checkpoint:
         """Rename the draft in, and make it true in one transaction; `after_move` lets the link follow."""
         reports, digest, brought = list(made.result.reports.values()), made.result.digest, contribution_of(job, made)
-        self._commit.rename(made.draft, made.version.number, digest)
-        version = replace(made.version, stamps=self._store.stamps(made.version.number))
         replaced = job.start.replaced.number if job.start.replaced else None
-        hooks = list(self.merge.hooks)
-        self._commit.transaction(
-            lambda history: history.commit_fold(version, digest, reports, job.attempt, who, hooks, replaced, brought)
-        )
+        number, hooks = made.version.number, list(self.merge.hooks)
+
+        def write(history: History) -> Move:
+            version = replace(made.version, stamps=self._store.stamps(number))
+            return history.commit_fold(version, digest, reports, job.attempt, who, hooks, replaced, brought)
+
+        self._commit.install(made.draft, number, write, source=digest)
+        self.disk.wrote()
+        version = made.version
         folded, scale = version.totals.folded, version.scale
         log.info("%s is folded: %s, %d checkpoints, scale %.4g", job.checkpoint.name, version, folded, scale)
         return self._history.checkpoints.get(job.checkpoint.id)
@@ -156,26 +169,25 @@ class Worker:
     def give_up(self, job: Job, error: Exception) -> None:
         """Record an attempt that ended without a verdict, by who can mend it. Raises what stops the daemon."""
         checkpoints, row = self._history.checkpoints, job.checkpoint
-        match error:
+        match known := meaning(error):
+            case Uncertain():  # the attempt may have been committed: nothing is written before that is known
+                raise known
             case Damaged() | Misconfigured():
-                checkpoints.end_attempt(job.attempt, f"error: {error}")
-                raise error
+                self._put_back(job)
+                raise known
+            case DiskFull() | DiskFails():
+                self.disk.fail(known)
+                self._put_back(job)
             case Abandoned():
-                checkpoints.end_attempt(job.attempt, "abandoned")
-                checkpoints.make_ready(row.id)
+                self._put_back(job)
             case Busy() | NotPermitted():
                 log.info("%s", error)
                 checkpoints.end_attempt(job.attempt, "changed")
                 checkpoints.set_state(row.id, "settling", urgent=None)
             case Unavailable():
                 log.warning("%s", error)
-                checkpoints.end_attempt(job.attempt, "abandoned")
-                checkpoints.make_ready(row.id)
                 self._later[row.id] = time.monotonic() + RETRY_AFTER
-            case OSError(errno=errno.ENOSPC):
-                self.trouble = f"disk full: {error}"
-                checkpoints.end_attempt(job.attempt, "abandoned")
-                checkpoints.make_ready(row.id)
+                self._put_back(job)
             case _:
                 log.error("the fold of %s failed", row.name, exc_info=error)
                 checkpoints.end_attempt(job.attempt, f"error: {error!r}")
@@ -183,6 +195,11 @@ class Worker:
                 self._later[row.id] = time.monotonic() + RETRY_AFTER * 2 ** (tries - 1)
                 asked = row.urgent is not None  # then somebody waits for an answer
                 wait_again(row, self._history, strikes=1 if asked else STRIKES)
+
+    def _put_back(self, job: Job) -> None:
+        """Let a checkpoint wait for its turn again: the end of the attempt says nothing about it."""
+        self._history.checkpoints.end_attempt(job.attempt, "abandoned")
+        self._history.checkpoints.make_ready(job.checkpoint.id)
 
     # -------------------------------------------------------------------------------------------------- afterwards
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .archive import Archive
-from .errors import Damaged
+from .disk_errors import meaning
+from .errors import Damaged, Unavailable
 from .history import History
 from .records import Files, Move
 from .store import Draft, Store
@@ -22,6 +23,7 @@ class Commit:
 
     def __init__(self, store: Store, history: History) -> None:
         self._store, self._history, self._archive = store, history, Archive(store)
+        self._going: set[tuple[int, Files]] = set()  # promised no more, and still there
 
     def draft(self, number: int, step: str = "") -> Draft:
         """Open an empty draft of a version, or of a step on the way to it. A crash leaves it, worth nothing."""
@@ -52,6 +54,16 @@ class Commit:
         """
         return write(self._history)
 
+    def install(self, draft: Draft, number: int, write: Callable[[History], Move], source: str = "") -> Move:
+        """Rename a draft in and make it true; where there is no room for that, nothing has happened."""
+        try:
+            self.rename(draft, number, source)
+            return self.transaction(write)
+        except Exception as error:
+            if isinstance(meaning(error), Unavailable):  # then nothing was committed
+                self._store.uninstall(draft, number)
+            raise
+
     def link(self) -> None:
         """Let `models/current` follow the head."""
         head = self._history.head()
@@ -59,9 +71,21 @@ class Commit:
             self._store.point(head.number)
 
     def sweep(self, number: int, what: Files) -> None:
-        """Let go of a version's files: first the promise is withdrawn, then they go. A crash leaves files unpromised."""
+        """Let go of a version's files: first the promise is withdrawn, then they go. A crash leaves files unpromised.
+
+        What the disk does not let go of is tried again with the next ones, and at the next start.
+        """
         self._history.drop_files(number, what)
-        self._store.drop(number, what)
+        self._going.add((number, what))
+        self._going = {part for part in self._going if not self._goes(*part)}
+
+    def _goes(self, number: int, what: Files) -> bool:
+        try:
+            self._store.drop(number, what)
+        except OSError as error:
+            log.error("the %s of v%d cannot be deleted yet: %s", what, number, error)
+            return False
+        return True
 
     # ------------------------------------------------------------------------------------------------------ recovery
 

@@ -10,7 +10,8 @@ from typing import Any
 from sqlite_utils import Database
 from sqlite_utils.db import Table
 
-from .errors import Damaged, Misconfigured, Unavailable
+from .disk_errors import RESTORE, meaning
+from .errors import Damaged, DiskFull, MergdError, Misconfigured, Unavailable
 from .migrations import migrations
 
 # A version's number and those of its ancestors, as the table `line`; takes the number.
@@ -27,7 +28,8 @@ _WRITER = "PRAGMA journal_mode=wal; PRAGMA synchronous=full; PRAGMA journal_size
 def open_writer(path: Path) -> Database:
     """Open the database for the holder of the state's lock, and bring its tables up to date.
 
-    Raises Damaged if SQLite finds it broken, Misconfigured if a newer mergd made it.
+    Raises Damaged if SQLite finds it broken, DiskFull if there is no room to open it, Misconfigured if a newer mergd
+    made it.
     """
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite's other files get the same mode
     connection = sqlite3.connect(path, timeout=5)
@@ -35,8 +37,9 @@ def open_writer(path: Path) -> Database:
         return _prepared(Database(connection), path)
     except sqlite3.DatabaseError as error:
         connection.close()
-        hint = "restore it from a backup; versions/*/manifest.json list all versions"
-        raise Damaged(f"{path}: {error}", hint) from error
+        known = meaning(error)
+        kind, hint = (type(known), known.hint) if isinstance(known, MergdError) else (Damaged, RESTORE)
+        raise kind(f"{path}: {known}", hint) from error
     except BaseException:
         connection.close()
         raise
@@ -48,6 +51,7 @@ def _prepared(db: Database, path: Path) -> Database:
     unknown = {done.name for done in migrations.applied(db)} - {known.name for known in migrations._migrations}
     if unknown:
         raise Misconfigured(f"{path} was made by a newer mergd (it has {', '.join(sorted(unknown))})", "upgrade mergd")
+    _settle(db)
     migrations.apply(db)
     return db
 
@@ -65,6 +69,15 @@ def open_reader(path: Path) -> Database:
     return db
 
 
+def _settle(db: Database) -> None:
+    """Make durable what a crash left written and not synced, before anybody is told of it."""
+    try:
+        db.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    except sqlite3.Error as error:
+        if not isinstance(meaning(error), DiskFull):
+            raise
+
+
 def _check(db: Database) -> None:
     (answer,) = db.conn.execute("PRAGMA quick_check(1)").fetchone()
     if answer != "ok":
@@ -78,10 +91,10 @@ def transaction(db: Database) -> Iterator[None]:
     try:
         with db.atomic():
             yield
+        db.conn.commit()
     except BaseException:
         db.conn.rollback()
         raise
-    db.conn.commit()
 
 
 def inserted(table: Table, row: Mapping[str, Any]) -> int:

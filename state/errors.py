@@ -35,10 +35,22 @@ class Busy(Unavailable):
     exit_code = 75
 
 
+class DiskFull(Unavailable):
+    """There is no room to write. What was to be written waits, and goes on by itself once there is room."""
+
+
+class DiskFails(Unavailable):
+    """The disk under the state takes no writes. That is no fault of a checkpoint: it is tried again."""
+
+
 class Damaged(MergdError):
     """The disk, or mergd itself, broke what was written. Nothing is written over it; systemd does not restart."""
 
     exit_code = 74
+
+
+class Uncertain(Damaged):
+    """The disk failed while the history was written: what counts is known at the next start, and nothing is done until."""
 
 
 class NotPermitted(MergdError):

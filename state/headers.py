@@ -9,7 +9,8 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,15 @@ def open_regular(path: str | Path) -> int:
     return fd
 
 
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Name the file that could not be read. Raises Unavailable: it may be read another time, or another one instead."""
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(f"cannot read {_name(path)}: {error.strerror}", "it is tried again") from None
+
+
 def owner_of(path: str | Path) -> str:
     """Return mode and owner of a file, for a message."""
     try:
@@ -74,7 +84,8 @@ def read_bounded(path: str | Path, most: int) -> bytes:
         nbytes = os.fstat(fd).st_size
         if nbytes > most:
             raise _bad(path, f"{size(nbytes)}", f"at most {size(most)}")
-        return os.read(fd, nbytes)
+        with reading(path):
+            return os.read(fd, nbytes)
     finally:
         os.close(fd)
 
@@ -112,7 +123,8 @@ def _raw_header(path: str | Path, most: int) -> tuple[bytes, int]:
     fd = open_regular(path)
     try:
         nbytes = os.fstat(fd).st_size
-        head = os.pread(fd, 8, 0)
+        with reading(path):
+            head = os.pread(fd, 8, 0)
         if head.startswith(b"version "):
             raise Busy(f"{_name(path)} is a git-lfs pointer, not the weights", "run: git lfs pull")
         if len(head) < 8:
@@ -120,7 +132,8 @@ def _raw_header(path: str | Path, most: int) -> tuple[bytes, int]:
         length = int.from_bytes(head, "little")
         if not 2 <= length <= most:
             raise _bad(path, f"a header of {length} bytes", f"2 to {most} bytes")
-        raw = os.pread(fd, length, 8)
+        with reading(path):
+            raw = os.pread(fd, length, 8)
         if len(raw) < length:
             raise Busy(f"{_part(path)}, which is missing {size(length - len(raw))} of its header")
         return raw, nbytes

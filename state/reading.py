@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .errors import Busy
-from .headers import open_regular
+from .headers import open_regular, reading
 from .records import FileStamp, Layout, TensorInfo
 from .wording import shown
 
@@ -66,7 +66,7 @@ class Reader:
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         """Return tensor `name`, or its rows `rows[0]` to `rows[1]` (exclusive), in the dtype it is stored in.
 
-        Raises Busy if the file ends before the tensor does: somebody truncated it.
+        Raises Busy if the file ends before the tensor does: somebody truncated it; Unavailable if the disk cannot read it.
         """
         info = self.layout.tensors[name]
         first, last = rows if rows is not None else (0, info.shape[0] if info.shape else 1)
@@ -78,7 +78,7 @@ class Reader:
     def pieces(self, name: str, nbytes: int, first: int = 0) -> Iterator[Tensor]:
         """Yield tensor `name` from byte `first` on, at most so many bytes at a time, whatever its dtype and shape.
 
-        Raises Busy if the file ends before the tensor does: somebody truncated it.
+        Raises Busy if the file ends before the tensor does: somebody truncated it; Unavailable if the disk cannot read it.
         """
         info = self.layout.tensors[name]
         for start in range(first, info.nbytes, nbytes):
@@ -90,7 +90,8 @@ class Reader:
         view = memory_of(tensor)
         done = 0
         while done < len(view):
-            got = os.preadv(self._files[info.file], [view[done : done + 2**30]], offset + done)
+            with reading(info.file):
+                got = os.preadv(self._files[info.file], [view[done : done + 2**30]], offset + done)
             if got == 0:
                 raise Busy(f"{shown(Path(info.file).name)} became shorter while it was read")
             done += got

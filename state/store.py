@@ -18,6 +18,8 @@ from .headers import layout_of
 from .records import FileDigest, Files, Layout
 
 PRIVATE, PUBLIC = 0o700, 0o755  # folders; files are 0600 and 0644
+BALLAST = 16 * 2**20  # bytes that are held back for the history, so that commands work on a full disk
+TIGHT = 2**20  # bytes: with fewer that are free, a database may not even be opened
 
 
 class Store:
@@ -30,6 +32,7 @@ class Store:
         self.versions = root / "versions"
         self.models = root / "models"
         self.drafts = root / "drafts"
+        self.ballast = root / "ballast"
         self.current = self.models / "current"
 
     def create(self) -> None:
@@ -48,6 +51,42 @@ class Store:
         """Return the published model folder of a version."""
         return self.models / folder_name(number)
 
+    # ----------------------------------------------------------------------------------------------------------- room
+
+    def free(self) -> int:
+        """Return the bytes that are free for versions: what the ballast is still to take is not."""
+        return max(0, shutil.disk_usage(self.root).free - (BALLAST - self._held()))
+
+    def hold_ballast(self) -> None:
+        """Take the ballast's bytes, if they are free."""
+        if self._held() >= BALLAST or shutil.disk_usage(self.root).free < BALLAST + TIGHT:
+            return
+        try:
+            fd = os.open(self.ballast, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, BALLAST)
+            finally:
+                os.close(fd)
+        except OSError:  # it is a help, no need
+            self.release_ballast()
+
+    def release_ballast(self) -> bool:
+        """Give the ballast's bytes back; returns whether there were any."""
+        held = self._held()
+        try:
+            self.ballast.unlink(missing_ok=True)
+        except OSError:
+            return False
+        return held > 0
+
+    def make_room(self) -> None:
+        """Release the ballast if nothing else is free: before the history is opened."""
+        if shutil.disk_usage(self.root).free < TIGHT:
+            self.release_ballast()
+
+    def _held(self) -> int:
+        return min(BALLAST, disk_bytes([self.ballast]))
+
     # --------------------------------------------------------------------------------------------------------- drafts
 
     def draft(self, number: int, step: str = "") -> "Draft":
@@ -64,6 +103,12 @@ class Store:
                 shutil.rmtree(target)
             made.rename(target)
             sync_folder(place)
+        draft.drop()
+
+    def uninstall(self, draft: "Draft", number: int) -> None:
+        """Take back what `install` renamed in, all of it or a part: the history got no such version."""
+        for path in (self.versions / folder_name(number), self.models / folder_name(number)):
+            shutil.rmtree(path, ignore_errors=True)
         draft.drop()
 
     def restore(self, draft: "Draft", number: int) -> None:
@@ -158,7 +203,8 @@ class Store:
         aside = self.drafts / f"dropped-{folder_name(number)}"
         if self.model(number).exists():
             self.model(number).rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
+        if aside.exists():
+            shutil.rmtree(aside)
 
     def sweep(self, known: Iterable[int], slots: Iterable[int], models: Iterable[int]) -> list[str]:
         """Remove drafts, folders that the history has no version for, and what it promises no more; returns their names.

@@ -587,3 +587,23 @@ def test_who_is_asked_to_fold_now_waits_for_nobody_but_a_writer(watch: Watch) ->
         assert watch.states() == {"a": "settling"}
     watch.intake.take(sighting, now=True)
     assert watch.states() == {"a": "ready"}
+
+
+def test_what_the_disk_cannot_read_is_hashed_another_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"x")
+    hasher = Hasher(lambda: None, 2**40)
+
+    def broken(*arguments: Any) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pread", broken)
+            hasher.known(stamped(path), [path.name])
+            eventually(lambda: not hasher.busy)
+        assert hasher.known(stamped(path), [path.name]) == {}
+        eventually(lambda: not hasher.busy)
+        assert hasher.known(stamped(path), [path.name]) == {path.name: hashlib.sha256(b"x").hexdigest()}
+    finally:
+        hasher.close()

@@ -130,7 +130,7 @@ def test_a_fold_that_is_asked_for_on_a_full_disk_is_answered_and_stays_queued(
     merge: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = merge.drop("a", 1)
-    monkeypatch.setattr("mergd.daemon.worker.RESERVE", 2**60)
+    monkeypatch.setattr("mergd.daemon.disk.RESERVE", 2**60)
     with merge.loop() as loop, pytest.raises(Unavailable, match="disk full"):
         loop.ask(Fold(checkpoints=(str(place),)))
     assert merge.states() == {"a": "ready"}

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from mergd.state.errors import Damaged
 from mergd.state.records import FileDigest
-from mergd.state.store import Draft, Store, disk_bytes, replace_file, sha256_of, version_digest, write_file
+from mergd.state.store import BALLAST, Draft, Store, disk_bytes, replace_file, sha256_of, version_digest, write_file
 
 
 @pytest.fixture
@@ -304,3 +304,40 @@ def test_a_replaced_file_is_the_old_one_until_the_new_one_is_whole(tmp_path: Pat
     replace_file(path, lambda aside: aside.write_text("new"))
     assert path.read_text() == "new"
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_the_ballast_is_held_once_released_and_held_again(store: Store) -> None:
+    before = store.free()
+    store.hold_ballast()
+    store.hold_ballast()
+    assert store.ballast.stat().st_blocks * 512 >= BALLAST
+    assert store.free() == pytest.approx(before, abs=BALLAST // 2), "what it is to take was never free"
+    assert store.release_ballast()
+    assert not store.ballast.exists()
+    assert not store.release_ballast()
+
+
+def test_the_ballast_is_no_burden_where_there_is_no_room(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mergd.state.store.BALLAST", 2**60)
+    store.hold_ballast()
+    assert not store.ballast.exists()
+    assert store.free() == 0
+
+
+def test_the_ballast_is_released_before_the_history_is_opened_if_nothing_else_is_free(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.hold_ballast()
+    store.make_room()
+    assert store.ballast.exists()
+    monkeypatch.setattr("mergd.state.store.TIGHT", 2**60)
+    store.make_room()
+    assert not store.ballast.exists()
+
+
+def test_what_was_renamed_in_is_taken_back(store: Store) -> None:
+    draft = store.draft(1)
+    store.install(draft, 1)
+    again = store.draft(1)
+    store.uninstall(again, 1)
+    assert not list(store.versions.iterdir()) and not list(store.models.iterdir()) and not list(store.drafts.iterdir())

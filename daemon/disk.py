@@ -1,0 +1,70 @@
+"""The disk under the state: whether a version fits, and what keeps folding from going on until it does."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from ..state.errors import DiskFails, DiskFull
+from ..state.store import Store
+
+log = logging.getLogger(__name__)
+
+RESERVE = 64 * 2**20  # bytes that stay free for the history, besides the ballast
+RETRY_AFTER = 30.0  # seconds after a write that failed; doubled each time for a disk that fails
+LONGEST = 600.0  # seconds
+
+
+class Disk:
+    """What the disk lets one merge do."""
+
+    def __init__(self, store: Store, need: int, lacks: Callable[[], str]) -> None:
+        self.trouble = ""  # why nothing is folded, with the numbers; empty if nothing is the matter
+        self._store, self._version, self._lacks = store, need, lacks
+        self._failed = 0  # writes in a row
+        self._rests_until = 0.0  # monotonic seconds
+
+    def suffices(self) -> bool:
+        """Compare what a version needs with what is free, before its first byte is written; else `trouble` says it.
+
+        After a write that failed, however much is free, the answer is no for a while.
+        """
+        if time.monotonic() < self._rests_until:
+            return False
+        if self._store.free() < self._version + RESERVE:
+            self._pause(f"disk full: {self._numbers()}")
+            return False
+        if why := self._lacks():
+            self._pause(why)
+            return False
+        if self.trouble:
+            log.info("folding goes on: %s", self._numbers())
+        self.trouble = ""
+        self._store.hold_ballast()
+        return True
+
+    def fail(self, error: DiskFull | DiskFails) -> None:
+        """Take note of a write that failed: nothing is folded for a while, or until there is room where there is none."""
+        full = isinstance(error, DiskFull)
+        wait = RETRY_AFTER if full else min(LONGEST, RETRY_AFTER * 2**self._failed)
+        self._failed += 1
+        if not full or self._store.free() >= self._version + RESERVE:  # a quota, or who filled it went away
+            self._rests_until = time.monotonic() + wait
+        if full:
+            self._store.release_ballast()
+        self._pause(f"disk full: {self._numbers()} ({error})" if full else f"{error}; tried again in {wait:g} s")
+
+    def wrote(self) -> None:
+        """Take note that a version was written whole."""
+        self._failed = 0
+
+    def _pause(self, why: str) -> None:
+        """Say why nothing is folded; and let the history have what is left, so that it can be said."""
+        if not self.trouble:
+            log.warning("paused: %s", why)
+        self.trouble = f"paused: {why}"
+        self._store.make_room()
+
+    def _numbers(self) -> str:
+        """Return the numbers as they are at this moment."""
+        need = self._version + RESERVE
+        return f"a version needs {need:,} bytes, {self._store.free():,} are free"
