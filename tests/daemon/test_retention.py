@@ -84,6 +84,17 @@ TABLE: dict[str, tuple[list[Version], list[Move], list[Tag], Keep, WHOLE | tuple
     "of gated ones the newest": (
         [version(1, gates=("a",)), version(2, gates=("a",)), *old(3, 4, 5)], moves(4, 5), [], LAST, [1, 3],
     ),
+    "a damaged one past a gate does not count": (
+        [*(version(n, gates=("a",)) for n in (1, 2)), version(3, gates=("a",), damaged="a file"), *old(4, 5)],
+        moves(4, 5), [], LAST, [1, 3],
+    ),
+    "a damaged one does not count for slots": (
+        [*old(1, 2, 3, 4), version(5, damaged="a file"), version(6)],
+        moves(4, 6), tags(5), Keep(5, slots=3), ([], [1, 2]),
+    ),
+    "slots without a model are of no use to the counts": (
+        [version(1, 0.1, model=False), *old(2, 3)], moves(2, 3), [], Keep(1, DAY), ([], [1]),
+    ),
     "slots of the newest alone": (
         old(1, 2, 3, 4, 5, 6), moves(5, 6), tags(1), Keep(4, slots=3), ([2], [1, 2, 3]),
     ),
