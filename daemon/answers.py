@@ -91,7 +91,8 @@ def graph(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _version(entry: Mapping[str, Any]) -> str:
     name = entry["checkpoint"]["name"] if entry["checkpoint"] else entry["cause"]
     head = " [bold green]<- head[/]" if entry["head"] else ""
-    kept = "" if entry["kept"] else " [dim](files dropped)[/]"
+    kept = "" if entry["slots_kept"] else " [dim](slots dropped)[/]"
+    kept = kept if entry["kept"] else " [dim](files dropped)[/]"
     kept += f" [bold yellow]{safe(', '.join(entry['tags']))}[/]" if entry["tags"] else ""
     folded = f"{entry['totals']['folded']} folded, scale {entry['scale']:.4g}"
     return f"[bold]v{entry['version']}[/] {_when(entry['created_at'])}  {safe(name)}  ({folded}){kept}{head}"
@@ -203,7 +204,7 @@ def rolled_back(answer: Mapping[str, Any]) -> None:
     moved = f"the head is v{head} now (it was v{before})" if head != before else f"the head is v{head} already"
     out.print(moved + paused)
     if not answer["slots_kept"]:
-        out.print("its slots were dropped: nothing is folded while the head is there")
+        out.print("its slots were dropped: they are made once more before the next fold")
     if not answer["out"]:
         return
     names = [safe(item["name"]) for item in answer["out"]]

@@ -65,8 +65,8 @@ def _ask_here(settings: Settings, store: Store, request: "AnyRequest") -> dict[s
         with History(store.database, write=True) as history:
             recover(Commit(store, history), history)
             asked = Ask(request, f"uid {os.getuid()}")
-            keep = Keep.of(settings)
-            Desk(history, store, None, None, lambda place: None, list(settings.hooks), keep).carry_out(asked)
+            keep, hooks = Keep.of(settings), list(settings.hooks)
+            Desk(history, store, None, None, lambda place: None, hooks, keep).carry_out(asked)
             write_status(history, store, known(settings))
             write_log(history, store)
             try:

@@ -58,6 +58,7 @@ class Loop:
         self._lock = Lock(self._store.lock)
         self._inbox = Inbox()
         self._told_at = 0.0  # monotonic seconds
+        self._told_trouble = False
         self._stopping = False
 
     # ----------------------------------------------------------------------------------------------------- its life
@@ -89,8 +90,8 @@ class Loop:
         commit = Commit(store, history)
         self._worker = Worker(settings, merge, store, history, commit, self._source.sight)
         self._tasks = Tasks(settings, merge, store, history, commit, self._source.sight)
-        hooks, keep = list(merge.hooks), Keep.of(settings)
-        self._desk = Desk(history, store, self._intake, self._tasks, self._source.sight, hooks, keep)
+        sight, hooks, keep = self._source.sight, list(merge.hooks), Keep.of(settings)
+        self._desk = Desk(history, store, self._intake, self._tasks, sight, hooks, keep)
         self._drafting = Drafting(settings, merge, store, commit)
         self._remaking = Remaking(settings, merge, store, commit)
         recover(commit, history)
@@ -158,6 +159,8 @@ class Loop:
         if self._hands.free and not self._stopping and (self._desk.waiting or not only_asked):
             self._start_work()
         self._desk.answer(self._stuck())
+        if bool(self.trouble) != self._told_trouble:
+            self.tell()
 
     def _stuck(self) -> MergdError | None:
         """Return what keeps an asked fold from being done now."""
@@ -329,7 +332,7 @@ class Loop:
 
     def tell(self, *, log_too: bool = False, live: dict[str, Any] | None = None) -> None:
         """Write the files that readers without the database look at."""
-        self._told_at = time.monotonic()
+        self._told_at, self._told_trouble = time.monotonic(), bool(self.trouble)
         try:
             write_status(self._history, self._store, self._live() if live is None else live)
             if log_too:

@@ -77,23 +77,6 @@ class Retry(_Request):
     checkpoint: str
 
 
-class Remove(_Request):
-    """Make a version without a checkpoint; `plan`: only say what that would mean."""
-
-    verb: Literal["remove"] = "remove"
-    checkpoint: str
-    exact: bool = False
-    plan: bool = False
-
-
-class Replay(_Request):
-    """Make the files of a version once more; `plan`: only say what that would mean."""
-
-    verb: Literal["replay"] = "replay"
-    version: str
-    plan: bool = False
-
-
 class Tag(_Request):
     """Give a version a name, which keeps it; one that another version has only with `force`."""
 
@@ -116,6 +99,23 @@ class Gc(_Request):
     verb: Literal["gc"] = "gc"
 
 
+class Remove(_Request):
+    """Make a version without a checkpoint; `plan`: only say what that would mean."""
+
+    verb: Literal["remove"] = "remove"
+    checkpoint: str
+    exact: bool = False
+    plan: bool = False
+
+
+class Replay(_Request):
+    """Make the files of a version once more; `plan`: only say what that would mean."""
+
+    verb: Literal["replay"] = "replay"
+    version: str
+    plan: bool = False
+
+
 class Look(_Request):
     """Say whether the daemon can read what lies at a place; changes nothing."""
 
@@ -123,7 +123,9 @@ class Look(_Request):
     place: str
 
 
-AnyRequest = Rollback | Pause | Resume | Fold | Approve | Refuse | Retry | Remove | Replay | Tag | Untag | Gc | Look
+AnyRequest = (
+    Rollback | Pause | Resume | Fold | Approve | Refuse | Retry | Tag | Untag | Gc | Remove | Replay | Look
+)  # fmt: skip
 REQUEST: TypeAdapter[AnyRequest] = TypeAdapter(Annotated[AnyRequest, Field(discriminator="verb")])
 PREEMPTING = (Rollback, Pause, Refuse)  # these abandon a running fold, whose checkpoint waits again
 LONG = ("fold", "remove", "replay")  # verbs of requests that need the whole loop, not the history alone

@@ -1,20 +1,17 @@
-"""Room for the next version: what it lacks besides free disk, by the setting `disk` and by what the head still has."""
+"""Room for the next version within the setting `disk`: what the state may take at most."""
 
-from ..state.records import Version
 from ..state.store import Store
 
 
-def lacking(store: Store, head: Version | None, need: int, budget: int) -> str:
-    """Return why no version can be folded onto the head now, with the numbers; empty if one can.
+def lacking(store: Store, head: int | None, need: int, budget: int) -> str:
+    """Return why another version would be more than the state may take, with the numbers; empty if it would not.
 
     need: bytes that it takes, as computed; one takes more where files lie beside the weights, as the head shows.
-    budget: bytes that the state may take; 0 for whatever the disk has.
+    budget: bytes; 0 for whatever the disk has.
     """
     if not budget:
         return ""
-    need, used = max(need, store.takes(head.number) if head else 0), store.used()
-    return (
-        f"disk full: a version needs {need:,} bytes, the state takes {used:,}, the setting disk allows {budget:,}"
-        if used + need > budget
-        else ""
-    )
+    need, used = max(need, store.takes(head) if head is not None else 0), store.used()
+    if used + need <= budget:
+        return ""
+    return f"disk full: a version needs {need:,} bytes, the state takes {used:,}, the setting disk allows {budget:,}"

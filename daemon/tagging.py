@@ -24,7 +24,7 @@ def tag(request: Asked, history: History, who: str) -> dict[str, Any]:
     check_name(request.name)
     version = find_version(history, request.version)
     if not version.kept:
-        raise Usage(f"{_why_not(version)}: a tag could not keep it", "what is kept: mergd log")
+        raise Usage(f"{_why_not(version)}: a tag could not keep it", f"to have it back: mergd replay {version}")
     old = history.tags.get(request.name)
     if old is not None and old.version != version.number and not request.force:
         raise Usage(f"{request.name} is v{old.version} already", "to move it: mergd tag --force NAME VERSION")

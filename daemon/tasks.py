@@ -27,6 +27,7 @@ from .publishing import version_bytes
 from .recovery import STRIKES
 from .remaking import Remade, Remake
 from .replaying import Route, Step, route_to, route_without, sound
+from .room import lacking
 from .settings import Settings
 
 log = logging.getLogger(__name__)
@@ -154,6 +155,8 @@ class Tasks:
         free = shutil.disk_usage(self._store.root).free
         if free < need:
             raise Unavailable(f"it needs {need:,} bytes of the disk, {free:,} are free", "nothing was changed")
+        if over := lacking(self._store, None, need, self.settings.disk):
+            raise Unavailable(over, "nothing was changed")
         folds = [sum(v.seconds.values()) for v in self._history.versions(LOOKS_BACK) if v.seconds]
         seconds = median(folds) * max(len(job.route.steps), 1) if folds else 0.0
         nbytes = sum(stamp.size for sighting in job.sightings.values() for stamp in sighting.stamps)

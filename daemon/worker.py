@@ -98,7 +98,8 @@ class Worker:
         need = version_bytes(self.merge.base, self.merge.rule, self.settings.out_dtype) + RESERVE
         free = shutil.disk_usage(self._store.root).free
         why = f"disk full: a version needs {need:,} bytes, {free:,} are free" if free < need else ""
-        why = why or lacking(self._store, self._history.head(), need - RESERVE, self.settings.disk)
+        head = self._history.head()
+        why = why or lacking(self._store, head.number if head else None, need - RESERVE, self.settings.disk)
         self.trouble = f"paused: {why}" if why else ""
         if self.trouble:
             self.retain()

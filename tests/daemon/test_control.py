@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mergd.daemon.control import PATIENCE, Ask, Control, ask
-from mergd.daemon.requests import Fold, Pause, Resume, Rollback
+from mergd.daemon.requests import AnyRequest, Fold, Gc, Pause, Resume, Rollback, Tag, Untag
 from mergd.state.errors import Busy, MergdError, NotPermitted, Refused
 from mergd.state.records import Reason
 
@@ -75,11 +75,12 @@ def answers(connection: socket.socket) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "request_", [Rollback(version="v3", pause=True), Pause(why="a\nb"), Resume(), Fold(checkpoints=("a", "b"), again=True)],
+    "request_", [Rollback(version="v3", pause=True), Pause(why="a\nb"), Resume(), Fold(checkpoints=("a", "b"), again=True),
+                 Tag(name="a/b", version="v3", force=True), Untag(name="a/b"), Gc()],
     ids=lambda request: request.verb,
 )  # fmt: skip
 def test_a_request_arrives_as_it_was_asked_and_its_result_comes_back(
-    control: Control, heard: Heard, request_: Rollback | Pause | Resume | Fold
+    control: Control, heard: Heard, request_: AnyRequest
 ) -> None:
     heard.answer = lambda ask: ask.result({"head": 3, "names": ["ü", "b"]})
     assert ask(control.path, request_, silent) == {"head": 3, "names": ["ü", "b"]}

@@ -79,8 +79,8 @@ BAD: dict[str, list[Any]] = {
     "limits.adapter_rank": [-1, 2.5, "few"],
     "limits.adapter_scale": [-1, "much", None],
     "limits.per_day": [-1, 2.5, "few"],
-    "archive.adapters": ["some", 7, None],
-    "archive.full": [-1, "much", None],
+    "archive.adapters": ["perhaps", 7],
+    "archive.full": [-1, "much"],
     "gates": ["one", 7, [1]],
     "hooks": ["one", 7, [1]],
 }

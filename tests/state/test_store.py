@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from mergd.state.errors import Damaged
 from mergd.state.records import FileDigest
-from mergd.state.store import Draft, Store, replace_file, sha256_of, version_digest, write_file
+from mergd.state.store import Draft, Store, disk_bytes, replace_file, sha256_of, version_digest, write_file
 
 
 @pytest.fixture
@@ -199,6 +199,23 @@ def test_the_bytes_in_use_are_those_on_the_disk(store: Store) -> None:
     store.drop(1, "slots")
     store.drop(1, "model")
     assert store.used() < before + 3 * 4096
+
+
+def test_a_file_with_two_names_counts_once_and_is_freed_with_the_last(store: Store) -> None:
+    install(store, 1, 2)
+    before = store.used()
+    (model,) = store.model(1).glob("*.safetensors")
+    twice = store.model(2) / "linked.safetensors"
+    os.link(model, twice)
+    assert store.used() == before
+    one = disk_bytes([model])
+    assert disk_bytes([model, twice]) == one > 0
+    assert disk_bytes([model], alone=True) == disk_bytes([twice, twice.with_name("gone")], alone=True) == 0
+    assert disk_bytes([model, twice], alone=True) == one
+    assert store.takes(1) == disk_bytes([*store.files(1, "slots"), *store.files(1, "model")])
+    store.drop(1, "model")
+    assert store.files(1, "model") == []
+    assert disk_bytes([twice], alone=True) == one
 
 
 # ---------------------------------------------------------------------------------------------------------- damage
