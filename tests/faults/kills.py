@@ -20,8 +20,9 @@ from faults.onehot import coordinate_of, see
 from faults.points import PINNED, nothing_broken
 from faults.shim import FOR_EVER, Faults
 
-IDLE = 0.25  # seconds without a call: then there is nothing left to do
+IDLE = 0.75  # seconds without a call: then there is nothing left to do
 EARLY = 12  # calls after the recovery has begun
+SHARE = 0.6  # of the kills, at least, come while a version is made
 AGAIN = 0.2  # share of the trials in which the recovery is killed too
 ASKED = 0.3  # share of the trials in which a person asks for something
 
@@ -114,19 +115,21 @@ class Trials:
         """Kill once, recover, and judge."""
         for _ in range(self._chance.randint(1, 2)):
             self._drop()
-        asked = self._asked() if self._chance.random() < ASKED else ("run",)
+        behind = self._report.making < SHARE
+        asked = self._asked() if self._chance.random() < ASKED and not behind else ("run",)
         wrong: list[str] = []
         if asked[0] == "rollback" and self._chance.random() < 0.5:
             child, wrong = self._while_asked(asked)
         else:
-            child = self._by_call(asked) if self._report.kills % 2 else self._by_time(asked)
+            by_call = self._report.missed or self._report.kills % 2
+            child = self._by_call(asked) if by_call else self._by_time(asked, anywhere=not behind)
         if child.code == -signal.SIGKILL:
             self._note(asked[0])
         elif child.code not in (0, 2, 69):  # done, or not to be done
             wrong.append(f"{asked} ended with {child.code}: {child.err}")
         at = f"kill {self._report.kills}, {' '.join(asked)} at {self._faults.step or 'elsewhere'}"
         before = see(self._merge.state)
-        if self._chance.random() < AGAIN:
+        if self._chance.random() < AGAIN and not behind:
             self._kill_recovery()
         recovered = self._merge.run("run", "--once", expect=(0, 1, 69, 74))
         wrong += [recovered.err] if recovered.code else judge(self._merge.state, before, self._dropped)
@@ -166,10 +169,10 @@ class Trials:
         self._report.aimed += self._faults.step == step
         return child
 
-    def _by_time(self, asked: tuple[str, ...]) -> Child:
-        """Start a command and kill it at a moment of chance: while it makes a version, or wherever it is."""
+    def _by_time(self, asked: tuple[str, ...], anywhere: bool) -> Child:
+        """Start a command and kill it at a moment of chance: while it makes a version, or one time in four anywhere."""
         self._faults.arm(self._merge.state)
-        child, anywhere = self._merge.start(*asked, broken=self._broken), self._chance.random() < 0.25
+        child, anywhere = self._merge.start(*asked, broken=self._broken), anywhere and self._chance.random() < 0.25
         calls = self._chance.randint(1, sum(self._calls.values()))
         self._until(child, lambda: self._faults.count >= calls if anywhere else self._faults.step in MAKING)
         time.sleep(self._chance.uniform(0, self._making))

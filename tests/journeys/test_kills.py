@@ -10,14 +10,14 @@ import repository
 from faults.broken import BROKEN
 from faults.points import SCENARIOS
 
-COUNT = 24
+COUNT = 20
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a short run saw; its processes are of another kind: forked from one that has the fault shim."""
     report = tmp_path_factory.mktemp("kills") / "report.json"
-    sizes = ["--count", str(COUNT), "--every", "40", "--report", str(report)]
+    sizes = ["--count", str(COUNT), "--every", "60", "--report", str(report)]
     words = [sys.executable, "-m", "faults", *sizes]
     done = subprocess.run(words, cwd=repository.ROOT / "tests", capture_output=True, text=True, check=False)
     assert report.exists(), done.stderr
