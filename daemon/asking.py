@@ -78,6 +78,7 @@ def run_once(settings: Settings) -> bool:
     store_of(settings)
     with display.shown_progress() as show, Loop(settings, "mergd run --once", show) as loop:
         loop.post("rescan")
+        loop.post("upkeep")  # from cron there is no other occasion
         loop.run(until=loop.idle)
         if (why := loop.left_over()) is not None:
             raise why

@@ -30,6 +30,7 @@ from .requests import AnyRequest, Retry
 from .scanning import Scanning
 from .settings import Settings
 from .status import write_log, write_status
+from .upkeep import Upkeep
 from .worker import Worker
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class Loop:
         recover(store, history)
         self._worker.after_move()
         self._hands = Hands(settings.threads, self._drafting.draft, lambda: self.post("look"))
+        self._upkeep = Upkeep(store.database, lambda: self.post("look"))
         self.tell(log_too=True)
 
     def __exit__(self, *error: object) -> None:
@@ -100,6 +102,7 @@ class Loop:
             self._source.close()
             self._intake.close()
             self._hands.close()
+            self._upkeep.close()
             self._history.close()
             self._lock.release()
 
@@ -143,6 +146,7 @@ class Loop:
         """Take the messages there are, see what is due, and keep one fold running (`only_asked`: if somebody waits)."""
         for message in self._inbox.take(self._patience()):
             self._act_on(message)
+        self._upkeep.take()
         if self._scanning.patience == 0:
             self._rescan()
         if self._hands.job is not None:
@@ -173,7 +177,7 @@ class Loop:
     def idle(self) -> bool:
         """Whether nothing is folding, about to be folded, being hashed or about to be quiet."""
         resting = self._hands.job is None and not self._scanning.planned and not self._intake.hashing
-        return resting and not self._can_fold() and self._inbox.empty()
+        return resting and self._upkeep.resting and not self._can_fold() and self._inbox.empty()
 
     def ask(self, request: AnyRequest) -> Answer:
         """Carry out a request here and now, as a daemon would; returns its result or raises its error."""
@@ -212,6 +216,7 @@ class Loop:
         elif message == "upkeep":
             self._worker.after_move()
             self._history.tidy()
+            self._upkeep.begin()
             self.tell(log_too=True)
         elif message == "reload":
             self._reload()

@@ -10,7 +10,8 @@ from typing import Any
 from sqlite_utils import Database
 from sqlite_utils.db import Table
 
-from .errors import Damaged, Misconfigured, Unavailable
+from . import backups
+from .errors import Busy, Damaged, MergdError, Misconfigured, Unavailable
 from .migrations import migrations
 
 # A version's number and those of its ancestors, as the table `line`; takes the number.
@@ -21,9 +22,9 @@ _WRITER = "PRAGMA journal_mode=wal; PRAGMA synchronous=full; PRAGMA journal_size
 
 
 def open_writer(path: Path) -> Database:
-    """Open the database for the holder of the state's lock, and bring its tables up to date.
+    """Open the database for the holder of the state's lock, and bring its tables up to date; a copy from before is kept.
 
-    Raises Damaged if SQLite finds it broken, Misconfigured if a newer mergd made it.
+    Raises Damaged if SQLite finds it broken, Misconfigured if a newer mergd made it, Unavailable if no copy can be kept.
     """
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite's other files get the same mode
     connection = sqlite3.connect(path, timeout=5)
@@ -31,8 +32,7 @@ def open_writer(path: Path) -> Database:
         return _prepared(Database(connection), path)
     except sqlite3.DatabaseError as error:
         connection.close()
-        hint = "restore it from a backup; versions/*/manifest.json list all versions"
-        raise Damaged(f"{path}: {error}", hint) from error
+        raise _as_ours(error, path) from error
     except BaseException:
         connection.close()
         raise
@@ -44,6 +44,8 @@ def _prepared(db: Database, path: Path) -> Database:
     unknown = {done.name for done in migrations.applied(db)} - {known.name for known in migrations._migrations}
     if unknown:
         raise Misconfigured(f"{path} was made by a newer mergd (it has {', '.join(sorted(unknown))})", "upgrade mergd")
+    if (pending := migrations.pending(db)) and migrations.applied(db):
+        backups.keep_from_before(db.conn, path, pending[0].name)
     migrations.apply(db)
     return db
 
@@ -67,9 +69,41 @@ def _check(db: Database) -> None:
         raise sqlite3.DatabaseError(answer)
 
 
+def check_all(db: Database, path: Path) -> None:
+    """Read all of the database, its indexes and where its rows lead. Raises Damaged, with what was found first."""
+    try:
+        (answer,) = db.conn.execute("PRAGMA integrity_check(1)").fetchone()
+        stray = db.conn.execute("PRAGMA foreign_key_check").fetchone()
+    except sqlite3.DatabaseError as error:
+        raise _as_ours(error, path) from error
+    if answer != "ok" or stray is not None:
+        found = answer if answer != "ok" else f"row {stray[1]} of {stray[0]} leads to no row of {stray[2]}"
+        raise _as_ours(sqlite3.DatabaseError(found), path)
+
+
+def _as_ours(error: sqlite3.DatabaseError, path: Path) -> MergdError:
+    """Return what SQLite says by who can mend it: another process that writes and a full disk are no damage."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return Busy(f"{path}: {error}", "another process has it open to write: end that one")
+    if code == sqlite3.SQLITE_FULL:
+        return Unavailable(f"{path}: {error}", "make room on the disk")
+    copies = backups.folder_of(path)
+    return Damaged(
+        f"{path}: {error}", f"restore it from a backup in {copies}; versions/*/manifest.json list all versions"
+    )
+
+
 @contextmanager
 def transaction(db: Database) -> Iterator[None]:
-    """All or nothing. The write lock is taken at once, so that nothing read inside can grow stale."""
+    """All or nothing. The write lock is taken at once, so that nothing read inside can grow stale.
+
+    Inside another one it is a part of that.
+    """
+    if db.conn.in_transaction:
+        with db.atomic():
+            yield
+        return
     db.conn.execute("BEGIN IMMEDIATE")
     try:
         with db.atomic():
