@@ -12,7 +12,7 @@ from . import display
 from .cli_checkpoints import approve, check, fold, list_, refuse, retry
 from .cli_options import ConfigOption, NameOption
 from .cli_service import init, run
-from .cli_versions import log, pause, resume, rollback, show, status, verify
+from .cli_versions import export, log, pause, resume, rollback, show, status, verify
 from .logs import log_to_stderr
 from .machine import settle_memory
 
@@ -56,6 +56,7 @@ for command in (
     pause,
     resume,
     verify,
+    export,
 ):
     app.command(command.__name__.rstrip("_"))(command)
 

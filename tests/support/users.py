@@ -2,12 +2,14 @@
 
 import os
 import socket
+import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from support.commands import FORKING
 
+from mergd.daemon.cli import main
 from mergd.daemon.control import ask
 from mergd.daemon.requests import Resume
 from mergd.state.errors import MergdError
@@ -36,6 +38,20 @@ def _ask_as(answer: Connection, folder: str, uid: int, gid: int, groups: tuple[i
         answer.send(ask(Path("control.sock"), Resume(), lambda text: None))
     except MergdError as error:
         answer.send((str(error), error.hint, error.exit_code))
+
+
+def be_mergd(uid: int, place: str, words: list[str]) -> None:
+    """Be a command of another user, in a folder of theirs; what it prints lies there."""
+    os.chdir(place)
+    os.setgroups([])
+    os.setgid(uid)
+    os.setuid(uid)
+    os.environ["HOME"] = place
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), number)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+    sys.argv = ["mergd", *words]
+    main()
 
 
 def knocks(folder: Path) -> socket.socket:
