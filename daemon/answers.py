@@ -224,3 +224,18 @@ def remade(answer: Mapping[str, Any]) -> None:
         out.print(f"{answer['words']}; {size(answer['disk'])} of the disk meanwhile")
     else:
         out.print(f"v{answer['version']} is there; the head is v{answer['head']}")
+
+
+def exported(answer: Mapping[str, Any]) -> None:
+    """Say what was exported, and for an adapter how much of the task vector it keeps."""
+    where = f"v{answer['version']} is in {safe(answer['folder'])}"
+    if "rank" not in answer:
+        out.print(f"{where}: {answer['files']} files, {size(answer['bytes'])}")
+        if not answer["compared"]:
+            out.print("its files were not compared with the manifest, which the state's owner alone may read")
+        return
+    out.print(f"{where}, as an adapter of rank {answer['rank']} on {answer['matrices']} matrices")
+    kept, of_matrices = answer["kept"], answer["kept_of_matrices"]
+    out.print(f"it keeps {kept:.2%} of the task vector's squared norm, {of_matrices:.2%} of these matrices'")
+    for kind, left in answer["left_out"].items():
+        out.print(f"    left out: {left['share']:.2%}, {left['weights']} {safe(kind)}")

@@ -91,6 +91,7 @@ def run_once(settings: Settings) -> bool:
     store_of(settings)
     with display.shown_progress() as show, Loop(settings, "mergd run --once", show) as loop:
         loop.post("rescan")
+        loop.post("upkeep")  # from cron there is no other occasion
         loop.run(until=loop.idle)
         if (why := loop.left_over()) is not None:
             raise why
@@ -127,7 +128,11 @@ def store_to_look_at(settings: Settings) -> Store:
 
 def history_of(settings: Settings) -> History:
     """Open the history to read. Raises NotPermitted for those who may only read status.json and log.jsonl."""
-    store = store_of(settings)
+    return open_history(store_of(settings))
+
+
+def open_history(store: Store) -> History:
+    """Open the history to read, as whoever we are. Raises NotPermitted."""
     try:
         return History(store.database)
     except sqlite3.DatabaseError as error:

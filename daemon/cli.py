@@ -14,7 +14,7 @@ from .cli_checkpoints import approve, check, fold, list_, refuse, remove, retry
 from .cli_keeping import gc, tag
 from .cli_options import ConfigOption, NameOption
 from .cli_service import init, run
-from .cli_versions import log, pause, replay, resume, rollback, show, status, verify
+from .cli_versions import export, log, pause, replay, resume, rollback, show, status, verify
 from .logs import log_to_stderr
 from .machine import settle_memory
 
@@ -62,6 +62,7 @@ for command in (
     verify,
     tag,
     gc,
+    export,
 ):
     app.command(command.__name__.rstrip("_"))(command)
 

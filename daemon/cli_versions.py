@@ -1,5 +1,6 @@
 """The commands about versions and the head: how it stands, what there is, and going back."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -116,3 +117,30 @@ def verify(
     if damaged:
         raise typer.Exit(74)
     display.out.print("all files are as they were written")
+
+
+def export(
+    context: typer.Context,
+    version: Annotated[str, typer.Argument(help="7, v7, head, head~2.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder, or an empty one.")],
+    lora: Annotated[
+        int | None, typer.Option("--lora", metavar="RANK", min=1, help="As one PEFT adapter of this rank.")
+    ] = None,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    name: NameOption = None,
+) -> None:
+    """Write a version's model folder, or its task vector as one adapter, to a folder of yours: whole or not at all."""
+    from .progress import Progress
+
+    settings = settings_of(context, config, name)
+    with display.shown_progress() as show:
+        if lora is None:
+            from .exporting import export as export_model
+
+            answer = export_model(settings, version, folder, Progress(show))
+        else:
+            from .adapting import export_adapter
+
+            answer = export_adapter(settings, version, folder, lora, Progress(show))
+    show_as(answer, as_json, lambda: answers.exported(answer))

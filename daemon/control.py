@@ -1,4 +1,8 @@
-"""The control socket: one typed request a connection, answered by lines of JSON, progress first and then the result."""
+"""The control socket: one typed request a connection, answered by lines of JSON, progress first and then the result.
+
+Everybody may connect, so that the daemon sees whom it turns away, and writes it down. It looks at the same as the kernel
+would, at the same moment: the peer's user and groups when it connected, and the socket file's group.
+"""
 
 import contextlib
 import grp
@@ -6,9 +10,9 @@ import json
 import logging
 import os
 import queue
+import select
 import socket
 import socketserver
-import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from ..state.errors import Busy, MergdError, NotPermitted, Usage
+from .door import Audit, Guests, peer_of
 from .requests import AnyRequest, parse
 
 log = logging.getLogger(__name__)
 
 MAX_LINE = 1 << 20  # bytes of a request
-PATIENCE = 1.0  # seconds that a connection may be silent before it has asked
+PATIENCE = 0.9  # seconds that a connection may take to ask, or to take an answer
+PROGRESS = 16  # lines that wait to be sent; it is told again how far it is
 Answer = dict[str, Any]
 
 
@@ -35,8 +41,9 @@ class Ask:
     outcome: Answer | MergdError | None = None  # once it is there
 
     def progress(self, text: str) -> None:
-        """Say how far it is."""
-        self.answers.put({"progress": text})
+        """Say how far it is, unless nobody reads it."""
+        if self.answers.qsize() < PROGRESS:
+            self.answers.put({"progress": text})
 
     def result(self, value: Answer) -> None:
         """Give the result, which ends the answers."""
@@ -65,8 +72,9 @@ class Control:
         self.path = folder / "control.sock"
         self.path.unlink(missing_ok=True)
         self._deliver = deliver
+        self._guests, self._audit = Guests(), Audit()
         self._server = _Server(self, folder)
-        self.path.chmod(0o660)
+        self.path.chmod(0o666)
 
     def serve(self) -> None:
         """Answer until `close`; runs on a thread of its own."""
@@ -81,31 +89,76 @@ class Control:
         self._server.server_close()
         self.path.unlink(missing_ok=True)
 
+    def admit(self, connection: socket.socket) -> bool:
+        """Say whether a connection may ask; else it is told why not, unread, and it is written down."""
+        peer = peer_of(connection)
+        error: MergdError | None = None
+        if not peer.may_ask(self.path.stat().st_gid):
+            error = not_permitted(self.path)
+        elif not self._guests.enter(connection, peer):
+            error = Busy("too many connections are open", "try again")
+        if error is None:
+            return True
+        self._audit.refused(peer, error)
+        connection.setblocking(False)
+        _send(connection, as_sent(error))
+        return False
+
+    def forget(self, connection: socket.socket) -> None:
+        """A connection is closed."""
+        self._guests.leave(connection)
+
     def answer(self, connection: socket.socket) -> None:
         """Take one request from a connection and send what is answered."""
-        who = _peer(connection)
+        peer = peer_of(connection)
         try:
-            ask = Ask(parse(_line(connection)), who)
+            ask = Ask(parse(_line(connection)), str(peer))
         except MergdError as error:
-            log.warning("refused a request of %s: %s", who, error)
+            self._audit.refused(peer, error)
+            connection.settimeout(PATIENCE)
             _send(connection, as_sent(error))
             return
         self._deliver(ask)
         connection.settimeout(PATIENCE)
-        while True:
-            answer = ask.answers.get()
+        for answer in _answers(ask, connection):
             _send(connection, answer)
-            if "progress" not in answer:
+
+
+def _answers(ask: Ask, connection: socket.socket) -> Iterator[Answer]:
+    """Yield the answers as they come, the result last; none any more once nobody listens."""
+    while True:
+        try:
+            answer = ask.answers.get(timeout=PATIENCE)
+        except queue.Empty:
+            if _hung_up(connection):
                 return
+            continue
+        yield answer
+        if "progress" not in answer:
+            return
+
+
+def _hung_up(connection: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(connection, 0)  # what is told unasked: a hang-up, an error
+    return bool(poll.poll(0))
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = False  # closing waits for the connections, whose asks were answered by then
+    request_queue_size = 64
 
     def __init__(self, control: Control, folder: Path) -> None:
         self._control = control
         with _short(folder) as short:  # a socket's path holds 107 bytes; state folders lie deeper
             super().__init__(str(short / "control.sock"), socketserver.BaseRequestHandler)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        try:
+            return self._control.admit(request)
+        except OSError as error:
+            log.debug("a connection ended early: %s", error)
+            return False
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         try:
@@ -113,29 +166,45 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         except OSError as error:
             log.debug("a connection ended early: %s", error)
 
+    def shutdown_request(self, request: Any) -> None:
+        self._control.forget(request)
+        super().shutdown_request(request)
+
 
 def ask(socket_path: Path, request: AnyRequest, show: Callable[[str], None]) -> Answer:
     """Send a request to a running daemon and return its result; `show` gets the progress.
 
     Raises what the daemon raised, Busy if it went away meanwhile, NotPermitted if this user may not ask.
     """
-    with _short(socket_path.parent) as short, socket.socket(socket.AF_UNIX) as connection:
-        try:
-            connection.connect(str(short / socket_path.name))
-        except PermissionError:
-            raise NotPermitted(f"this user may not ask the daemon at {socket_path}", _group_hint(socket_path)) from None
-        except OSError as error:
-            raise Busy(f"the daemon does not listen at {socket_path}: {error.strerror}", "try again") from None
-        connection.sendall(request.model_dump_json().encode() + b"\n")
-        for line in connection.makefile("rb"):
-            answer = json.loads(line)
-            if "progress" in answer:
-                show(answer["progress"])
-            elif "error" in answer:
-                raise _as_raised(answer)
-            else:
-                return dict(answer["result"])
+    with socket.socket(socket.AF_UNIX) as connection:
+        _connect(connection, socket_path)
+        with contextlib.suppress(ConnectionError):  # it closes first on those whom it turns away: the answer is there
+            connection.sendall(request.model_dump_json().encode() + b"\n")
+        with contextlib.suppress(ConnectionError):
+            for line in connection.makefile("rb"):
+                answer = json.loads(line)
+                if "progress" in answer:
+                    show(answer["progress"])
+                elif "error" in answer:
+                    raise _as_raised(answer)
+                else:
+                    return dict(answer["result"])
     raise Busy("the daemon stopped before it had answered", "ask again once it runs")
+
+
+def _connect(connection: socket.socket, socket_path: Path) -> None:
+    try:
+        with _short(socket_path.parent) as short:
+            connection.connect(str(short / socket_path.name))
+    except PermissionError:
+        raise not_permitted(socket_path) from None
+    except OSError as error:
+        raise Busy(f"the daemon does not listen at {socket_path}: {error.strerror}", "try again") from None
+
+
+def not_permitted(socket_path: Path) -> NotPermitted:
+    """Return the error of those who may not ask, whoever finds that out."""
+    return NotPermitted(f"this user may not ask the daemon at {socket_path}", _group_hint(socket_path))
 
 
 def _as_raised(answer: Answer) -> MergdError:
@@ -147,7 +216,7 @@ def _as_raised(answer: Answer) -> MergdError:
 def _line(connection: socket.socket) -> bytes:
     data = b""
     until = time.monotonic() + PATIENCE
-    while not data.endswith(b"\n"):
+    while b"\n" not in data:
         try:
             connection.settimeout(max(0.001, until - time.monotonic()))
             more = connection.recv(65536)
@@ -159,12 +228,6 @@ def _line(connection: socket.socket) -> bytes:
         if not more:
             raise Usage("the connection ended before the request did")
     return data
-
-
-def _peer(connection: socket.socket) -> str:
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pid, uid, _ = struct.unpack("3i", credentials)
-    return f"uid {uid} (process {pid})"
 
 
 def _group_hint(path: Path) -> str:

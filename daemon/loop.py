@@ -37,6 +37,7 @@ from .scanning import Scanning
 from .settings import Settings
 from .status import known, write_log, write_status
 from .tasks import Tasks
+from .upkeep import Upkeep
 from .worker import Worker
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ class Loop:
         with self._minding_the_disk():
             self._worker.after_move()
         self._hands: Hands[Job | Remake] = Hands(settings.threads, lambda: self.post("look"))
+        self._upkeep = Upkeep(store.database, lambda: self.post("look"))
         self.tell(log_too=True)
 
     def __exit__(self, *error: object) -> None:
@@ -118,6 +120,7 @@ class Loop:
             self._source.close()
             self._intake.close()
             self._hands.close()
+            self._upkeep.close()
             self._history.close()
             self._lock.release()
 
@@ -162,6 +165,7 @@ class Loop:
         self._act_on_all(self._inbox.take(self._patience()))
         with self._minding_the_disk():
             self._record_ends()
+            self._upkeep.take()
             if self._worker.disk.trouble and self._worker.disk.suffices():
                 self._scanning.hint()
             if self._scanning.patience == 0:
@@ -208,7 +212,7 @@ class Loop:
 
     def idle(self) -> bool:
         """Whether nothing is folding, about to be folded, being hashed or about to be quiet."""
-        resting = self._hands.free and not self._scanning.planned and not self._intake.hashing
+        resting = self._hands.free and self._upkeep.resting and not self._scanning.planned and not self._intake.hashing
         return resting and not self._can_work() and self._inbox.empty()
 
     def ask(self, request: AnyRequest) -> Answer:
@@ -259,6 +263,7 @@ class Loop:
         elif message == "upkeep":
             self._worker.after_move()
             self._history.tidy()
+            self._upkeep.begin()
             self.tell(log_too=True)
         elif message == "reload":
             self._reload()

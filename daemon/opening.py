@@ -129,6 +129,15 @@ def pins_of(settings: Settings, rule: Any, base: Base, commit: str | None) -> di
 
 
 def _open_pinned_base(settings: Settings, history: History, pins: Mapping[str, Any], progress: Progress) -> Base:
+    """Return the base model; what was found by reading it again is pinned, so that it is not read once more."""
+    base = pinned_base(settings, pins, progress)
+    found = {"base_stamps": file_stamps(base.layout), "base_norms": dict(base.norms)}
+    if any(pins.get(name) != value for name, value in found.items()):
+        history.pin(found)
+    return base
+
+
+def pinned_base(settings: Settings, pins: Mapping[str, Any], progress: Progress) -> Base:
     """Return the base model; it is read whole again only if its files are not those that were read last.
 
     Or if an older mergd read it, that kept no norms.
@@ -146,5 +155,4 @@ def _open_pinned_base(settings: Settings, history: History, pins: Mapping[str, A
             f"but this state was made with {pins['base_digest'][:12]}",
             "bring the old base model back, or make a new state with mergd init",
         )
-    history.pin({"base_stamps": file_stamps(again.layout), "base_norms": dict(again.norms)})
     return again

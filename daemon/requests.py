@@ -12,7 +12,7 @@ from ..state.errors import Busy, Damaged, Refused, Unavailable, Usage
 from ..state.history import History
 from ..state.records import Checkpoint, Version
 from ..state.store import Store
-from ..state.wording import quoted
+from ..state.wording import cut, quoted
 from .naming import absolute, find_checkpoint, find_version
 
 if TYPE_CHECKING:  # the client side of the socket needs no torch
@@ -136,7 +136,7 @@ def parse(line: bytes) -> AnyRequest:
     try:
         return REQUEST.validate_json(line)
     except ValidationError as error:
-        raise Usage(f"not a request: {error.errors()[0]['msg']}") from None
+        raise Usage(f"not a request: {cut(error.errors()[0]['msg'])}") from None
 
 
 def rollback(request: Rollback, history: History, store: Store, hooks: list[str], who: str) -> dict[str, Any]:

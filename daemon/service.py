@@ -65,6 +65,7 @@ class Service:
         self._clock.add_job(self._loop.post, "interval", ["upkeep"], seconds=UPKEEP_EVERY, id="upkeep", **JOB)
         self._clock.start()
         self._loop.post("rescan")
+        self._loop.post("upkeep")
         return control
 
     def _stop(self, control: Control) -> None:

@@ -122,29 +122,32 @@ class Checkpoints:
         What was set aside because of its place, not of its content, stays so until a person decides.
         """
         anew = {"fingerprint": sighting.fingerprint, "owner": sighting.owner or None}
-        self._db.table("checkpoints").update(number, anew | {"order": None, "urgent": None, "digest": None})
-        row = self.get(number)
-        set_aside = row.state in ("held", "refused") and any(reason.code == EXISTING for reason in row.reasons)
-        return row if set_aside else self.set_state(number, "settling")
+        with transaction(self._db):
+            self._db.table("checkpoints").update(number, anew | {"order": None, "urgent": None, "digest": None})
+            row = self.get(number)
+            set_aside = row.state in ("held", "refused") and any(reason.code == EXISTING for reason in row.reasons)
+            return row if set_aside else self.set_state(number, "settling")
 
     def set_state(self, number: int, state: CheckpointState, *reasons: Reason, **more: Any) -> Checkpoint:
         """Write a state with its reasons; the time it was entered stays if nothing changes."""
-        now = self.get(number)
-        changes: dict[str, Any] = {"state": state, "reasons": _dump(reasons), **more}
-        if now.state != state:
-            changes["since"] = utc_now()
-        self._db.table("checkpoints").update(number, changes)
-        return self.get(number)
+        with transaction(self._db):
+            changes: dict[str, Any] = {"state": state, "reasons": _dump(reasons), **more}
+            if self.get(number).state != state:
+                changes["since"] = utc_now()
+            self._db.table("checkpoints").update(number, changes)
+            return self.get(number)
 
     def make_ready(self, number: int, **more: Any) -> Checkpoint:
         """Let a checkpoint wait for its fold; its place in the order is written when it is ready for the first time."""
-        if self.get(number).order is None:
-            self._db.table("checkpoints").update(number, {"order": self._next("order")})
-        return self.set_state(number, "ready", **more)
+        with transaction(self._db):
+            if self.get(number).order is None:
+                self._db.table("checkpoints").update(number, {"order": self._next("order")})
+            return self.set_state(number, "ready", **more)
 
     def hurry(self, number: int) -> None:
         """Put a checkpoint behind those that a person asked for, before all others."""
-        self._db.table("checkpoints").update(number, {"urgent": self._next("urgent")})
+        with transaction(self._db):
+            self._db.table("checkpoints").update(number, {"urgent": self._next("urgent")})
 
     def _next(self, column: str) -> int:
         (last,) = self._db.conn.execute(f'select max("{column}") from checkpoints').fetchone()  # noqa: S608

@@ -10,7 +10,8 @@ from typing import Any
 from sqlite_utils import Database
 from sqlite_utils.db import Table
 
-from .disk_errors import RESTORE, meaning
+from . import backups
+from .disk_errors import meaning
 from .errors import Damaged, DiskFull, MergdError, Misconfigured, Unavailable
 from .migrations import migrations
 
@@ -26,10 +27,10 @@ _WRITER = "PRAGMA journal_mode=wal; PRAGMA synchronous=full; PRAGMA journal_size
 
 
 def open_writer(path: Path) -> Database:
-    """Open the database for the holder of the state's lock, and bring its tables up to date.
+    """Open the database for the holder of the state's lock, and bring its tables up to date; a copy from before is kept.
 
     Raises Damaged if SQLite finds it broken, DiskFull if there is no room to open it, Misconfigured if a newer mergd
-    made it.
+    made it, Unavailable if no copy can be kept.
     """
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite's other files get the same mode
     connection = sqlite3.connect(path, timeout=5)
@@ -37,9 +38,7 @@ def open_writer(path: Path) -> Database:
         return _prepared(Database(connection), path)
     except sqlite3.DatabaseError as error:
         connection.close()
-        known = meaning(error)
-        kind, hint = (type(known), known.hint) if isinstance(known, MergdError) else (Damaged, RESTORE)
-        raise kind(f"{path}: {known}", hint) from error
+        raise _as_ours(error, path) from error
     except BaseException:
         connection.close()
         raise
@@ -52,6 +51,8 @@ def _prepared(db: Database, path: Path) -> Database:
     if unknown:
         raise Misconfigured(f"{path} was made by a newer mergd (it has {', '.join(sorted(unknown))})", "upgrade mergd")
     _settle(db)
+    if (pending := migrations.pending(db)) and migrations.applied(db):
+        backups.keep_from_before(db.conn, path, pending[0].name)
     migrations.apply(db)
     return db
 
@@ -84,9 +85,38 @@ def _check(db: Database) -> None:
         raise sqlite3.DatabaseError(answer)
 
 
+def check_all(db: Database, path: Path) -> None:
+    """Read all of the database, its indexes and where its rows lead. Raises Damaged, with what was found first."""
+    try:
+        (answer,) = db.conn.execute("PRAGMA integrity_check(1)").fetchone()
+        stray = db.conn.execute("PRAGMA foreign_key_check").fetchone()
+    except sqlite3.DatabaseError as error:
+        raise _as_ours(error, path) from error
+    if answer != "ok" or stray is not None:
+        found = answer if answer != "ok" else f"row {stray[1]} of {stray[0]} leads to no row of {stray[2]}"
+        raise _as_ours(sqlite3.DatabaseError(found), path)
+
+
+def _as_ours(error: sqlite3.DatabaseError, path: Path) -> MergdError:
+    """Return what SQLite says by who can mend it: another process that writes and a full disk are no damage."""
+    known = meaning(error)
+    if isinstance(known, MergdError) and type(known) is not Damaged:
+        return type(known)(f"{path}: {known}", known.hint)
+    copies = backups.folder_of(path)
+    hint = f"restore it from a backup in {copies}; versions/*/manifest.json list all versions"
+    return Damaged(f"{path}: {known}", hint)
+
+
 @contextmanager
 def transaction(db: Database) -> Iterator[None]:
-    """All or nothing. The write lock is taken at once, so that nothing read inside can grow stale."""
+    """All or nothing. The write lock is taken at once, so that nothing read inside can grow stale.
+
+    Inside another one it is a part of that.
+    """
+    if db.conn.in_transaction:
+        with db.atomic():
+            yield
+        return
     db.conn.execute("BEGIN IMMEDIATE")
     try:
         with db.atomic():

@@ -11,10 +11,11 @@ from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any, Self
 
+from .backups import keep_daily
 from .checkpoints import Checkpoints
 from .clock import utc_now
 from .contributions import Contributions
-from .database import IN_MODEL, LINE, inserted, open_reader, open_writer, transaction
+from .database import IN_MODEL, LINE, check_all, inserted, open_reader, open_writer, transaction
 from .decided import Decided
 from .errors import Busy
 from .records import MADE_BY_ITSELF, Checkpoint, Contribution, Files, Move, Totals, Version, WeightReport
@@ -30,7 +31,7 @@ class History:
     """
 
     def __init__(self, path: Path, write: bool = False) -> None:
-        self._db = open_writer(path) if write else open_reader(path)
+        self._db, self._path = open_writer(path) if write else open_reader(path), path
         self.checkpoints = Checkpoints(self._db)
         self.contributions = Contributions(self._db)
         self.decided = Decided(self._db)
@@ -52,8 +53,21 @@ class History:
         return transaction(self._db)
 
     def tidy(self) -> None:
-        """Keep the write-ahead log small; cheap, done from time to time."""
-        self._db.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        """Keep the write-ahead log small; cheap, done from time to time. It waits for no reader: there is a next time."""
+        (patience,) = self._db.conn.execute("PRAGMA busy_timeout").fetchone()
+        self._db.conn.execute("PRAGMA busy_timeout=0")
+        try:
+            self._db.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        finally:
+            self._db.conn.execute(f"PRAGMA busy_timeout={patience}")
+
+    def check_all(self) -> None:
+        """Read all of the database. Raises Damaged if any of it is not as it was written."""
+        check_all(self._db, self._path)
+
+    def keep_daily(self) -> Path:
+        """Keep a copy of the database as it is now; returns it. Raises Unavailable if it cannot be written."""
+        return keep_daily(self._db.conn, self._path)
 
     # ---------------------------------------------------------------------------------------------------------- pins
 
@@ -251,8 +265,9 @@ class History:
 
     def resume(self) -> bool:
         """Go on moving the head; returns whether it was paused."""
-        was_paused = self.paused() is not None
-        self._db.execute("update pauses set resumed_at = ? where resumed_at is null", [utc_now()])
+        with transaction(self._db):
+            was_paused = self.paused() is not None
+            self._db.execute("update pauses set resumed_at = ? where resumed_at is null", [utc_now()])
         return was_paused
 
     def record_request(self, verb: str, arguments: Mapping[str, Any], who: str) -> int:
