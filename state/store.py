@@ -17,7 +17,8 @@ from .errors import Busy, Damaged, Refused
 from .headers import layout_of
 from .records import FileDigest, Files, Layout
 
-PRIVATE, PUBLIC = 0o700, 0o755  # folders; files are 0600 and 0644
+PRIVATE, PUBLIC = 0o700, 0o755  # folders
+PRIVATE_FILE, PUBLIC_FILE = 0o400, 0o444  # nobody writes to what was renamed in
 
 
 class Store:
@@ -161,15 +162,18 @@ class Store:
         return [str(path.relative_to(self.root)) for path in gone]
 
     def used(self) -> int:
-        """Return the bytes that this state takes on disk; files may come and go meanwhile."""
-        return sum(_blocks(Path(at) / name) for at, _, names in os.walk(self.root) for name in names)
+        """Return the bytes that this state takes on disk, linked files once; files may come and go meanwhile."""
+        found = (_blocks(Path(at) / name) for at, _, names in os.walk(self.root) for name in names)
+        return sum(dict(found).values())
 
 
-def _blocks(path: Path) -> int:
+def _blocks(path: Path) -> tuple[int, int]:
+    """Return a file's inode, and the bytes that it takes."""
     try:
-        return os.lstat(path).st_blocks * 512
+        status = os.lstat(path)
     except FileNotFoundError:
-        return 0
+        return 0, 0
+    return status.st_ino, status.st_blocks * 512
 
 
 class Draft:
@@ -185,9 +189,8 @@ class Draft:
 
     def seal(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest, last, and sync the folders. The files in them were synced as they were written."""
-        write_file(
-            self.slots / "manifest.json", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode(), 0o600
-        )
+        text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+        write_file(self.slots / "manifest.json", text.encode(), PRIVATE_FILE)
         for folder, _, _ in os.walk(self.model):
             sync_folder(Path(folder))
         sync_folder(self.slots)

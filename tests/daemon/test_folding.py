@@ -27,9 +27,10 @@ from mergd.plugins.rules.opcm import Opcm
 from mergd.plugins.sources.directory import Directory
 from mergd.state.errors import Abandoned, Busy, Refused
 from mergd.state.headers import layout_of
+from mergd.state.linking import Linking
 from mergd.state.reading import Reader
 from mergd.state.records import Counts, SlotSpec, Totals, Weight
-from mergd.state.store import Draft
+from mergd.state.store import Draft, Store
 
 MUCH = 256_000_000  # bytes of working buffers
 LITTLE = 1_500
@@ -81,7 +82,8 @@ class Bench:
 
     def published(self, result: FoldResult, draft: Draft, rule: Rule, memory: int = MUCH) -> Model:
         """Publish what was folded and return its weights."""
-        publish(self.base, result.readouts, rule.scale(result.totals), draft, settings(memory), Progress())
+        scale, linking = rule.scale(result.totals), Linking(Store(self.root), None)
+        publish(self.base, result.readouts, scale, draft, settings(memory), Progress(), linking)
         return load_model(draft.model)
 
 
@@ -366,7 +368,7 @@ def test_publishing_and_reading_the_base_are_abandoned_too(bench: Bench) -> None
     stopped = Progress()
     stopped.abandon.set()
     with pytest.raises(Abandoned):
-        publish(bench.base, result.readouts, 1.0, draft, settings(MUCH), stopped)
+        publish(bench.base, result.readouts, 1.0, draft, settings(MUCH), stopped, Linking(Store(bench.root), None))
     with pytest.raises(Abandoned):
         examine_base(bench.root / "base", stopped)
     with pytest.raises(Abandoned):

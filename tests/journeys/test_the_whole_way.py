@@ -186,8 +186,8 @@ def test_published_models_can_be_read_by_all_and_the_rest_by_nobody_else(told: S
     private = (told.state / "versions", told.state / "versions" / "000004", told.state / "drafts")
     assert [mode(folder) for folder in public] == [0o755] * 3
     assert [mode(folder) for folder in private] == [0o700] * 3
-    assert {mode(path) for path in told.store.model(4).iterdir()} == {0o644}
-    assert {mode(path) for path in (told.state / "versions" / "000004").iterdir()} == {0o600}
+    assert {mode(path) for path in told.store.model(4).iterdir()} == {0o444}
+    assert {mode(path) for path in (told.state / "versions" / "000004").iterdir()} == {0o400}
     assert mode(told.store.database) == 0o600
 
 

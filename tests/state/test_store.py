@@ -71,7 +71,7 @@ def test_models_are_for_all_and_everything_else_for_the_owner_whatever_the_umask
     install(store, 1)
     assert [mode(path) for path in (store.root, store.models, store.model(1))] == [0o755] * 3
     assert [mode(path) for path in (store.versions, store.versions / "000001", store.drafts)] == [0o700] * 3
-    assert mode(store.versions / "000001" / "manifest.json") == 0o600
+    assert mode(store.versions / "000001" / "manifest.json") == 0o400
 
 
 def test_to_create_again_changes_nothing(store: Store) -> None:
