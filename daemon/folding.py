@@ -105,7 +105,7 @@ class _Trip:
     def _slot_writer(self, number: int, key: SlotKey, planned: list[Planned]) -> Writer:
         assert self._draft is not None
         metadata = {"format": "pt", "statistic": key[0], "slot": key[1]}
-        return Writer(self._draft.slots, f"slots-{number:05d}", planned, metadata)
+        return Writer(self._draft.slots, f"slots-{number:05d}", planned, metadata, holes=True)
 
     # ------------------------------------------------------------------------------------------------- one weight
 

@@ -52,8 +52,10 @@ class Writer:
         metadata: Mapping[str, str],
         shard_size: int | None = None,
         mode: int = PRIVATE_FILE,
+        holes: bool = False,
     ) -> None:
         self.folder = folder
+        self._holes = holes  # blocks of zeros take no disk
         self.nbytes = 0  # written so far
         self.files: list[FileDigest] = []
         self._metadata, self._mode = dict(metadata), mode
@@ -124,7 +126,7 @@ class Writer:
             self._next_file()
         assert info.start <= self._offset <= info.start + info.nbytes, f"{name} out of order"
         cast = block.to(self.dtype_of(name)).contiguous()  # named, because its memory is read below
-        self._put(memory_of(cast))
+        self._put(memory_of(cast), hole=self._holes and not cast.reshape(-1).view(torch.uint8).any())
 
     def _next_file(self) -> None:
         self._close_file()
@@ -140,12 +142,15 @@ class Writer:
         self._hash = hashlib.sha256()
         self._put(memoryview(header))
 
-    def _put(self, data: memoryview) -> None:
+    def _put(self, data: memoryview, *, hole: bool = False) -> None:
         self._hash.update(data)
+        self._offset += len(data)
+        if hole:
+            os.lseek(self._fd, len(data), os.SEEK_CUR)
+            return
         done = 0
         while done < len(data):
             done += os.write(self._fd, data[done : done + 2**30])
-        self._offset += done
         self.nbytes += done
 
     def _close_file(self) -> None:
@@ -153,6 +158,7 @@ class Writer:
             return
         if self._offset != self._end:
             raise Damaged(f"{self._names[self._shard]}: {self._offset} of {self._end} bytes were written")
+        os.ftruncate(self._fd, self._end)  # it may end with a hole
         os.fsync(self._fd)  # an error here ends the attempt: after it, the kernel may have dropped the pages
         os.close(self._fd)
         self._fd = -1
