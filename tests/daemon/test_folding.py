@@ -161,6 +161,28 @@ def test_the_digest_is_the_contents_with_or_without_a_fold(bench: Bench) -> None
     assert result.bytes_written > 0
 
 
+@pytest.mark.parametrize("memory", [MUCH, LITTLE])
+@pytest.mark.parametrize("rule", [Opcm(), Opcm(variant="paper"), Average()], ids=repr)
+def test_a_read_out_is_zero_only_if_all_of_it_is(tmp_path: Path, rule: Rule, memory: int) -> None:
+    bench = bench_of(tmp_path, tall_base())
+    model = tall_base()
+    model["embed_tokens.weight"][0, 0] += 1
+    model["long.bias"][-1] += 1
+    result, draft = bench.fold(bench.candidate(model), rule, memory)
+    assert {name for name, readout in result.readouts.items() if readout.zero} == {"experts.up_proj", "m.weight"}
+    bench.go_on(result, draft)
+    later, _ = bench.fold(bench.candidate(tall_base()), rule, memory)
+    assert {name for name, readout in later.readouts.items() if readout.zero} == {"experts.up_proj", "m.weight"}
+
+
+def test_a_number_whose_square_is_zero_is_not_zero(tmp_path: Path) -> None:
+    base = {"tiny.weight": torch.zeros(3, 4, dtype=torch.float64), "other.bias": torch.zeros(3)}
+    bench = bench_of(tmp_path, base)
+    model = {"tiny.weight": torch.full((3, 4), 1e-200, dtype=torch.float64), "other.bias": torch.ones(3)}
+    result, _ = bench.fold(bench.candidate(model), Opcm(variant="paper"))
+    assert not result.readouts["tiny.weight"].zero
+
+
 # ---------------------------------------------------------------------------------------- a read-out that is no slot
 
 
