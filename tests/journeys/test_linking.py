@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from support.adapters import llama, save_adapter, save_base, weights_of
-from support.merges import NO_LIMITS, Sandbox, make_merge
+from support.merges import NO_LIMITS, Sandbox, make_merge, writable
 from support.models import CONFIG, Model, drop_adapter, load_model, save_lone, save_model, tiny_base
 from transformers import LlamaForCausalLM
 
@@ -292,8 +292,7 @@ def test_side_files_are_linked_until_the_base_models_change(tmp_path: Path) -> N
 
 
 def flipped(path: Path, merge: Sandbox) -> None:
-    path.chmod(0o644)
-    with path.open("rb+") as file:
+    with writable(path).open("rb+") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"x")
     path.chmod(PUBLIC_FILE)

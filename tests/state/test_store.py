@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.merges import writable
 
 from mergd.state.errors import Damaged
 from mergd.state.records import FileDigest
@@ -242,7 +243,7 @@ def test_slots_whose_header_is_spoiled_are_damaged(store: Store) -> None:
 @pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\xff"])
 def test_a_manifest_that_cannot_be_read_is_damaged(store: Store, data: bytes) -> None:
     install(store, 1)
-    (store.versions / "000001" / "manifest.json").write_bytes(data)
+    writable(store.versions / "000001" / "manifest.json").write_bytes(data)
     with pytest.raises(Damaged, match=r"manifest\.json"):
         store.manifest(1)
 

@@ -149,6 +149,12 @@ def make_merge(
     return merge
 
 
+def writable(path: Path) -> Path:
+    """Let a test write to a file of a version, which nobody else does."""
+    path.chmod(0o644)
+    return path
+
+
 def set_in(config: Path, **values: str) -> None:
     """Set keys of a configuration that init wrote, in place: uncomment and replace."""
     lines = config.read_text().splitlines()
