@@ -161,10 +161,18 @@ class Store:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         return [str(path.relative_to(self.root)) for path in gone]
 
-    def used(self) -> int:
-        """Return the bytes that this state takes on disk, linked files once; files may come and go meanwhile."""
-        found = (_blocks(Path(at) / name) for at, _, names in os.walk(self.root) for name in names)
-        return sum(dict(found).values())
+    def used(self, kept: Iterable[int]) -> int:
+        """Return the bytes that this state takes on disk, linked files once; files may come and go meanwhile.
+
+        kept: the versions that have files. The others' manifests are left out: looking at each would take ever longer.
+        """
+        names = {folder_name(number) for number in kept}
+        blocks: dict[int, int] = {}
+        for at, folders, files in os.walk(self.root):
+            if at == str(self.versions):
+                folders[:] = names.intersection(folders)
+            blocks |= dict(_blocks(Path(at) / file) for file in files)
+        return sum(blocks.values())
 
 
 def _blocks(path: Path) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import torch
 from references.opcm_published import published_task_vectors
 from safetensors.torch import load_file
 from support.commands import Ended, mergd, python_m_mergd
-from support.merges import Sandbox, make_merge, set_in
+from support.merges import Sandbox, make_merge, set_in, writable
 from support.models import (
     CONFIG,
     MATRICES,
@@ -685,7 +685,7 @@ def test_damaged_files_are_found_and_nothing_is_written_over_them(folded: Sandbo
     path = folded.store.model(3) / "model.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
-    path.write_bytes(data)
+    writable(path).write_bytes(data)
     ended = folded.mergd("verify")
     assert ended.code == 74
     assert "models/000003/model.safetensors" in ended.err
