@@ -10,6 +10,7 @@ from functools import partial
 from ..state.clock import utc_now
 from ..state.committing import Commit
 from ..state.errors import Refused
+from ..state.linking import Linking
 from ..state.records import ADMITTED, Drafted, Verdict, Version
 from ..state.store import Draft, Store
 from .folding import FoldResult, Head, fold
@@ -74,7 +75,8 @@ class Drafting:
         if not isinstance(drafted, Drafted):
             return drafted
         scale = merge.rule.scale(result.totals)
-        published = publish(merge.base, result.readouts, scale, draft, settings, progress)
+        linking = Linking(self._store, parent)
+        published = publish(merge.base, result.readouts, scale, draft, settings, progress, linking)
         lift = partial(job.past.decisions.lift, contents=(result.digest, job.checkpoint.fingerprint))
         if (verdict := self._ask_gates(replace(drafted, model=str(draft.model)), lift, progress)) != ADMITTED:
             return Turned(verdict, result.digest)

@@ -31,7 +31,7 @@ def collect(history: History, store: Store, keep: Keep) -> dict[str, Any]:
     fates = decide(history, keep)
     answer = describe(fates, store)
     drop(fates, Commit(store, history))
-    return answer | {"used": store.used()}
+    return answer | {"used": store.used(version.number for version in history.with_files())}
 
 
 def describe(fates: Sequence[Fate], store: Store) -> dict[str, Any]:

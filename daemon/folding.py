@@ -5,7 +5,7 @@ Large weights go by in blocks of rows where statistic and rule allow it. Nothing
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import sqrt
 from pathlib import Path
 from typing import Any, Literal
@@ -130,7 +130,7 @@ class _Trip:
     def _slot_writer(self, number: int, key: SlotKey, planned: list[Planned]) -> Writer:
         assert self._draft is not None
         metadata = {"format": "pt", "statistic": key[0], "slot": key[1]}
-        return Writer(self._draft.slots, f"slots-{number:05d}", planned, metadata)
+        return Writer(self._draft.slots, f"slots-{number:05d}", planned, metadata, holes=True)
 
     def all_weights(self, doing: str) -> None:
         """Take every weight, one after the other."""
@@ -155,11 +155,13 @@ class _Trip:
             if self._draft is not None:
                 update = Update(delta)
                 after = {s: self._fold_block(w, s, kept, update, gathered) for s, kept in before.items()}
-                self._read_out(w, rows, after)
+                gathered.zero &= self._read_out(w, rows, after)
             whole = self._model.layout.tensors[w.name].nbytes
             self._progress.advance(whole * (rows[1] - rows[0]) // w.shape[0] if rows else whole)
         if self._spilled and w.name in self._spilled[-1].order:
             self._spilled[-1].finish()  # one file at a time is open
+        if w.name in self._readouts and gathered.zero:
+            self._readouts[w.name] = replace(self._readouts[w.name], zero=True)
         self._task_square += gathered.task
         self._reports[w.name] = gathered.report(self._model.norms[w.name])
 
@@ -204,15 +206,20 @@ class _Trip:
         shape = (rows[1] - rows[0], *spec.shape[1:]) if rows is not None else spec.shape
         return torch.zeros(shape, dtype=TORCH_DTYPE[spec.dtype])
 
-    def _read_out(self, w: Weight, rows: Rows, after: Mapping[Statistic, Slots]) -> None:
-        """Read the merged task vector; unless it is itself a slot it is spilled, for the scale is not known yet."""
+    def _read_out(self, w: Weight, rows: Rows, after: Mapping[Statistic, Slots]) -> bool:
+        """Read the merged task vector, and return whether it is zero everywhere.
+
+        Unless it is itself a slot it is spilled, for the scale is not known yet.
+        """
         merged = self._rule.merged(after, w, self._counts)
-        self._readout_square += square(merged)
+        whole = square(merged)
+        self._readout_square += whole
+        zero = not whole and not merged.any()  # the squares of tiny numbers are zero too
         places = (key_of(s, slot) for s, slots in after.items() for slot, tensor in slots.items() if tensor is merged)
         key = next(places, None)
         if key is not None:
             self._readouts[w.name] = Readout(self._slots[key].layout, w.name)
-            return
+            return zero
         if w.name not in self._readouts:
             planned = [Planned(w.name, "F32", w.shape)]
             assert self._draft is not None
@@ -220,6 +227,7 @@ class _Trip:
             self._spilled.append(self._stack.enter_context(spill))
             self._readouts[w.name] = Readout(spill.layout, w.name)
         self._spilled[-1].write(w.name, merged)
+        return zero
 
     # --------------------------------------------------------------------------------------------------- all weights
 
@@ -267,6 +275,7 @@ class _Gathered:
     removed: float = 0.0
     split_rank: float = 0.0
     dot: float = 0.0
+    zero: bool = True  # the read-out, so far
 
     def report(self, base_norm: float) -> WeightReport:
         survived = 1.0 - self.removed / self.task if self.task else 1.0

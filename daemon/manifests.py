@@ -30,6 +30,7 @@ def manifest(
         "shard_size": published.shard_size,
         "slots": result.slots,
         "model": [asdict(file) for file in published.files],
+        "untouched": published.untouched,
     }
 
 

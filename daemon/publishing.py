@@ -1,10 +1,11 @@
 """Publishing: base + scale x read-out, cast once, as an ordinary model folder whose other files are the base's."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from torch import Tensor
 from ..plugins.rules._sums import finite
 from ..plugins.rules.interface import Rule
 from ..state.errors import Refused
+from ..state.linking import Linking
 from ..state.reading import TORCH_DTYPE, Reader
 from ..state.records import Counts, FileDigest, Readout, Reason, Weight
-from ..state.store import PUBLIC, Draft, write_file
+from ..state.store import PUBLIC, PUBLIC_FILE, Draft, write_file
 from ..state.writing import Planned, Writer
 from .base import Base, float32_bytes, row_blocks
 from .progress import Progress
 from .settings import Settings
 
-PUBLIC_FILE = 0o644
+ENOUGH = 2**20  # bytes of untouched weights, from which on they are published apart
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".npz",
            ".onnx_data", ".tflite", ".mlmodel", ".safetensors.index.json", ".bin.index.json", ".h5.index.json")  # fmt: skip
 NOT_COPIED = ("readme", ".git", "trainer_state.json", "training_args")  # by how the name begins
@@ -36,28 +38,37 @@ class Published:
     """The files of a model folder, and what writing it cost."""
 
     files: list[FileDigest]
+    untouched: list[str]  # the names of those whose weights are all the base model's
     bytes_read: int
     bytes_written: int
     shard_size: int  # bytes; another one gives other files
 
 
 def publish(
-    base: Base, readouts: Mapping[str, Readout], scale: float, draft: Draft, settings: Settings, progress: Progress
+    base: Base,
+    readouts: Mapping[str, Readout],
+    scale: float,
+    draft: Draft,
+    settings: Settings,
+    progress: Progress,
+    linking: Linking,
 ) -> Published:
-    """Write the draft's model folder.
+    """Write the draft's model folder, or link what the parent's has already.
 
     Raises Refused where a finite weight does not fit into `out_dtype`, Abandoned on request.
     """
     out_dtype = OUT_DTYPE[settings.out_dtype]
-    progress.begin("publishing", len(base.layout.tensors), base.layout.nbytes)
-    planned = plan(base, out_dtype)
     with ExitStack() as stack:
         source = stack.enter_context(Reader(base.layout))
         opened = _Readouts(readouts, stack)
+        planned = _set_apart(plan(base, out_dtype), base, opened)
         writer = stack.enter_context(
             Writer(draft.model, "model", planned, {"format": "pt"}, settings.shard_size, mode=PUBLIC_FILE)
         )
-        for name in writer.order:
+        writer.adopt(linking.untouched)
+        order = writer.order
+        progress.begin("publishing", len(order), sum(base.layout.tensors[name].nbytes for name in order))
+        for name in order:
             _write_weight(base, name, source, opened, scale, writer, settings.memory, progress)
             progress.next_weight()
         layout = writer.finish()
@@ -69,9 +80,9 @@ def publish(
             "weight_map": {name: Path(info.file).name for name, info in layout.tensors.items()},
         }
         files.append(_write_json(draft.model / "model.safetensors.index.json", index))
-    files += _copy_side_files(base, draft.model, out_dtype, settings.copy_code)
+    files += _copy_side_files(base, draft.model, out_dtype, settings.copy_code, linking)
     progress.end()
-    return Published(files, read, written, int(settings.shard_size))
+    return Published(files, writer.apart, read, written, int(settings.shard_size))
 
 
 def _write_weight(
@@ -84,13 +95,15 @@ def _write_weight(
     memory: int,
     progress: Progress,
 ) -> None:
-    """Write one weight, block by block: base + scale x read-out, or the base's own where nothing is folded."""
+    """Write one weight, block by block: base + scale x read-out, or the base's own where that is zero everywhere."""
     info = base.layout.tensors[name]
     folded = base.tied.get(name, name)
     for rows in row_blocks(info.shape, max(info.nbytes, float32_bytes(info.shape)), memory):
         block = source.read(name, rows)
         if folded in readouts:
-            block = merge(block, readouts.read(folded, rows), scale).to(writer.dtype_of(name))
+            block = merge(block, readouts.read(folded, rows), scale)
+        block = block.to(writer.dtype_of(name))
+        if folded in base.by_name:
             _check_fits(name, block)
         writer.write(name, block)
         progress.advance(block.numel() * block.element_size())
@@ -103,10 +116,11 @@ def merge(theta0: Tensor, readout: Tensor, scale: float) -> Tensor:
 
 
 class _Readouts:
-    """The read-outs, each in the file where folding left it; shared files are opened once."""
+    """The read-outs that are not zero, each in the file where folding left it; shared files are opened once."""
 
     def __init__(self, readouts: Mapping[str, Readout], stack: ExitStack) -> None:
-        self._readouts, self._stack = readouts, stack
+        self._readouts = {name: readout for name, readout in readouts.items() if not readout.zero}
+        self._stack = stack
         self._readers: dict[tuple[str, ...], Reader] = {}
         self._once = 0  # bytes read from files that are closed again
 
@@ -139,6 +153,12 @@ def plan(base: Base, out_dtype: str | None) -> list[Planned]:
     ]
 
 
+def _set_apart(planned: list[Planned], base: Base, readouts: "_Readouts") -> list[Planned]:
+    """Set weights apart that no checkpoint touched, if it pays: their bytes are the same in the next version."""
+    apart = [replace(tensor, apart=base.tied.get(tensor.name, tensor.name) not in readouts) for tensor in planned]
+    return apart if sum(tensor.nbytes for tensor in apart if tensor.apart) >= ENOUGH else planned
+
+
 def _check_fits(name: str, block: Tensor) -> None:
     if not finite(block):
         found = f"{name} is beyond {block.dtype} after merging"
@@ -166,7 +186,9 @@ def _left_out(name: str, copy_code: bool) -> bool:
     return low.endswith(WEIGHTS) or low.startswith((".", *NOT_COPIED)) or (low.endswith(CODE) and not copy_code)
 
 
-def _copy_side_files(base: Base, target: Path, out_dtype: str | None, copy_code: bool) -> list[FileDigest]:
+def _copy_side_files(
+    base: Base, target: Path, out_dtype: str | None, copy_code: bool, linking: Linking
+) -> list[FileDigest]:
     """Copy what is small and no weight; config.json is kept true to what was written, and names no code."""
     digests = []
     for path in side_files(base, copy_code):
@@ -177,8 +199,9 @@ def _copy_side_files(base: Base, target: Path, out_dtype: str | None, copy_code:
             data = _without_code(data, copy_code)
         if str(path) == "config.json":
             data = _true_config(data, base, out_dtype)
-        written = write_file(target / path, data, PUBLIC_FILE)
-        digests.append(FileDigest(str(path), written.size, written.sha256))
+        digests.append(FileDigest(str(path), len(data), hashlib.sha256(data).hexdigest()))
+        if not linking.same(digests[-1], target / path):
+            write_file(target / path, data, PUBLIC_FILE)
     return digests
 
 

@@ -11,6 +11,7 @@ from ..plugins.formats.interface import Candidate
 from ..state.clock import utc_now
 from ..state.committing import Commit
 from ..state.errors import Busy, Damaged, Refused
+from ..state.linking import Linking
 from ..state.records import ADMITTED, Checkpoint, Sighting, Task, Version
 from ..state.store import Draft, Store
 from .admission import Admission
@@ -117,7 +118,10 @@ class Remaking:
     def _publish(self, job: Remake, draft: Draft, result: FoldResult, progress: Progress) -> Remade:
         """Write the model folder and the manifest, and say what the version's row will be, or hold it against its row."""
         scale = self.merge.rule.scale(result.totals)
-        published = publish(self.merge.base, result.readouts, scale, draft, self._as_before(job), progress)
+        linking = Linking(
+            self._store, job.parent
+        )  # of a known version, nothing: what is damaged may be linked elsewhere
+        published = publish(self.merge.base, result.readouts, scale, draft, self._as_before(job), progress, linking)
         about, version = job.about, job.known
         if version is None:
             version = self._row(job, result, published, scale, progress)

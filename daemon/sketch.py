@@ -96,11 +96,13 @@ def inner_product(one: bytes, other: bytes) -> float:
 
 def cosines(one: bytes, others: Sequence[bytes]) -> tuple[float, ...]:
     """Return the cosine of a sketch with each of some others: the estimate of the task vectors'; 0 where one is zero."""
-    if not others:
-        return ()
-    mine, theirs = _read(one), torch.stack([_read(other) for other in others])
-    norms = theirs.norm(dim=1) * mine.norm()
-    return tuple(torch.where(norms > 0, theirs @ mine / norms, 0.0).tolist())
+    mine = _read(one)
+    return tuple(_cosine(mine, _read(other)) for other in others)  # one after another: a thousand together take memory
+
+
+def _cosine(mine: Tensor, theirs: Tensor) -> float:
+    norms = float(mine.norm() * theirs.norm())
+    return float(mine @ theirs) / norms if norms > 0 else 0.0
 
 
 def _read(sketch: bytes) -> Tensor:

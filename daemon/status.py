@@ -17,12 +17,14 @@ from ..state.store import Store, replace_file
 from .settings import Settings
 
 LOG_LINES = 1000  # newest versions in log.jsonl
+SHOWN_PINS = ("rule", "parameters", "base_model", "base_digest", "base_commit", "tied")
 READABLE = 0o644
 
 
 def status(history: History, store: Store, live: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return how things stand. `live` is what only a running daemon knows; it wins."""
-    pins, head, counts = history.pins(), history.head(), history.checkpoints.count()
+    kept = history.with_files()
+    pins, head, counts = history.pins(*SHOWN_PINS), history.head(), history.checkpoints.count()
     return {
         "head": head.number if head else None,
         "published": str(store.model(head.number)) if head else None,
@@ -39,13 +41,13 @@ def status(history: History, store: Store, live: Mapping[str, Any] | None = None
         "parameters": pins.get("parameters"),
         "totals": asdict(head.totals) if head else None,
         "scale": head.scale if head else None,
-        "versions": {"all": history.count_versions(), "kept": sum(version.kept for version in history.with_files())},
+        "versions": {"all": history.count_versions(), "kept": sum(version.kept for version in kept)},
         "base_model": pins.get("base_model"),
         "base_digest": pins.get("base_digest"),
         "base_commit": pins.get("base_commit"),
         "tied": pins.get("tied"),
         "state": str(store.root),
-        "disk": {"used": store.used(), "free": shutil.disk_usage(store.root).free},
+        "disk": {"used": store.used(version.number for version in kept), "free": shutil.disk_usage(store.root).free},
         "daemon": None,
     } | dict(live or {})
 

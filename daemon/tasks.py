@@ -153,11 +153,12 @@ class Tasks:
         """Return the plan with what it costs. Raises Unavailable where the disk is too small."""
         base, rule = self.merge.base, self.merge.rule
         version = version_bytes(base, rule, self.settings.out_dtype, self.settings.copy_code)
-        need = version + spilled_bytes(base, rule) + slots_bytes(base, rule) * min(len(job.route.steps) - 1, 2)
+        need = version + spilled_bytes(base, rule) + slots_bytes(base, rule) * min(max(len(job.route.steps) - 1, 0), 2)
         free = self._store.free()
         if free < need:
             raise Unavailable(f"it needs {need:,} bytes of the disk, {free:,} are free", "nothing was changed")
-        if over := lacking(self._store, None, need, self.settings.disk):
+        kept = [version.number for version in self._history.with_files()]
+        if over := lacking(self._store, kept, None, need, self.settings.disk):
             raise Unavailable(over, "nothing was changed")
         folds = [sum(v.seconds.values()) for v in self._history.versions(LOOKS_BACK) if v.seconds]
         seconds = median(folds) * max(len(job.route.steps), 1) if folds else 0.0

@@ -113,7 +113,8 @@ class Worker:
     def _lacks(self) -> str:
         """Return why the settings have no room for another version, if so."""
         head = self._history.head()
-        return lacking(self._store, head.number if head else None, self._need, self.settings.disk)
+        kept = [version.number for version in self._history.with_files()]
+        return lacking(self._store, kept, head.number if head else None, self._need, self.settings.disk)
 
     # ------------------------------------------------------------------------------------------------------- finish
 

@@ -7,7 +7,9 @@ import json
 from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, astuple
+from dataclasses import asdict, fields
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -77,9 +79,10 @@ class History:
             [{"name": name, "value": json.dumps(value)} for name, value in values.items()], pk="name"
         )
 
-    def pins(self) -> dict[str, Any]:
-        """Return what init fixed."""
-        return {row["name"]: json.loads(row["value"]) for row in self._db.table("pins").rows}
+    def pins(self, *names: str) -> dict[str, Any]:
+        """Return what init fixed: all, or what has these names; some are as long as the list of weights."""
+        chosen = f"name in ({','.join('?' * len(names))})" if names else "1"
+        return {row["name"]: json.loads(row["value"]) for row in self._db.table("pins").rows_where(chosen, names)}
 
     # ------------------------------------------------------------------------------------------------------- versions
 
@@ -138,9 +141,11 @@ class History:
 
     def weight_reports(self, number: int) -> dict[str, WeightReport]:
         """Return what a version's fold did to each weight."""
-        (packed,) = self._db.conn.execute("select weights from versions where number = ?", [number]).fetchone()
-        values, names = array("d", packed or b""), self.pins()["weights"]
-        width = len(values) // len(names)  # an older mergd wrote fewer numbers a weight
+        row = self._db.conn.execute("select packed from weight_reports where version = ?", [number]).fetchone()
+        packed, names = row[0] if row else b"", self.pins("weights")["weights"]
+        new = len(packed) == 4 * len(fields(WeightReport)) * len(names)
+        values = array("f" if new else "d", packed)  # an older mergd wrote doubles, and fewer numbers a weight
+        width = len(values) // len(names)
         return {name: WeightReport(*values[i * width : (i + 1) * width]) for i, name in enumerate(names) if width}
 
     # ------------------------------------------------------------------------------------------------ the commit point
@@ -219,8 +224,9 @@ class History:
         row = asdict(version)
         row |= row.pop("totals")
         row |= {name: json.dumps(row[name]) for name in _JSON}
-        row["weights"] = array("d", [number for report in weights for number in astuple(report)]).tobytes()
         self._db.table("versions").insert(row)
+        packed = array("f", chain.from_iterable(map(_NUMBERS, weights))).tobytes()
+        self._db.table("weight_reports").insert({"version": version.number, "packed": packed})
 
     def drop_files(self, number: int, what: Files) -> None:
         """Withdraw the promise that a version's slots, or its model, are there; before they go."""
@@ -282,6 +288,7 @@ class History:
 
 _COLUMNS = """number, parent, cause, checkpoint, rule, folded, shares, mean_norm, readout_norm, scale, digest, created_at,
     seconds, bytes_read, bytes_written, slots_kept, model_kept, removed, arguments, gates, stamps, checked_at, damaged"""
+_NUMBERS = attrgetter(*(field.name for field in fields(WeightReport)))
 _JSON = ("seconds", "arguments", "gates", "stamps")  # columns of versions
 
 

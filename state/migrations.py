@@ -152,3 +152,17 @@ def m006_causes_tags_and_tasks(db: Database) -> None:
         defaults={"tries": 0},
         strict=True,
     )
+
+
+@migrations()
+def m007_weight_reports(db: Database) -> None:
+    """What each fold did to each weight, in a table of its own: whoever reads versions shall not read past it."""
+    db.table("weight_reports").create(
+        {"version": int, "packed": bytes},  # in the order of the pinned weight names
+        pk="version",
+        not_null={"packed"},
+        foreign_keys=[("version", "versions", "number")],
+        strict=True,
+    )
+    db.execute("insert into weight_reports select number, weights from versions where weights is not null")
+    db.execute("alter table versions drop column weights")

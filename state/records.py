@@ -80,6 +80,7 @@ class Readout:
 
     layout: Layout
     name: str
+    zero: bool = False  # everywhere: what is published is the base model's weight
 
 
 @dataclass(frozen=True)

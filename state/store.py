@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from .errors import Busy, Damaged, Refused
 from .headers import layout_of
 from .records import FileDigest, Files, Layout
 
-PRIVATE, PUBLIC = 0o700, 0o755  # folders; files are 0600 and 0644
+PRIVATE, PUBLIC = 0o700, 0o755  # folders
+PRIVATE_FILE, PUBLIC_FILE = 0o400, 0o444  # nobody writes to what was renamed in
 BALLAST = 16 * 2**20  # bytes that are held back for the history, so that commands work on a full disk
 TIGHT = 2**20  # bytes: with fewer that are free, a database may not even be opened
 
@@ -221,9 +222,18 @@ class Store:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         return [str(path.relative_to(self.root)) for path in gone]
 
-    def used(self) -> int:
-        """Return the bytes that this state takes on disk; files may come and go meanwhile."""
-        return disk_bytes(Path(at) / name for at, _, names in os.walk(self.root) for name in names)
+    def used(self, kept: Iterable[int]) -> int:
+        """Return the bytes that this state takes on disk, linked files once; files may come and go meanwhile.
+
+        kept: the versions that have files. The others' manifests are left out: looking at each would take ever longer.
+        """
+        return disk_bytes(self._all_files({folder_name(number) for number in kept}))
+
+    def _all_files(self, kept: set[str]) -> Iterator[Path]:
+        for at, folders, names in os.walk(self.root):
+            if at == str(self.versions):
+                folders[:] = kept.intersection(folders)
+            yield from (Path(at) / name for name in names)
 
     def files(self, number: int, part: Files) -> list[Path]:
         """Return the files of a version's slots, or of its model, that are there."""
@@ -279,9 +289,8 @@ class Draft:
 
     def seal(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest, last, and sync the folders. The files in them were synced as they were written."""
-        write_file(
-            self.slots / "manifest.json", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode(), 0o600
-        )
+        text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+        write_file(self.slots / "manifest.json", text.encode(), PRIVATE_FILE)
         for folder, _, _ in os.walk(self.model):
             sync_folder(Path(folder))
         sync_folder(self.slots)

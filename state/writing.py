@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from .errors import Damaged
 from .headers import BITS
 from .reading import TORCH_DTYPE, memory_of
 from .records import FileDigest, Layout, TensorInfo
+from .store import PRIVATE_FILE
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Planned:
     name: str
     dtype: str
     shape: tuple[int, ...]
+    apart: bool = False  # in files of their own, behind the others
 
     @property
     def nbytes(self) -> int:
@@ -49,15 +51,17 @@ class Writer:
         tensors: Sequence[Planned],
         metadata: Mapping[str, str],
         shard_size: int | None = None,
-        mode: int = 0o600,
+        mode: int = PRIVATE_FILE,
+        holes: bool = False,
     ) -> None:
         self.folder = folder
+        self._holes = holes  # blocks of zeros take no disk
         self.nbytes = 0  # written so far
         self.files: list[FileDigest] = []
         self._metadata, self._mode = dict(metadata), mode
         self._shards = plan_shards(tensors, shard_size)
         self._names = shard_names(stem, len(self._shards))
-        self.order = tuple(tensor.name for shard in self._shards for tensor in shard)
+        self._adopted: dict[int, FileDigest] = {}  # by shard
         self._places = self._headers()
         self._fd = -1
         self._shard = -1
@@ -88,8 +92,27 @@ class Writer:
     def layout(self) -> Layout:
         """Where each tensor will lie."""
         return Layout(
-            {name: self._places[name] for name in self.order}, tuple(str(self.folder / n) for n in self._names)
+            {tensor.name: self._places[tensor.name] for shard in self._shards for tensor in shard},
+            tuple(str(self.folder / name) for name in self._names),
         )
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The tensors to be written, in the order in which they are."""
+        shards = (shard for k, shard in enumerate(self._shards) if k not in self._adopted)
+        return tuple(tensor.name for shard in shards for tensor in shard)
+
+    @property
+    def apart(self) -> list[str]:
+        """The names of the files that hold the tensors which are apart."""
+        return [name for name, shard in zip(self._names, self._shards, strict=True) if shard and shard[0].apart]
+
+    def adopt(self, put: Callable[[Path, bytes], FileDigest | None]) -> None:
+        """Leave out each file apart that `put` has put at its path already, by its header. Before anything is written."""
+        for k, shard in enumerate(self._shards):
+            if shard and shard[0].apart:
+                file = put(self.folder / self._names[k], self._raw_headers[k])
+                self._adopted |= {k: file} if file else {}
 
     def dtype_of(self, name: str) -> torch.dtype:
         """Return the dtype that a tensor is written in."""
@@ -103,11 +126,14 @@ class Writer:
             self._next_file()
         assert info.start <= self._offset <= info.start + info.nbytes, f"{name} out of order"
         cast = block.to(self.dtype_of(name)).contiguous()  # named, because its memory is read below
-        self._put(memory_of(cast))
+        self._put(memory_of(cast), hole=self._holes and not cast.reshape(-1).view(torch.uint8).any())
 
     def _next_file(self) -> None:
         self._close_file()
         self._shard += 1
+        if self._shard in self._adopted:
+            self.files.append(self._adopted[self._shard])
+            return
         header, shard = self._raw_headers[self._shard], self._shards[self._shard]
         path = self.folder / self._names[self._shard]
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._mode)
@@ -116,12 +142,15 @@ class Writer:
         self._hash = hashlib.sha256()
         self._put(memoryview(header))
 
-    def _put(self, data: memoryview) -> None:
+    def _put(self, data: memoryview, *, hole: bool = False) -> None:
         self._hash.update(data)
+        self._offset += len(data)
+        if hole:
+            os.lseek(self._fd, len(data), os.SEEK_CUR)
+            return
         done = 0
         while done < len(data):
             done += os.write(self._fd, data[done : done + 2**30])
-        self._offset += done
         self.nbytes += done
 
     def _close_file(self) -> None:
@@ -129,6 +158,7 @@ class Writer:
             return
         if self._offset != self._end:
             raise Damaged(f"{self._names[self._shard]}: {self._offset} of {self._end} bytes were written")
+        os.ftruncate(self._fd, self._end)  # it may end with a hole
         os.fsync(self._fd)  # an error here ends the attempt: after it, the kernel may have dropped the pages
         os.close(self._fd)
         self._fd = -1
@@ -149,12 +179,14 @@ class Writer:
 def plan_shards(tensors: Iterable[Planned], shard_size: int | None) -> list[list[Planned]]:
     """Cut `tensors` into files of at most `shard_size` bytes of weights; a larger tensor has a file of its own.
 
-    Inside a file wider dtypes come first, else the given order stands: then no tensor starts off its alignment.
+    Inside a file wider dtypes come first, else the given order stands: then no tensor starts off its alignment. Those
+    that are apart come behind the others, in files of their own.
     """
     shards: list[list[Planned]] = [[]]
     size = 0
-    for tensor in tensors:
-        if shard_size is not None and shards[-1] and size + tensor.nbytes > shard_size:
+    for tensor in sorted(tensors, key=lambda tensor: tensor.apart):
+        full = shard_size is not None and size + tensor.nbytes > shard_size
+        if shards[-1] and (full or tensor.apart != shards[-1][-1].apart):
             shards.append([])
             size = 0
         shards[-1].append(tensor)

@@ -27,9 +27,10 @@ from mergd.plugins.rules.opcm import Opcm
 from mergd.plugins.sources.directory import Directory
 from mergd.state.errors import Abandoned, Busy, Refused
 from mergd.state.headers import layout_of
+from mergd.state.linking import Linking
 from mergd.state.reading import Reader
 from mergd.state.records import Counts, SlotSpec, Totals, Weight
-from mergd.state.store import Draft
+from mergd.state.store import Draft, Store
 
 MUCH = 256_000_000  # bytes of working buffers
 LITTLE = 1_500
@@ -81,7 +82,8 @@ class Bench:
 
     def published(self, result: FoldResult, draft: Draft, rule: Rule, memory: int = MUCH) -> Model:
         """Publish what was folded and return its weights."""
-        publish(self.base, result.readouts, rule.scale(result.totals), draft, settings(memory), Progress())
+        scale, linking = rule.scale(result.totals), Linking(Store(self.root), None)
+        publish(self.base, result.readouts, scale, draft, settings(memory), Progress(), linking)
         return load_model(draft.model)
 
 
@@ -157,6 +159,28 @@ def test_the_digest_is_the_contents_with_or_without_a_fold(bench: Bench) -> None
     assert result.digest == content_digest(candidate, MUCH, Progress()) == content_digest(candidate, LITTLE, Progress())
     assert result.bytes_read == bench.base.layout.nbytes - 5 * 8 + candidate.contents.layout.nbytes
     assert result.bytes_written > 0
+
+
+@pytest.mark.parametrize("memory", [MUCH, LITTLE])
+@pytest.mark.parametrize("rule", [Opcm(), Opcm(variant="paper"), Average()], ids=repr)
+def test_a_read_out_is_zero_only_if_all_of_it_is(tmp_path: Path, rule: Rule, memory: int) -> None:
+    bench = bench_of(tmp_path, tall_base())
+    model = tall_base()
+    model["embed_tokens.weight"][0, 0] += 1
+    model["long.bias"][-1] += 1
+    result, draft = bench.fold(bench.candidate(model), rule, memory)
+    assert {name for name, readout in result.readouts.items() if readout.zero} == {"experts.up_proj", "m.weight"}
+    bench.go_on(result, draft)
+    later, _ = bench.fold(bench.candidate(tall_base()), rule, memory)
+    assert {name for name, readout in later.readouts.items() if readout.zero} == {"experts.up_proj", "m.weight"}
+
+
+def test_a_number_whose_square_is_zero_is_not_zero(tmp_path: Path) -> None:
+    base = {"tiny.weight": torch.zeros(3, 4, dtype=torch.float64), "other.bias": torch.zeros(3)}
+    bench = bench_of(tmp_path, base)
+    model = {"tiny.weight": torch.full((3, 4), 1e-200, dtype=torch.float64), "other.bias": torch.ones(3)}
+    result, _ = bench.fold(bench.candidate(model), Opcm(variant="paper"))
+    assert not result.readouts["tiny.weight"].zero
 
 
 # ---------------------------------------------------------------------------------------- a read-out that is no slot
@@ -366,7 +390,7 @@ def test_publishing_and_reading_the_base_are_abandoned_too(bench: Bench) -> None
     stopped = Progress()
     stopped.abandon.set()
     with pytest.raises(Abandoned):
-        publish(bench.base, result.readouts, 1.0, draft, settings(MUCH), stopped)
+        publish(bench.base, result.readouts, 1.0, draft, settings(MUCH), stopped, Linking(Store(bench.root), None))
     with pytest.raises(Abandoned):
         examine_base(bench.root / "base", stopped)
     with pytest.raises(Abandoned):

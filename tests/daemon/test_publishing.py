@@ -88,7 +88,7 @@ def test_what_a_model_needs_is_copied_from_the_base_and_nothing_else(tmp_path: P
     for name, text in SIDE_FILES.items():
         if name not in changed:
             assert files[name].read_text() == text
-    assert {path.stat().st_mode & 0o777 for path in files.values()} == {0o644}
+    assert {path.stat().st_mode & 0o777 for path in files.values()} == {0o444}
     assert {path.parent.stat().st_mode & 0o777 for path in files.values()} == {0o755}
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from support.merges import Sandbox
+from support.merges import Sandbox, writable
 
 from mergd.daemon.recovery import check_head, recover, wait_again
 from mergd.state.committing import Commit
@@ -88,7 +88,7 @@ def test_a_checkpoint_is_held_after_three_attempts_in_a_row_without_a_verdict(
 
 def test_the_published_head_must_be_as_it_was_written(merge: Sandbox, history: History) -> None:
     check_head(merge.store, history)
-    os.truncate(merge.store.model(3) / "model.safetensors", 100)
+    os.truncate(writable(merge.store.model(3) / "model.safetensors"), 100)
     with pytest.raises(Damaged, match="v3"):
         check_head(merge.store, history)
 
@@ -97,7 +97,7 @@ def test_slots_of_ours_that_are_damaged_are_no_fault_of_a_checkpoint(merge: Sand
     path = next((merge.state / "versions" / "000003").glob("slots-*"))
     data = bytearray(path.read_bytes())
     data[8] ^= 1  # the first byte of its header
-    path.write_bytes(data)
+    writable(path).write_bytes(data)
     merge.drop("d", 4)
     with pytest.raises(Damaged):
         merge.fold_all()

@@ -239,7 +239,7 @@ def test_a_full_budget_pauses_with_the_numbers_and_goes_on_by_itself(tmp_path: P
         drop(merge, range(seed, seed + 1))
         merge.fold_all()
         done(merge.mergd("tag", f"t{seed}"))
-    used = merge.store.used()
+    used = merge.used()
     budget = used + merge.store.takes(3) // 2
     set_in(merge.config, disk=str(budget))
     chosen = {number: merge.weight_files(number) for number in (1, 2, 3)}
@@ -267,7 +267,7 @@ def test_a_full_budget_pauses_with_the_numbers_and_goes_on_by_itself(tmp_path: P
         done(merge.mergd("tag", "-d", "t3"))
         eventually(lambda: merge.states()["seed-07"] == "folded")
         assert merge.mergd("status", "--json").json["trouble"] == ""
-    assert merge.store.used() <= budget
+    assert merge.used() <= budget
     assert on_disk(merge)[0] == [6, 7]
 
 
@@ -276,6 +276,7 @@ def test_init_says_what_the_kept_versions_take_and_what_the_budget_is(merge: San
     kept = ("--set", "keep_last=3", "--set", "keep_slots=2", "--set", "disk=1GB")
     said = done(mergd("init", *places, *kept, at=merge.root)).out
     model = sum(weight.numel() * weight.element_size() for weight in merge.model.values())
+    model += (merge.base / "config.json").stat().st_size
     slots = 4 * sum(weight.numel() for weight in merge.model.values() if weight.is_floating_point())
     assert f"a version takes {size(model + slots)} on disk ({size(slots)} of it slots)" in said
     assert f"the newest 3 are kept: {size(4 * model + 3 * slots)} with the one being folded;" in said

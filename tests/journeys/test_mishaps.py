@@ -197,5 +197,5 @@ def test_others_may_read_all_of_a_published_model_whatever_the_umask(merge: Sand
     finally:
         os.umask(umask)
     places = [merge.store.model(1), *merge.store.model(1).rglob("*")]
-    assert {(path.is_dir(), path.stat().st_mode & 0o777) for path in places} == {(True, 0o755), (False, 0o644)}
+    assert {(path.is_dir(), path.stat().st_mode & 0o777) for path in places} == {(True, 0o755), (False, 0o444)}
     assert (merge.store.current / "1_Pooling" / "deeper" / "config.json").exists()

@@ -13,7 +13,7 @@ import torch
 from references.opcm_published import published_task_vectors
 from safetensors.torch import load_file
 from support.commands import Ended, mergd, python_m_mergd
-from support.merges import Sandbox, make_merge, set_in
+from support.merges import Sandbox, make_merge, set_in, writable
 from support.models import (
     CONFIG,
     MATRICES,
@@ -186,8 +186,8 @@ def test_published_models_can_be_read_by_all_and_the_rest_by_nobody_else(told: S
     private = (told.state / "versions", told.state / "versions" / "000004", told.state / "drafts")
     assert [mode(folder) for folder in public] == [0o755] * 3
     assert [mode(folder) for folder in private] == [0o700] * 3
-    assert {mode(path) for path in told.store.model(4).iterdir()} == {0o644}
-    assert {mode(path) for path in (told.state / "versions" / "000004").iterdir()} == {0o600}
+    assert {mode(path) for path in told.store.model(4).iterdir()} == {0o444}
+    assert {mode(path) for path in (told.state / "versions" / "000004").iterdir()} == {0o400}
     assert mode(told.store.database) == 0o600
 
 
@@ -685,7 +685,7 @@ def test_damaged_files_are_found_and_nothing_is_written_over_them(folded: Sandbo
     path = folded.store.model(3) / "model.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
-    path.write_bytes(data)
+    writable(path).write_bytes(data)
     ended = folded.mergd("verify")
     assert ended.code == 74
     assert "models/000003/model.safetensors" in ended.err

@@ -421,7 +421,7 @@ def keep_slots(bench: Bench) -> None:
 
 def disk(bench: Bench) -> None:
     merge = bench.merge([1], disk="100GB")
-    set_in(merge.config, disk=str(merge.store.used() + 1000))
+    set_in(merge.config, disk=str(merge.used() + 1000))
     merge.drop("late", 2)
     merge.fold_all()
     assert merge.states()["late"] == "ready"

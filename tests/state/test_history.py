@@ -6,15 +6,18 @@ import sqlite3
 import threading
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import astuple, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from sqlite_utils import Database
 
 from mergd.state.errors import Busy, Damaged, Misconfigured
 from mergd.state.history import History
+from mergd.state.migrations import migrations
 from mergd.state.records import (
     Checkpoint,
     Contribution,
@@ -30,7 +33,7 @@ from mergd.state.records import (
 
 DIGEST = "{:064x}".format
 REASON = Reason("code", "found", "expected", "next")
-REPORTS = [WeightReport(0.1, 2.5, 3.0, 0.75), WeightReport(1e-300, 1e300, 0.0, 1 / 3)]
+REPORTS = [WeightReport(0.1, 2.5, 3.0, 0.75), WeightReport(1e-30, 1e30, 0.0, 1 / 3, -0.7)]
 
 
 @pytest.fixture
@@ -238,10 +241,33 @@ def test_dropped_files_change_nothing_else(branched: History) -> None:
     assert [version.number for version in branched.versions() if version.kept] == [1, 3, 4, 5]
 
 
-def test_weight_reports_come_back_to_the_last_bit(history: History) -> None:
+def test_pins_are_read_one_by_one(history: History) -> None:
+    history.pin({"weights": ["w", "v"], "rule": "opcm", "tied": {}})
+    assert history.pins("rule", "tied", "none") == {"rule": "opcm", "tied": {}}
+    assert history.pins() == {"weights": ["w", "v"], "rule": "opcm", "tied": {}}
+
+
+def test_weight_reports_of_an_older_table_are_taken_over(tmp_path: Path) -> None:
+    db = Database(tmp_path / "old.db")
+    migrations.apply(db, stop_before="m007_weight_reports")
+    values = {"cause": "fold", "rule": "opcm", "digest": "", "created_at": "", "folded": 1, "scale": 1.0}
+    packed = array("d", [0.1, 0.2, 0.3, 0.4, 0.5]).tobytes()
+    kept = {"slots_kept": 1, "model_kept": 1}
+    db.table("versions").insert({"number": 1, "weights": packed} | values | kept)
+    db.table("versions").insert({"number": 2, "weights": None} | values | kept)
+    db.close()
+    with History(tmp_path / "old.db", write=True) as history:
+        history.pin({"weights": ["w"]})
+        assert history.weight_reports(1) == {"w": WeightReport(0.1, 0.2, 0.3, 0.4, 0.5)}
+        assert history.weight_reports(2) == {}
+        assert [v.number for v in history.versions()] == [1, 2]
+
+
+def test_weight_reports_come_back_in_float32(history: History) -> None:
     history.pin({"weights": ["w", "v"]})
     commit(history, 1, None, "a")
-    assert history.weight_reports(1) == {"w": REPORTS[0], "v": REPORTS[1]}
+    rounded = [WeightReport(*torch.tensor(astuple(report)).tolist()) for report in REPORTS]
+    assert history.weight_reports(1) == dict(zip(("w", "v"), rounded, strict=True))
 
 
 # ----------------------------------------------------------------------------------------------- hooks, pauses, pins
@@ -548,7 +574,7 @@ def test_what_a_checkpoint_replaces_is_kept_with_it(history: History) -> None:
 def test_reports_that_an_older_mergd_wrote_have_no_inner_products(history: History) -> None:
     history.pin({"weights": ["a", "b"]})
     commit(history, 1, None, "a")
-    history._db.execute("update versions set weights = ?", [array("d", [1, 2, 3, 4, 5, 6, 7, 8]).tobytes()])
+    history._db.execute("update weight_reports set packed = ?", [array("d", [1, 2, 3, 4, 5, 6, 7, 8]).tobytes()])
     assert history.weight_reports(1) == {"a": WeightReport(1, 2, 3, 4, 0.0), "b": WeightReport(5, 6, 7, 8, 0.0)}
 
 

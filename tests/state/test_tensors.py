@@ -17,6 +17,7 @@ from torch import Tensor
 from mergd.state.errors import Busy, Damaged
 from mergd.state.headers import BITS, layout_of
 from mergd.state.reading import TORCH_DTYPE, ContentDigest, Reader
+from mergd.state.records import FileDigest
 from mergd.state.writing import Planned, Writer, plan_shards, shard_names
 
 FORMAT_OF = {dtype: name for name, dtype in TORCH_DTYPE.items()}
@@ -47,6 +48,7 @@ def planned(tensors: Mapping[str, Tensor]) -> list[Planned]:
 
 def written(folder: Path, tensors: Mapping[str, Tensor], rows: int = 1000, **options: Any) -> Writer:
     """Write tensors whole, or by blocks of rows, and return the finished writer."""
+    folder.mkdir(exist_ok=True)
     with Writer(folder, "model", planned(tensors), METADATA, **options) as writer:
         for name in writer.order:
             tensor = tensors[name]
@@ -183,6 +185,40 @@ def test_files_have_their_mode_whatever_the_umask(tmp_path: Path, mode: int, uma
     assert (tmp_path / "model.safetensors").stat().st_mode & 0o7777 == mode
 
 
+@pytest.mark.parametrize("shard_size", [None, 30])
+def test_tensors_apart_are_in_files_of_their_own_which_may_be_there_already(
+    tmp_path: Path, shard_size: int | None
+) -> None:
+    tensors = {name: torch.full((3, 2), float(k)) for k, name in enumerate("abcd")}
+    plan = [Planned(p.name, p.dtype, p.shape, apart=p.name in "ac") for p in planned(tensors)]
+    before = written(tmp_path / "before", {name: tensors[name] for name in "ac"}, shard_size=shard_size)
+    headers: dict[str, bytes] = {}
+
+    def put(path: Path, header: bytes) -> FileDigest | None:
+        file = before.files[len(headers)]
+        headers[path.name] = header
+        if path.name.startswith("model-00004"):
+            return None
+        os.link(before.folder / file.name, path)
+        return FileDigest(path.name, file.size, file.sha256)
+
+    (tmp_path / "after").mkdir()
+    with Writer(tmp_path / "after", "model", plan, METADATA, shard_size) as writer:
+        writer.adopt(put)
+        assert writer.order == (("b", "d") if shard_size is None else ("b", "d", "c"))
+        for name in writer.order:
+            writer.write(name, tensors[name])
+        layout = writer.finish()
+    assert all_bits(loaded(tmp_path / "after")) == all_bits(tensors)
+    assert [file.name for file in writer.files] == sorted(path.name for path in (tmp_path / "after").iterdir())
+    for file in writer.files:
+        content = (tmp_path / "after" / file.name).read_bytes()
+        assert (file.size, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert writer.apart == list(headers)
+    assert {Path(layout.tensors[name].file).name for name in "ac"} == set(headers)
+    assert all((tmp_path / "after" / name).read_bytes().startswith(header) for name, header in headers.items())
+
+
 def test_nothing_is_written_over(tmp_path: Path) -> None:
     written(tmp_path, {"a": torch.ones(2)})
     with pytest.raises(FileExistsError):
@@ -212,6 +248,31 @@ def test_what_was_not_finished_looks_like_no_model(tmp_path: Path) -> None:
         writer.write("a", torch.zeros(2, 3))
     with pytest.raises(SafetensorError):
         load_file(tmp_path / "model.safetensors")
+    with pytest.raises(Busy):
+        layout_of([tmp_path / "model.safetensors"])
+
+
+def test_blocks_of_zeros_take_no_disk_where_holes_are_allowed(tmp_path: Path) -> None:
+    tensors = {"zeros": torch.zeros(4, 2**18), "ones": torch.ones(2, 2**10), "more": torch.zeros(4, 2**18)}
+    whole = written(tmp_path / "whole", tensors, 1)
+    sparse = written(tmp_path / "sparse", tensors, 1, holes=True)
+    assert sparse.files == whole.files
+    assert all_bits(loaded(tmp_path / "sparse")) == all_bits(tensors)
+    assert (tmp_path / "sparse" / "model.safetensors").stat().st_blocks * 512 < 2**17
+    assert (sparse.nbytes, whole.nbytes) == (sparse.files[0].size - 2**23, whole.files[0].size)
+
+
+@pytest.mark.parametrize("zero", [torch.tensor([-0.0] * 3), torch.tensor(0.0), torch.zeros(0, 4), torch.zeros(2, 1)])
+def test_what_only_looks_like_zeros_is_written(tmp_path: Path, zero: Tensor) -> None:
+    written(tmp_path, {"zero": zero}, holes=True)
+    assert all_bits(loaded(tmp_path)) == all_bits({"zero": zero})
+
+
+def test_a_file_that_ends_within_a_hole_is_unfinished(tmp_path: Path) -> None:
+    with Writer(tmp_path, "model", [Planned("a", "F32", (4, 3))], METADATA, holes=True) as writer:
+        writer.write("a", torch.zeros(2, 3))
+        with pytest.raises(Damaged):
+            writer.finish()
     with pytest.raises(Busy):
         layout_of([tmp_path / "model.safetensors"])
 

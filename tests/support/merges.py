@@ -117,6 +117,10 @@ class Sandbox:
         with History(self.store.database) as history:
             return history.versions()
 
+    def used(self) -> int:
+        """Return the bytes that the state takes on disk."""
+        return self.store.used(version.number for version in self.versions())
+
     def published(self, version: int | None = None) -> Model:
         """Return the published weights of a version, by default of the one that `current` points to."""
         return load_model(self.store.model(version) if version else self.store.current)
@@ -147,6 +151,12 @@ def make_merge(
     places = {"base_model": str(merge.base), "watch": merge.watch, "state": merge.state}
     initialise(validate(places | AT_ONCE | without_events() | settings, "a test"), merge.config, Progress())
     return merge
+
+
+def writable(path: Path) -> Path:
+    """Let a test write to a file of a version, which nobody else does."""
+    path.chmod(0o644)
+    return path
 
 
 def set_in(config: Path, **values: str) -> None:
