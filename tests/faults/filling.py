@@ -84,8 +84,7 @@ def paused(merge: Sandbox) -> None:
 def resumed(merge: Sandbox, count: int) -> float:
     """Wait until so many are folded; returns after how many seconds."""
     since = time.monotonic()
-    eventually(lambda: folded(merge) == count, SOON)
-    assert not trouble(merge)
+    eventually(lambda: folded(merge) == count and not said_by(merge.store)["trouble"], SOON)
     return time.monotonic() - since
 
 
