@@ -3,6 +3,7 @@
 It runs on the folding thread and touches only files: no row of the history.
 """
 
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,7 +16,8 @@ from ..state.records import ADMITTED, Drafted, Verdict, Version
 from ..state.store import Draft, Store, version_digest
 from .folding import FoldResult, Head, fold
 from .forming import content_digest
-from .judging import Job, Known, Turned, held_at_start, judged, seen_here
+from .judging import Job, Known, Turned, contribution_of, held_at_start, judged, seen_here
+from .machine import made_on
 from .opening import Merge, parameters_of
 from .progress import Progress
 from .publishing import Published, publish
@@ -67,7 +69,7 @@ class Drafting:
     def _make(self, job: Job, draft: Draft, progress: Progress) -> Outcome:
         """The way of a draft, in order."""
         settings, merge, parent = self.settings, self.merge, job.start.parent
-        head = Head(parent.totals, self._store.slot_layouts(parent.number)) if parent else Head()
+        head = head_at(parent, self._store)
         result = fold(merge.base, job.candidate, head, merge.rule, draft, settings.memory, progress)
         drafted = judged(job, result, merge)
         if not isinstance(drafted, Drafted):
@@ -111,23 +113,40 @@ class Drafting:
         return Made(draft, version, result)
 
     def _manifest(self, job: Job, version: Version, result: FoldResult, published: Published) -> dict[str, Any]:
-        """Return what the version is made of: enough to find its row again, without clock or host."""
+        """Return what the version is made of: enough to find its row again, without clock or host but in `made_on`."""
+        settings, base, brought = self.settings, self.merge.base, contribution_of(job, result)
         return {
             "version": version.number,
             "parent": version.parent,
             "cause": version.cause,
+            "arguments": dict(version.arguments),
+            "gates": list(version.gates),
             "checkpoint": {
                 "name": job.checkpoint.name,
                 "digest": result.digest,
                 "source": job.checkpoint.source,
                 "place": job.checkpoint.place,
             },
-            "base_digest": self.merge.base.digest,
-            "rule": version.rule,
+            "contribution": {
+                "contributor": brought.contributor,
+                "norm": brought.norm,
+                "sketch": b64encode(brought.sketch).decode(),
+            },
+            **settings.pinned,
+            "base_commit": base.commit,
+            "base_digest": base.digest,
             "parameters": parameters_of(self.merge.rule),
             "totals": asdict(version.totals),
             "scale": version.scale,
             "digest": version.digest,
             "slots": result.slots,
             "model": [asdict(file) for file in published.files],
+            "made_on": made_on(),
         }
+
+
+def head_at(parent: Version | None, store: Store) -> Head:
+    """Return what a fold onto a version starts from. Raises DamagedFiles where its slots are not as they were written."""
+    if parent is None:
+        return Head()
+    return Head(parent.totals, store.slot_layouts(parent.number), store.slot_sums(parent.number))

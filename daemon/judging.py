@@ -4,6 +4,7 @@ Pure: all that it needs of the past comes with the job.
 """
 
 from dataclasses import dataclass, field
+from math import sqrt
 
 from ..plugins.formats.interface import Candidate
 from ..state.decided import Decision, Decisions
@@ -118,6 +119,12 @@ def drafted_of(job: Job, result: FoldResult, base: Base) -> Drafted:
         cosines=cosines(result.sketch, [earlier.sketch for earlier in past]),
         last_day=job.past.last_day,
     )
+
+
+def contribution_of(job: Job, result: FoldResult) -> Contribution:
+    """Return what a fold brought, for those after it."""
+    norm = sqrt(sum(report.task_norm**2 for report in result.reports.values()))
+    return Contribution(job.number, job.checkpoint.name, job.checkpoint.contributor, norm, result.sketch)
 
 
 def _strength(candidate: Candidate) -> tuple[int, float]:

@@ -147,4 +147,4 @@ def _open_pinned_base(settings: Settings, history: History, pins: Mapping[str, A
             "bring the old base model back, or make a new state with mergd init",
         )
     history.pin({"base_stamps": file_stamps(again.layout), "base_norms": dict(again.norms)})
-    return again
+    return replace(again, commit=pins["base_commit"])

@@ -10,20 +10,19 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from math import sqrt
 from pathlib import Path
 
 from ..plugins.formats.interface import Candidate
 from ..state.committing import Commit
 from ..state.errors import Abandoned, Busy, Damaged, Misconfigured, NotPermitted, Unavailable
 from ..state.history import History
-from ..state.records import ADMITTED, Checkpoint, Contribution, Files, Reason, Sighting
+from ..state.records import ADMITTED, Checkpoint, Files, Reason, Sighting
 from ..state.store import Store
 from ..state.wording import quoted
 from . import replacing
 from .admission import Admission
 from .drafting import Made, Outcome
-from .judging import Job, Known, Past, Turned
+from .judging import Job, Known, Past, Turned, contribution_of
 from .opening import Merge
 from .publishing import version_bytes
 from .recovery import STRIKES, check_head, wait_again
@@ -134,7 +133,11 @@ class Worker:
 
     def _make_true(self, job: Job, made: Made, who: str) -> Checkpoint:
         """Rename the draft in, and make it true in one transaction; `after_move` lets the link follow."""
-        reports, digest, brought = list(made.result.reports.values()), made.result.digest, contribution_of(job, made)
+        reports, digest, brought = (
+            list(made.result.reports.values()),
+            made.result.digest,
+            contribution_of(job, made.result),
+        )
         self._commit.rename(made.draft, made.version.number)
         version = replace(made.version, stamps=self._store.stamps(made.version.number))
         replaced = job.start.replaced.number if job.start.replaced else None
@@ -233,10 +236,3 @@ def known_content(row: Checkpoint, known: Checkpoint) -> Reason:
         "content that was not folded before",
         f"nothing; to have it back after a rollback: mergd fold --again {quoted(known.place)}",
     )
-
-
-def contribution_of(job: Job, made: Made) -> Contribution:
-    """Return what a fold brought, for those after it."""
-    norm = sqrt(sum(report.task_norm**2 for report in made.result.reports.values()))
-    row = job.checkpoint
-    return Contribution(made.version.number, row.name, row.contributor, norm, made.result.sketch)

@@ -13,10 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .errors import Busy, Damaged, Refused
+from .errors import Busy, DamagedFiles, Refused
 from .headers import layout_of
+from .manifests import read_manifest, text_of
 from .records import FileDigest, Files, Layout
 
+PARTS: tuple[Files, ...] = ("slots", "model")
+FOLDERS: Mapping[Files, str] = {"slots": "versions", "model": "models"}
 PRIVATE, PUBLIC = 0o700, 0o755  # folders; files are 0600 and 0644
 
 
@@ -88,51 +91,67 @@ class Store:
         return sorted(int(path.name) for path in self.versions.iterdir() if path.name.isdecimal())
 
     def slot_layouts(self, number: int) -> dict[tuple[str, str], Layout]:
-        """Return where a version's slots lie, by (statistic, slot)."""
-        folder = self.versions / folder_name(number)
+        """Return where a version's slots lie, by (statistic, slot). Raises DamagedFiles."""
         layouts: dict[tuple[str, str], Layout] = {}
         for entry in self.manifest(number)["slots"]:
-            path = folder / entry["name"]
-            if not path.is_file() or path.stat().st_size != entry["size"]:
-                raise Damaged(f"{path} is not as it was written", "roll back to a version whose files are whole")
+            path = self._folder(number, "slots") / entry["name"]
+            if _size(path) != entry["size"]:
+                raise DamagedFiles(f"{path} is not as it was written", self._named(path))
             try:
                 layouts[entry["statistic"], entry["slot"]] = layout_of([path])
             except (Refused, Busy) as error:  # words for a checkpoint; this file is ours
-                raise Damaged(f"{path}: {error}", "roll back to a version whose files are whole") from None
+                raise DamagedFiles(f"{path}: {error}", self._named(path)) from None
         return layouts
 
+    def slot_sums(self, number: int) -> dict[str, str]:
+        """Return the sha256 of each file of a version's slots, by its path."""
+        folder = self._folder(number, "slots")
+        return {str(folder / entry["name"]): entry["sha256"] for entry in self.manifest(number)["slots"]}
+
     def manifest(self, number: int) -> dict[str, Any]:
-        """Return a version's manifest."""
-        path = self.versions / folder_name(number) / "manifest.json"
-        try:
-            return dict(json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise Damaged(f"{path} cannot be read: {error}", "roll back to a version whose files are whole") from None
+        """Return a version's manifest. Raises DamagedFiles."""
+        return read_manifest(self.manifest_path(number))
+
+    def manifest_path(self, number: int) -> Path:
+        """Return where a version's manifest lies."""
+        return self.versions / folder_name(number) / "manifest.json"
 
     def whole(self, number: int) -> bool:
-        """Whether every file of a published model has the size that its manifest says; nothing is read."""
+        """Whether every file of a published model has the size that its manifest says; nothing else is read."""
         folder = self.model(number)
-        files = self.manifest(number)["model"]
-        return all((folder / f["name"]).is_file() and (folder / f["name"]).stat().st_size == f["size"] for f in files)
+        return all(_size(folder / file["name"]) == file["size"] for file in self.manifest(number)["model"])
 
     def stamps(self, number: int) -> dict[str, tuple[int, int]]:
         """Return size and modification time (ns) of a version's files that are there, by their path within the state."""
-        manifest = self.manifest(number)
-        places = ((self.versions / folder_name(number), "slots"), (self.model(number), "model"))
-        paths = (folder / file["name"] for folder, part in places for file in manifest[part])
+        paths = [self.manifest_path(number), *(self.root / name for name in self.promised(number))]
         stats = ((path, path.stat()) for path in paths if path.exists())
-        return {str(path.relative_to(self.root)): (stat.st_size, stat.st_mtime_ns) for path, stat in stats}
+        return {self._named(path): (stat.st_size, stat.st_mtime_ns) for path, stat in stats}
+
+    def promised(self, number: int, *parts: Files) -> dict[str, FileDigest]:
+        """Return the files of these parts of a version, or of both, by their path within the state."""
+        manifest = self.manifest(number)
+        return {
+            self._named(self._folder(number, part) / file["name"]): FileDigest(
+                file["name"], file["size"], file["sha256"]
+            )
+            for part in (parts or PARTS)
+            for file in manifest[part]
+        }
+
+    def changed(self, stamps: Mapping[str, tuple[int, int]], part: Files) -> list[str]:
+        """Return those of a part's files that are gone, or have another size or time than these stamps; reads nothing."""
+        mine = {name: stamp for name, stamp in stamps.items() if name.startswith(f"{FOLDERS[part]}/")}
+        return [name for name, stamp in mine.items() if _stamp(self.root / name) != stamp]
 
     def damaged(self, number: int) -> list[str]:
         """Read a version's files, and return the names of those that are not as its manifest says."""
-        manifest = self.manifest(number)
-        places = ((self.versions / folder_name(number), manifest["slots"]), (self.model(number), manifest["model"]))
-        return [
-            str((folder / file["name"]).relative_to(self.root))
-            for folder, files in places
-            for file in files
-            if sha256_of(folder / file["name"]) != file["sha256"]
-        ]
+        return [name for name, file in self.promised(number).items() if sha256_of(self.root / name) != file.sha256]
+
+    def _folder(self, number: int, part: Files) -> Path:
+        return self.root / FOLDERS[part] / folder_name(number)
+
+    def _named(self, path: Path) -> str:
+        return str(path.relative_to(self.root))
 
     def drop(self, number: int, what: Files) -> None:
         """Delete a version's slots, or its model: aside first so that nobody finds half of it. Its manifest stays."""
@@ -165,6 +184,19 @@ class Store:
         return sum(_blocks(Path(at) / name) for at, _, names in os.walk(self.root) for name in names)
 
 
+def _size(path: Path) -> int:
+    """Return a file's bytes, -1 where there is none."""
+    return path.stat().st_size if path.is_file() else -1
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
 def _blocks(path: Path) -> int:
     try:
         return os.lstat(path).st_blocks * 512
@@ -185,9 +217,7 @@ class Draft:
 
     def seal(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest, last, and sync the folders. The files in them were synced as they were written."""
-        write_file(
-            self.slots / "manifest.json", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode(), 0o600
-        )
+        write_file(self.slots / "manifest.json", text_of(manifest), 0o600)
         for folder, _, _ in os.walk(self.model):
             sync_folder(Path(folder))
         sync_folder(self.slots)
