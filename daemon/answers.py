@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..state.records import WeightReport
 from ..state.wording import quoted, size
-from .display import facts, lines, out, safe
+from .display import err, facts, lines, out, safe
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -200,3 +200,18 @@ def rolled_back(answer: Mapping[str, Any]) -> None:
     if len(names) > 1:
         out.print(f"    to take out {names[0]} only: mergd fold --again {' '.join(words[1:])}")
     out.print(f"    to put all back:   mergd rollback v{before}")
+
+
+def verified(answer: Mapping[str, Any]) -> None:
+    """Print what was found, and where the head could go."""
+    for fault in answer["faults"]:
+        where = err if fault["damage"] else out
+        where.print(f"{'damaged' if fault['damage'] else 'note'}: {safe(fault['what'])} {safe(fault['found'])}")
+    read = ", ".join(f"v{number}" for number in answer["read"]) or "no version has files"
+    out.print(f"read whole: {read}")
+    if answer["sound"]:
+        out.print("all files are as they were written")
+    elif answer["nearest"]:
+        err.print(f"the nearest version that is not known to be damaged: mergd rollback v{answer['nearest']}")
+    else:
+        err.print("no other version is kept: bring its files back from a backup, then mergd verify")

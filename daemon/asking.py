@@ -196,11 +196,3 @@ def show(settings: Settings, what: str) -> dict[str, Any]:
         return describe_version(version, history, head.number if head else None) | {
             "weights": {name: vars(report) for name, report in reports.items()}
         }
-
-
-def verify(settings: Settings, version: str | None) -> list[str]:
-    """Return the damaged files of a version, or of all kept ones."""
-    with history_of(settings) as history:
-        versions = [find_version(history, version)] if version else history.versions()
-        store = store_of(settings)
-        return [file for v in versions if v.kept for file in store.damaged(v.number)]

@@ -162,7 +162,7 @@ def open_base(place: Path, pins: Mapping[str, Any]) -> Base:
     layout, tied = base_layout(place), pins["tied"]
     weights = fold_weights(layout, tied, pins["convolutions"])
     folder = place if place.is_dir() else None
-    return Base(folder, layout, weights, tied, pins["base_digest"], pins["base_norms"], pins["base_commit"])
+    return Base(folder, layout, weights, tied, pins["base_digest"], pins["base_norms"], pins.get("base_commit"))
 
 
 def examine(place: Path, progress: Progress, convolutions: str = "sum") -> Base:

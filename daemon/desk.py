@@ -13,6 +13,7 @@ from ..state.store import Store
 from . import deciding, requests
 from .control import Answer, Ask
 from .intake import Intake
+from .verifying import Verifying, verify_here
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Desk:
         sight: Callable[[Path], Sighting | None],
         hooks: list[str],
     ) -> None:
+        self.verifying: Verifying | None = None  # where files are read aside, if anywhere
         self.again: set[int] = set()  # checkpoints that a person wants back
         self._history, self._store, self._intake, self._sight, self.hooks = history, store, intake, sight, hooks
         self._said_at = 0.0  # monotonic seconds
@@ -74,7 +76,7 @@ class Desk:
                 return None
         return self._decide(ask)
 
-    def _decide(self, ask: Ask) -> Answer:
+    def _decide(self, ask: Ask) -> Answer | None:
         match ask.request:
             case requests.Approve() as request:
                 return deciding.approve(request, self._history, ask.who)
@@ -82,6 +84,11 @@ class Desk:
                 return deciding.refuse(request, self._history, ask.who)
             case requests.Retry() as request:
                 return deciding.retry(request, self._history, ask.who)
+            case requests.Verify() as request:
+                if self.verifying is None:
+                    return verify_here(request, self._history, self._store)
+                self.verifying.begin(ask, request)
+                return None
         raise Usage(f"nobody does {ask.request.verb}")
 
     def say(self, progress: str) -> None:
@@ -113,6 +120,8 @@ class Desk:
         for waiting in self.waiting:
             waiting.ask.error(error)
         self.waiting.clear()
+        if self.verifying is not None:
+            self.verifying.close(error)
 
 
 def as_answer(error: Exception) -> MergdError:

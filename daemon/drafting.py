@@ -3,7 +3,6 @@
 It runs on the folding thread and touches only files: no row of the history.
 """
 
-from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any
 
 from ..state.clock import utc_now
 from ..state.committing import Commit
+from ..state.contributions import as_text
 from ..state.errors import Refused
 from ..state.records import ADMITTED, Drafted, Verdict, Version
 from ..state.store import Draft, Store, version_digest
@@ -114,7 +114,7 @@ class Drafting:
 
     def _manifest(self, job: Job, version: Version, result: FoldResult, published: Published) -> dict[str, Any]:
         """Return what the version is made of: enough to find its row again, without clock or host but in `made_on`."""
-        settings, base, brought = self.settings, self.merge.base, contribution_of(job, result)
+        settings, base = self.settings, self.merge.base
         return {
             "version": version.number,
             "parent": version.parent,
@@ -127,11 +127,7 @@ class Drafting:
                 "source": job.checkpoint.source,
                 "place": job.checkpoint.place,
             },
-            "contribution": {
-                "contributor": brought.contributor,
-                "norm": brought.norm,
-                "sketch": b64encode(brought.sketch).decode(),
-            },
+            "contribution": as_text(contribution_of(job, result)),
             **settings.pinned,
             "base_commit": base.commit,
             "base_digest": base.digest,

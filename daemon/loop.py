@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from ..state.committing import Commit
-from ..state.errors import Abandoned, Busy, MergdError, Misconfigured, Unavailable
+from ..state.errors import Abandoned, Busy, Damaged, DamagedFiles, MergdError, Misconfigured, Unavailable
 from ..state.history import History
 from ..state.lock import Lock
-from ..state.records import Checkpoint
+from ..state.records import Checkpoint, Version
 from ..state.store import Store
 from .control import Answer, Ask
 from .deciding import preempts
@@ -26,9 +26,10 @@ from .intake import Intake
 from .judging import Job
 from .opening import make_source, open_merge, reopen_merge
 from .progress import Progress
-from .recovery import check_head, recover
-from .requests import AnyRequest, Retry
+from .recovery import recover
+from .requests import AnyRequest, Retry, Rollback
 from .scanning import Scanning
+from .scrubbing import Scrubbing
 from .settings import Settings
 from .status import write_log, write_status
 from .worker import Worker
@@ -90,6 +91,11 @@ class Loop:
         recover(commit, history)
         self._worker.after_move()
         self._hands = Hands(settings.threads, self._drafting.draft, lambda: self.post("look"))
+        self._scrubbing = Scrubbing(
+            store, history, lambda: self.settings.scrub, lambda: self._desk.hooks, lambda: self.post("look")
+        )
+        self._desk.verifying = self._scrubbing.verifying
+        self._scrubbing.look_at_head()
         self.tell(log_too=True)
 
     def __exit__(self, *error: object) -> None:
@@ -102,6 +108,7 @@ class Loop:
             self._source.close()
             self._intake.close()
             self._hands.close()
+            self._scrubbing.close()
             self._history.close()
             self._lock.release()
 
@@ -118,10 +125,6 @@ class Loop:
         """Tell everybody who still waits for an answer that there will be none."""
         self._desk.close(STOPPING)
         self._inbox.close()
-
-    def check_head(self) -> None:
-        """Raise Damaged if what is published is not as it was written."""
-        check_head(self._store, self._history)
 
     def watch(self, events: bool) -> None:
         """Let the watched folder's events wake the scan, or no more."""
@@ -145,6 +148,7 @@ class Loop:
         """Take the messages there are, see what is due, and keep one fold running (`only_asked`: if somebody waits)."""
         for message in self._inbox.take(self._patience()):
             self._act_on(message)
+        self._scrub()
         if self._scanning.patience == 0:
             self._rescan()
         if self._hands.job is not None:
@@ -153,17 +157,27 @@ class Loop:
             self._start_fold()
         self._desk.answer_folds(self._stuck())
 
+    def _scrub(self) -> None:
+        """Go on reading what is due or asked for, and let follow what follows from what was found."""
+        if self._scrubbing.turn(folding=self._hands.job is not None):
+            self._worker.after_move()
+            self.tell(log_too=True)
+
     def _stuck(self) -> MergdError | None:
         """Return what keeps an asked fold from being done now."""
         if self._hands.job is not None:
             return None
         if self._worker.trouble:
             return Unavailable(self._worker.trouble, "it stays queued, and is folded when that is mended")
+        if self._scrubbing.trouble:
+            return self._damage()
         return Busy("folding is paused", "it stays queued; to go on: mergd resume") if self._history.paused() else None
 
     def left_over(self) -> MergdError | None:
         """Return what kept ready checkpoints from being folded; that it is paused is as somebody wanted it."""
         ready = len(self._history.checkpoints.ready())
+        if self._scrubbing.trouble or self._scrubbing.fell_back:
+            return self._damage()
         if self.trouble:
             return Unavailable(self.trouble, "nothing is lost: run it again when that is mended")
         if ready and self._history.paused():
@@ -172,10 +186,15 @@ class Loop:
             return Unavailable(f"{ready} checkpoints wait for another attempt", "the log says why; run it again")
         return None
 
+    def _damage(self) -> Damaged:
+        """Return what was found wrong with the head, as what pauses folding says it."""
+        paused = self._history.paused()
+        return Damaged(paused["why"] if paused else self._scrubbing.trouble, "mergd status says how to go on")
+
     def idle(self) -> bool:
         """Whether nothing is folding, about to be folded, being hashed or about to be quiet."""
         resting = self._hands.job is None and not self._scanning.planned and not self._intake.hashing
-        return resting and not self._can_fold() and self._inbox.empty()
+        return resting and self._scrubbing.resting and not self._can_fold() and self._inbox.empty()
 
     def ask(self, request: AnyRequest) -> Answer:
         """Carry out a request here and now, as a daemon would; returns its result or raises its error."""
@@ -200,23 +219,30 @@ class Loop:
 
     def _act_on(self, message: Message) -> None:
         if isinstance(message, Ask):
-            try:
-                if preempts(message.request, self._history):
-                    self._abandon()
-            finally:
-                self._desk.carry_out(message)
-            if isinstance(message.request, Retry):
-                self._rescan()
-            self._worker.after_move()
-            self.tell(log_too=True)
+            self._carry_out(message)
         elif message == "rescan":
             self._scanning.hint()
         elif message == "upkeep":
             self._worker.after_move()
             self._history.tidy()
             self.tell(log_too=True)
+        elif message == "scrub":
+            self._scrubbing.hint()
         elif message == "reload":
             self._reload()
+
+    def _carry_out(self, ask: Ask) -> None:
+        try:
+            if preempts(ask.request, self._history):
+                self._abandon()
+        finally:
+            self._desk.carry_out(ask)
+        if isinstance(ask.request, Retry):
+            self._rescan()
+        if isinstance(ask.request, Rollback):
+            self._scrubbing.hint()  # what was trusted is read
+        self._worker.after_move()
+        self.tell(log_too=True)
 
     def _reload(self) -> None:
         """Read the configuration again; a bad one is told of, and the old one stays."""
@@ -247,7 +273,11 @@ class Loop:
         row = None if self._history.paused() else self._worker.next_ready()
         if row is None:
             return
-        job = self._worker.begin(row, again=row.id in self._desk.again)
+        try:
+            job = self._worker.begin(row, again=row.id in self._desk.again)
+        except DamagedFiles as error:
+            self._contain(self._history.head(), error)
+            return
         if job is None:
             self._settle_soon(row.id)
             return
@@ -279,8 +309,16 @@ class Loop:
         self._refused |= row.state == "refused"
 
     def _give_up(self, job: Job, error: Exception) -> None:
-        self._worker.give_up(job, error)
+        try:
+            self._worker.give_up(job, error)
+        except DamagedFiles as damage:
+            self._contain(job.start.parent, damage)
         self._settle_soon(job.checkpoint.id)
+
+    def _contain(self, version: Version | None, damage: DamagedFiles) -> None:
+        """Let nothing be folded onto a version whose files are damaged; what is served may be sound."""
+        assert version is not None, "before the first version there are no files"
+        self._scrubbing.contain(version, damage.files, folding=True)
 
     def _settle_soon(self, row: int) -> None:
         """Have a checkpoint that settles again looked at, once it may be quiet."""
@@ -313,7 +351,7 @@ class Loop:
     @property
     def trouble(self) -> str:
         """What keeps it from going on by itself: a full disk, a watched folder that is gone."""
-        return self._worker.trouble or self._scanning.trouble
+        return self._worker.trouble or self._scanning.trouble or self._scrubbing.trouble
 
     def _live(self) -> dict[str, Any]:
         """Return what only this process knows."""

@@ -133,6 +133,8 @@ class Settings(BaseModel):
     """How many of the newest versions keep their files."""
     keep_within: Duration = 7 * 86400.0
     """Versions younger than this keep their files too, such as `7d`."""
+    scrub: Annotated[Duration, BeforeValidator(_switched)] = 30 * 86400.0
+    """How often every kept file is read again and compared with what was written, such as `30d`; 0: never by itself."""
     limits: Limits = Limits()
     """What the built-in gate holds a checkpoint for until a person approves it; 0 or false switches a limit off."""
     gates: tuple[str, ...] = ()

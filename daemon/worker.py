@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..plugins.formats.interface import Candidate
 from ..state.committing import Commit
-from ..state.errors import Abandoned, Busy, Damaged, Misconfigured, NotPermitted, Unavailable
+from ..state.errors import Abandoned, Busy, Damaged, DamagedFiles, Misconfigured, NotPermitted, Unavailable
 from ..state.history import History
 from ..state.records import ADMITTED, Checkpoint, Files, Reason, Sighting
 from ..state.store import Store
@@ -64,8 +64,8 @@ class Worker:
     def begin(self, row: Checkpoint, *, again: bool = False) -> Job | None:
         """Read a ready checkpoint's headers again, write the attempt and return the job.
 
-        None if the disk is too full, or if it is not ready after all: then it settles again. Raises Damaged if the head
-        is not as it was written: nothing is folded onto it.
+        None if the disk is too full, or if it is not ready after all: then it settles again. Raises DamagedFiles if the
+        head is not as it was written: nothing is folded onto it.
         """
         check_head(self._store, self._history)
         if not self._disk_suffices():
@@ -153,6 +153,10 @@ class Worker:
         """Record an attempt that ended without a verdict, by who can mend it. Raises what stops the daemon."""
         checkpoints, row = self._history.checkpoints, job.checkpoint
         match error:
+            case DamagedFiles():  # no fault of the checkpoint's, and no reason to stop
+                checkpoints.end_attempt(job.attempt, "abandoned")
+                checkpoints.make_ready(row.id)
+                raise error
             case Damaged() | Misconfigured():
                 checkpoints.end_attempt(job.attempt, f"error: {error}")
                 raise error

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from .checkpoints import Checkpoints
+from .checks import Checks
 from .clock import utc_now
 from .contributions import Contributions
 from .database import IN_MODEL, LINE, inserted, open_reader, open_writer, transaction
@@ -23,7 +24,8 @@ from .records import Checkpoint, Contribution, Files, Move, Totals, Version, Wei
 class History:
     """The versions, the head and its moves, the pins, the pauses and the requests.
 
-    `checkpoints` has the rows of checkpoints, `contributions` what they brought, `decided` what people decided on them.
+    `checkpoints` has the rows of checkpoints, `contributions` what they brought, `decided` what people decided on them,
+    `checks` what is known of the versions' files.
     """
 
     def __init__(self, path: Path, write: bool = False) -> None:
@@ -31,6 +33,7 @@ class History:
         self.checkpoints = Checkpoints(self._db)
         self.contributions = Contributions(self._db)
         self.decided = Decided(self._db)
+        self.checks = Checks(self._db)
 
     def __enter__(self) -> Self:
         return self
@@ -88,6 +91,15 @@ class History:
         """Return the version that is published and that the next fold starts from."""
         moves = self.moves(1)
         return self.version(moves[0].to_version) if moves else None
+
+    def besides_head(self) -> list[Version]:
+        """Return where the head could move, nearest first: its ancestors, then others, the newest first."""
+        head = self.head()
+        line = {version.number for version in self.lineage(head.number)} if head else set()
+        kept = [
+            version for version in self.with_files() if version.kept and (not head or version.number != head.number)
+        ]
+        return sorted(kept, key=lambda version: (version.number not in line, -version.number))
 
     def lineage(self, number: int | None) -> list[Version]:
         """Return a version and its ancestors, newest first."""

@@ -31,7 +31,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError) as error:
         raise _damaged(path, f"cannot be read: {error}") from None
     said = manifest.pop("sha256", None)
-    if said != _digest(data) and (said is not None or SINCE in manifest):
+    if (said is None and SINCE in manifest) or said != _digest(data):
         raise _damaged(path, "is not as it was written")
     return manifest
 

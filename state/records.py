@@ -252,6 +252,10 @@ class Version:
         """Whether the head may move here: its published folder is there, and nobody knows of any damage to it."""
         return self.model_kept and self.damaged is None
 
+    def harmed(self, part: Files) -> bool:
+        """Whether files of this part are known to be damaged; the manifest is one of the slots'."""
+        return self.damaged is not None and ("versions/" if part == "slots" else "models/") in self.damaged
+
     def keeps(self, part: Files) -> bool:
         """Whether this part of it is there."""
         return self.slots_kept if part == "slots" else self.model_kept

@@ -95,7 +95,7 @@ class Store:
         layouts: dict[tuple[str, str], Layout] = {}
         for entry in self.manifest(number)["slots"]:
             path = self._folder(number, "slots") / entry["name"]
-            if _size(path) != entry["size"]:
+            if size_of(path) != entry["size"]:
                 raise DamagedFiles(f"{path} is not as it was written", self._named(path))
             try:
                 layouts[entry["statistic"], entry["slot"]] = layout_of([path])
@@ -119,7 +119,7 @@ class Store:
     def whole(self, number: int) -> bool:
         """Whether every file of a published model has the size that its manifest says; nothing else is read."""
         folder = self.model(number)
-        return all(_size(folder / file["name"]) == file["size"] for file in self.manifest(number)["model"])
+        return all(size_of(folder / file["name"]) == file["size"] for file in self.manifest(number)["model"])
 
     def stamps(self, number: int) -> dict[str, tuple[int, int]]:
         """Return size and modification time (ns) of a version's files that are there, by their path within the state."""
@@ -184,7 +184,7 @@ class Store:
         return sum(_blocks(Path(at) / name) for at, _, names in os.walk(self.root) for name in names)
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
     """Return a file's bytes, -1 where there is none."""
     return path.stat().st_size if path.is_file() else -1
 

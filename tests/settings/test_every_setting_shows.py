@@ -381,6 +381,15 @@ def keep_within(bench: Bench) -> None:
         assert [version.number for version in merge.versions() if version.kept] == kept
 
 
+def scrub(bench: Bench) -> None:
+    for period, read in (("1ms", True), (0, False), ("30d", False)):
+        merge = bench.merge([1], scrub=period)
+        with merge.loop() as loop:
+            loop.post("scrub")
+            loop.run(until=loop.idle)
+        assert [version.checked_at is not None for version in merge.versions()] == [read]
+
+
 # --------------------------------------------------------------------------------------------------------- limits
 
 
