@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help dev check lint fix test test-without-events demo bench hostile fuzz mutations arrivals clean
+.PHONY: help dev check lint fix test test-without-events demo bench hostile fuzz mutations arrivals flips clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 22
 
@@ -52,6 +52,9 @@ fuzz: $(READY)  ## mutated headers against an independent reader; COUNT=10000 an
 
 mutations: $(READY)  ## checkpoints changed during their folds by a real daemon; COUNT=200 and SEED=1
 	cd tests && ../$(BIN)/python -m hostile.mutations --count $(or $(COUNT),200) --seed $(or $(SEED),1)
+
+flips: $(READY)  ## one bit flipped in a state's files, again and again: is it found? COUNT=10000 and SEED=1
+	cd tests && ../$(BIN)/python -m rot.flips --count $(or $(COUNT),10000) --seed $(or $(SEED),1)
 
 clean:  ## remove everything that was made here
 	rm -rf $(VENV) build dist .demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

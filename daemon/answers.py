@@ -215,3 +215,17 @@ def verified(answer: Mapping[str, Any]) -> None:
         err.print(f"the nearest version that is not known to be damaged: mergd rollback v{answer['nearest']}")
     else:
         err.print("no other version is kept: bring its files back from a backup, then mergd verify")
+
+
+def rebuilt(answer: Mapping[str, Any]) -> None:
+    """Say what was made again, and what was not."""
+    out.print(f"{answer['versions']} versions are known again; the head is v{answer['head']}")
+    if answer["aside"]:
+        out.print(f"the old database: {safe(answer['aside'])}")
+    for text in answer["damaged"]:
+        err.print(f"damaged: {safe(text)}")
+    if answer["held"]:
+        out.print(f"not folded as far as is known: {safe(', '.join(answer['held']))}; see: mergd list")
+    out.print("lost with the old database:")
+    lines(f"    {safe(text)}" for text in answer["lost"])
+    out.print("next: mergd verify reads all files")

@@ -108,7 +108,7 @@ def store_to_look_at(settings: Settings) -> Store:
     """Return the state's store as whoever we are, for what everybody may read. Raises Misconfigured where there is none."""
     store = Store(settings.state)
     if not store.database.exists():
-        raise Misconfigured(f"{settings.state} holds no merge", "make one: mergd init --help")
+        raise Misconfigured(f"{settings.state} holds no merge", store.way_in())
     return store
 
 
@@ -119,7 +119,7 @@ def history_of(settings: Settings) -> History:
         return History(store.database)
     except sqlite3.DatabaseError as error:
         if not isinstance(error, sqlite3.OperationalError):
-            raise Damaged(f"{store.database}: {error}", "bring a sound copy of it back") from None
+            raise Damaged(f"{store.database}: {error}", "to make it again: mergd rebuild") from None
         raise NotPermitted(
             f"this user may not read {store.database}", f"{store.root}/status.json says how it is"
         ) from error

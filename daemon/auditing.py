@@ -1,16 +1,20 @@
 """Auditing: the database against the folders, without reading weights. What does not agree is said, and nothing is changed."""
 
 import os
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..state.checks import database_faults
 from ..state.contributions import as_text
-from ..state.errors import DamagedFiles
+from ..state.errors import Damaged, DamagedFiles
 from ..state.history import History
-from ..state.records import FileDigest, Version
+from ..state.records import Checkpoint, FileDigest, Version
 from ..state.store import FOLDERS, PARTS, Store, folder_name, version_digest
+
+PINNED = ("base_model", "base_commit", "base_digest", "rule", "parameters", "out_dtype", "threads", "convolutions")
 
 
 @dataclass(frozen=True)
@@ -25,9 +29,31 @@ class Fault:
 def audit(history: History, store: Store, versions: Sequence[Version]) -> list[Fault]:
     """Return what SQLite finds in the database, and where these versions, the folders and the link do not agree."""
     faults = [Fault(store.database.name, text) for text in database_faults(store.database)]
-    for version in versions:
-        faults += _of_version(version, history, store)
-    return [*faults, *_strays(history, store), *_of_link(history, store)]
+    with readable(store):
+        for version in versions:
+            faults += _of_version(version, history, store)
+        return [*faults, *_of_pins(history, store, versions), *_strays(history, store), *_of_link(history, store)]
+
+
+@contextmanager
+def readable(store: Store) -> Iterator[None]:
+    """Raise Damaged where rows cannot even be read."""
+    try:
+        yield
+    except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
+        raise Damaged(f"{store.database}: a row cannot be read: {error}", "to make it again: mergd rebuild") from None
+
+
+def _of_pins(history: History, store: Store, versions: Sequence[Version]) -> Iterator[Fault]:
+    """Yield where what init pinned is not what the newest of these versions was made with."""
+    pins = history.pins()
+    try:
+        manifest = store.manifest(versions[-1].number) if versions else {}
+    except DamagedFiles:  # which is said of the version
+        return
+    for name in PINNED:
+        if name in manifest and manifest[name] != pins.get(name):
+            yield Fault("pins in the database", f"{name} is {pins.get(name)!r}, {versions[-1]} has {manifest[name]!r}")
 
 
 def _of_version(version: Version, history: History, store: Store) -> Iterator[Fault]:
@@ -45,7 +71,10 @@ def _of_version(version: Version, history: History, store: Store) -> Iterator[Fa
 
 def _of_row(version: Version, manifest: Mapping[str, Any], history: History) -> Iterator[Fault]:
     """Yield where a version's row is not what its manifest says, which vouches for itself."""
-    for name, value in row_of(version, history).items():
+    row = history.checkpoints.get(version.checkpoint) if version.checkpoint is not None else None
+    if row is not None and row.state != "folded":
+        yield Fault(f"{row.name} in the database", f"is {row.state!r}, and {version} folded it")
+    for name, value in row_of(version, row, history).items():
         if name in manifest and manifest[name] != value:
             yield Fault(f"{version} in the database", f"{name} is {value!r}, its manifest says {manifest[name]!r}")
     slots, model = (
@@ -57,9 +86,8 @@ def _of_row(version: Version, manifest: Mapping[str, Any], history: History) -> 
         yield Fault(f"{version}'s manifest", "its digest is not that of its files")
 
 
-def row_of(version: Version, history: History) -> dict[str, Any]:
-    """Return what a version's row says, as a manifest says it."""
-    row = history.checkpoints.get(version.checkpoint) if version.checkpoint is not None else None
+def row_of(version: Version, row: Checkpoint | None, history: History) -> dict[str, Any]:
+    """Return what the rows of a version and of its checkpoint say, as a manifest says it."""
     brought = history.contributions.of(version.number)
     return {
         "version": version.number,
@@ -67,7 +95,7 @@ def row_of(version: Version, history: History) -> dict[str, Any]:
         "cause": version.cause,
         "arguments": dict(version.arguments),
         "gates": list(version.gates),
-        "checkpoint": {"name": row.name, "digest": row.digest, "source": row.source, "place": row.place}
+        "checkpoint": {"id": row.id, "name": row.name, "digest": row.digest, "source": row.source, "place": row.place}
         if row
         else None,
         "contribution": as_text(brought) if brought else None,
@@ -95,8 +123,11 @@ def _of_files(version: Version, store: Store, manifest: Mapping[str, Any]) -> It
         known |= {"manifest.json"} if part == "slots" else set()
         for at, _, names in os.walk(folder):
             within = (os.path.relpath(os.path.join(at, name), folder) for name in names)
-            unknown = (name for name in sorted(within) if name not in known)
-            yield from (Fault(f"{FOLDERS[part]}/{folder.name}/{name}", "is in no manifest", False) for name in unknown)
+            for name in sorted(within):
+                if name not in known:
+                    dropped = name in {file["name"] for file in manifest[part]}
+                    found = "is there, and the database says it was dropped" if dropped else "is in no manifest"
+                    yield Fault(f"{FOLDERS[part]}/{folder.name}/{name}", found, damage=dropped)
 
 
 def _strays(history: History, store: Store) -> Iterator[Fault]:

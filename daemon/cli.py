@@ -11,7 +11,7 @@ from ..state.errors import Abandoned, MergdError, NotPermitted, Usage
 from . import display
 from .cli_checkpoints import approve, check, fold, list_, refuse, retry
 from .cli_options import ConfigOption, NameOption
-from .cli_service import init, run
+from .cli_service import init, rebuild, run
 from .cli_versions import log, pause, resume, rollback, show, status, verify
 from .logs import log_to_stderr
 from .machine import settle_memory
@@ -56,6 +56,7 @@ for command in (
     pause,
     resume,
     verify,
+    rebuild,
 ):
     app.command(command.__name__.rstrip("_"))(command)
 

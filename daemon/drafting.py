@@ -122,6 +122,7 @@ class Drafting:
             "arguments": dict(version.arguments),
             "gates": list(version.gates),
             "checkpoint": {
+                "id": job.checkpoint.id,
                 "name": job.checkpoint.name,
                 "digest": result.digest,
                 "source": job.checkpoint.source,

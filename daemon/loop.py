@@ -62,7 +62,7 @@ class Loop:
 
     def __enter__(self) -> Self:
         if not self._store.database.exists():
-            raise Misconfigured(f"{self.settings.state} holds no merge", "make one: mergd init --help")
+            raise Misconfigured(f"{self.settings.state} holds no merge", self._store.way_in())
         self._lock.take(self._doing)
         try:
             self._history = History(self._store.database, write=True)

@@ -8,7 +8,7 @@ from ..state.errors import MergdError
 from ..state.history import History
 from ..state.records import Version
 from ..state.store import PARTS, Store
-from .auditing import Fault, audit
+from .auditing import Fault, audit, readable
 from .checker import Pace, check_version
 from .control import Ask
 from .naming import find_version
@@ -34,7 +34,7 @@ class Verifying:
 
     def begin(self, ask: Ask, request: Verify) -> None:
         """Look at the database and the folders at once; the files are read one version after the other."""
-        versions = chosen(self._history, request)
+        versions = chosen(self._history, self._store, request)
         faults = audit(self._history, self._store, versions)
         self._asked.append(_Asked(ask, [version.number for version in versions if has_files(version)], faults))
         self._answer()
@@ -74,7 +74,7 @@ class Verifying:
 
 def verify_here(request: Verify, history: History, store: Store) -> dict[str, Any]:
     """Do all of it at once, where no daemon runs."""
-    versions = chosen(history, request)
+    versions = chosen(history, store, request)
     faults, read = audit(history, store, versions), []
     for version in filter(has_files, versions):
         found = check_version(store, version.number, [part for part in PARTS if version.keeps(part)], Pace())
@@ -87,9 +87,10 @@ def verify_here(request: Verify, history: History, store: Store) -> dict[str, An
     return answer(history, faults, read)
 
 
-def chosen(history: History, request: Verify) -> list[Version]:
-    """Return the versions that a request is about. Raises Usage."""
-    return [find_version(history, request.version)] if request.version else history.versions()
+def chosen(history: History, store: Store, request: Verify) -> list[Version]:
+    """Return the versions that a request is about. Raises Usage, and Damaged where rows cannot be read."""
+    with readable(store):
+        return [find_version(history, request.version)] if request.version else history.versions()
 
 
 def has_files(version: Version) -> bool:

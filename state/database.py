@@ -33,9 +33,9 @@ def open_writer(path: Path) -> Database:
     connection = sqlite3.connect(path, timeout=5)
     try:
         return _prepared(Database(connection), path)
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeError) as error:
         connection.close()
-        hint = "restore it from a backup; versions/*/manifest.json list all versions"
+        hint = "to make it again from versions/*/manifest.json: mergd rebuild"
         raise Damaged(f"{path}: {error}", hint) from error
     except BaseException:
         connection.close()
@@ -59,6 +59,9 @@ def open_reader(path: Path) -> Database:
         db.conn.executescript(_COMMON + "PRAGMA query_only=on;")
         if migrations.pending(db):
             raise Unavailable(f"{path} is an older mergd's", "to bring it up to date: mergd run, or mergd run --once")
+    except UnicodeError as error:
+        db.close()
+        raise sqlite3.DatabaseError(str(error)) from error
     except BaseException:
         db.close()
         raise

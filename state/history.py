@@ -167,6 +167,12 @@ class History:
             expected, why = (version.parent, "fold") if replaced is None else (replaced, "replace")
             return self._move(expected, version.number, who, why, hooks)
 
+    def restore(self, version: Version, contribution: Contribution | None = None) -> None:
+        """Write a version's row again, by what its manifest says; its parent's was written before."""
+        self._insert(version, ())
+        if contribution is not None:
+            self.contributions.add(contribution)
+
     def move_head(self, to: int, who: str, why: str, hooks: Sequence[str]) -> Move:
         """Move the head to another version."""
         with transaction(self._db):

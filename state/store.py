@@ -90,6 +90,11 @@ class Store:
         """Return the versions that lie here, whatever the history says."""
         return sorted(int(path.name) for path in self.versions.iterdir() if path.name.isdecimal())
 
+    def way_in(self) -> str:
+        """Return the next step where there is no database."""
+        lost = self.versions.is_dir() and bool(self.numbers())
+        return "its versions are there: mergd rebuild" if lost else "make one: mergd init --help"
+
     def slot_layouts(self, number: int) -> dict[tuple[str, str], Layout]:
         """Return where a version's slots lie, by (statistic, slot). Raises DamagedFiles."""
         layouts: dict[tuple[str, str], Layout] = {}

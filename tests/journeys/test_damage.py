@@ -5,51 +5,26 @@ import os
 import random
 import signal
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
+from rot.flips import SEEDS, files_of, flip, flips, three_versions, verified
 from support.commands import eventually
 from support.merges import NO_LIMITS, Sandbox, make_merge, set_in
-from support.models import CONFIG, save_model, tiny_base
 
 from mergd.daemon.auditing import audit
-from mergd.daemon.requests import Rollback, Verify, rollback
-from mergd.daemon.verifying import verify_here
+from mergd.daemon.requests import Rollback, rollback
 from mergd.state.errors import Damaged
 from mergd.state.history import History
 
-SEEDS = {"a": 1, "b": 2, "c": 3}
-
 
 @pytest.fixture
-def folded(new_merge: Callable[..., Sandbox], tmp_path: Path) -> Sandbox:
-    """Three versions with every kind of file: slots, shards and their index, config.json and another side file."""
-    save_model(tmp_path / "all" / "base", tiny_base(), CONFIG)
-    (tmp_path / "all" / "base" / "tokenizer.json").write_text('{"version": "1.0"}\n')
-    merge = new_merge("all", shard_size=300)
-    for name, seed in SEEDS.items():
-        merge.drop(name, seed)
-    merge.fold_all()
-    return merge
-
-
-def files_of(merge: Sandbox, version: int | None = None) -> list[Path]:
-    """Return every file of a version, or of all kept ones."""
-    name = f"{version:06d}" if version else "0*"
-    paths = [*merge.store.versions.glob(f"{name}/*"), *merge.store.models.glob(f"{name}/*")]
-    return sorted(path for path in paths if not path.parent.is_symlink())
-
-
-def flip(path: Path, bit: int) -> None:
-    """Flip one bit of a file as a disk does: nothing else of it changes, not even its time."""
-    before = path.stat()
-    data = bytearray(path.read_bytes())
-    data[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(data)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+def folded(tmp_path: Path) -> Sandbox:
+    """Three versions with every kind of file."""
+    return three_versions(tmp_path)
 
 
 def some_bit(path: Path) -> int:
@@ -65,14 +40,6 @@ def spoil(path: Path) -> str:
 
 def the_first(merge: Sandbox, version: int, pattern: str) -> Path:
     return next(path for path in files_of(merge, version) if path.match(pattern))
-
-
-def verified(merge: Sandbox, version: str | None = None) -> list[str]:
-    """Return what `mergd verify` finds damaged, where no daemon runs."""
-    with History(merge.store.database, write=True) as history:
-        answer = verify_here(Verify(version=version), history, merge.store)
-    assert answer["sound"] == (not answer["faults"])
-    return [fault["what"] for fault in answer["faults"]]
 
 
 def scrubbed(merge: Sandbox) -> None:
@@ -366,3 +333,13 @@ def test_what_a_rollback_trusts_is_size_time_and_the_last_check(folded: Sandbox)
         assert verified(folded, "v2") == []  # it is sound, and has the new time from now on
         rollback(Rollback(version="v2"), history, folded.store, [], "a test")
     assert folded.store.pointed() == 2
+
+
+# ------------------------------------------------------------------------------------------------------------- by chance
+
+
+def test_flips_by_chance_are_found_or_change_nothing_that_counts() -> None:
+    report = flips(300, seed=2)
+    assert report.flips.total() == 330
+    assert not report.missed
+    assert report.found["mergd.db"] > 5

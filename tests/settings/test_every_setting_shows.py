@@ -510,7 +510,7 @@ OTHERS: tuple[Case, ...] = (
     *(base_model, source, rule, parameters, out_dtype, threads, convolutions, watch, state, existing),
     *(missing, extra, skip, rename, vocabulary),
     *(quiet, quiet_unsure, quiet_network, marked_only, on_change, per_run, run_quiet, rescan, events, memory),
-    *(shard_size, copy_code, keep_last, keep_within, gates, hooks),
+    *(shard_size, copy_code, keep_last, keep_within, scrub, gates, hooks),
 )
 CASES = {case.__name__: case for case in OTHERS} | {case.__name__.replace("_", ".", 1): case for case in LIMITS}
 
