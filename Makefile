@@ -39,9 +39,10 @@ arrivals: $(READY)  ## checkpoints arrive in every style, with stalls: most of a
 demo: $(READY)  ## train, fold, compare with plain averaging, roll back; about a minute
 	$(BIN)/python benchmarks/demo
 
-bench: $(READY)  ## measure memory, late folds and near-copies; GB=2, FOLDS=100, PAIRS=1000 and SEED=0 set the sizes
+bench: $(READY)  ## measure memory, late folds, rollbacks and near-copies; GB=2, FOLDS=100, PAIRS=1000 and SEED=0 set the sizes
 	$(BIN)/python benchmarks/memory.py --gb $(or $(GB),2)
 	$(BIN)/python benchmarks/steady.py --folds $(or $(FOLDS),100)
+	$(BIN)/python benchmarks/rollback.py
 	$(BIN)/python benchmarks/near_copies.py --pairs $(or $(PAIRS),1000) --seed $(or $(SEED),0)
 
 hostile: $(READY)  ## the corpus of hostile checkpoints: each verdict, and what the worst cost
