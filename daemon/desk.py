@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..state.errors import MergdError, Usage
 from ..state.history import History
@@ -12,8 +13,10 @@ from ..state.records import Sighting
 from ..state.store import Store
 from . import deciding, requests
 from .control import Answer, Ask
-from .intake import Intake
 from .verifying import Verifying, verify_here
+
+if TYPE_CHECKING:  # a rollback needs no torch
+    from .intake import Intake
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +37,7 @@ class Desk:
         self,
         history: History,
         store: Store,
-        intake: Intake | None,
+        intake: "Intake | None",
         sight: Callable[[Path], Sighting | None],
         hooks: list[str],
     ) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import sqrt
 
 from ..plugins.formats.interface import Candidate
-from ..state.decided import Decision, Decisions
+from ..state.decided import Decisions
 from ..state.records import (
     ADMITTED,
     Checkpoint,
@@ -18,6 +18,7 @@ from ..state.records import (
 )
 from ..state.wording import decide, quoted
 from .base import Base
+from .deciding import by_hand
 from .folding import FoldResult
 from .opening import Merge
 from .replacing import Start
@@ -131,9 +132,3 @@ def _strength(candidate: Candidate) -> tuple[int, float]:
     """Return the largest rank and the largest scale of an adapter's products, zeros for new values."""
     each = [part.strength for part in candidate.parts.values()]
     return max((rank for rank, _ in each), default=0), max((scale for _, scale in each), key=abs, default=0.0)
-
-
-def by_hand(refusal: Decision, place: str) -> Reason:
-    """Return the reason that a person's refusal is."""
-    found = f"refused by {refusal.who}: {refusal.why}"
-    return Reason("refused-by-hand", found, "what nobody refused", f"to take it back: mergd retry {quoted(place)}")

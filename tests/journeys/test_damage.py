@@ -5,6 +5,8 @@ import os
 import random
 import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -319,6 +321,11 @@ def test_a_rollback_reads_no_file_of_a_version_and_its_files_are_read_thereafter
 def bytes_read(pid: int) -> int:
     fields = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
     return int(fields["rchar"])
+
+
+def test_a_rollback_without_a_daemon_waits_for_no_import_of_torch() -> None:
+    script = "import sys, mergd.daemon.cli, mergd.daemon.desk; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_what_a_rollback_trusts_is_size_time_and_the_last_check(folded: Sandbox) -> None:
