@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..state.decided import Decision
+from ..state.decided import by_hand
 from ..state.errors import MergdError, NotPermitted, Usage
 from ..state.headers import open_regular, owner_of
 from ..state.history import History
-from ..state.records import Checkpoint, Reason, Sighting
+from ..state.records import Checkpoint, Sighting
 from ..state.users import name_of
 from ..state.wording import quoted
 from .naming import find_checkpoint
@@ -96,9 +96,3 @@ def _opens(file: Path) -> bool:
     except MergdError:
         pass  # gone, or no file: that is no question of rights
     return True
-
-
-def by_hand(refusal: Decision, place: str) -> Reason:
-    """Return the reason that a person's refusal is."""
-    found = f"refused by {refusal.who}: {refusal.why}"
-    return Reason("refused-by-hand", found, "what nobody refused", f"to take it back: mergd retry {quoted(place)}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import sqrt
 
 from ..plugins.formats.interface import Candidate
-from ..state.decided import Decisions
+from ..state.decided import Decisions, by_hand
 from ..state.records import (
     ADMITTED,
     Checkpoint,
@@ -18,7 +18,6 @@ from ..state.records import (
 )
 from ..state.wording import decide, quoted
 from .base import Base
-from .deciding import by_hand
 from .folding import FoldResult
 from .opening import Merge
 from .replacing import Start

@@ -35,7 +35,7 @@ def open_writer(path: Path) -> Database:
         return _prepared(Database(connection), path)
     except (sqlite3.DatabaseError, UnicodeError) as error:
         connection.close()
-        hint = "to make it again from versions/*/manifest.json: mergd rebuild"
+        hint = "bring a backup of it back, or make it again from versions/*/manifest.json: mergd rebuild"
         raise Damaged(f"{path}: {error}", hint) from error
     except BaseException:
         connection.close()
