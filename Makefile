@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: help dev check lint fix test test-without-events demo bench hostile fuzz mutations kills arrivals faults full-disk powercut \
-  machine clean
+  flips machine clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 22
 
@@ -40,10 +40,11 @@ arrivals: $(READY)  ## checkpoints arrive in every style, with stalls: most of a
 demo: $(READY)  ## train, fold, compare with plain averaging, roll back; about a minute
 	$(BIN)/python benchmarks/demo
 
-bench: $(READY)  ## measure memory, late folds, near-copies and the disk of adapters; GB=2, FOLDS=100, PAIRS=1000 and SEED=0 set the sizes
+bench: $(READY)  ## measure memory, late folds, adapters' disk, rollbacks and near-copies; GB=2, FOLDS=100, PAIRS=1000, SEED=0
 	$(BIN)/python benchmarks/memory.py --gb $(or $(GB),2)
 	$(BIN)/python benchmarks/steady.py --folds $(or $(FOLDS),100)
 	$(BIN)/python benchmarks/stream.py
+	$(BIN)/python benchmarks/rollback.py
 	$(BIN)/python benchmarks/near_copies.py --pairs $(or $(PAIRS),1000) --seed $(or $(SEED),0)
 
 hostile: $(READY)  ## the corpus of hostile checkpoints: each verdict, and what the worst cost
@@ -57,6 +58,7 @@ mutations: $(READY)  ## checkpoints changed during their folds by a real daemon;
 
 kills: $(READY)  ## kill -9 at moments of chance, and at every call that changes the state; COUNT=1000 and SEED=1
 	cd tests && ../$(BIN)/python -m faults --count $(or $(COUNT),1000) --seed $(or $(SEED),1)
+
 faults: $(READY)  ## ENOSPC and EIO at every call of a fold, a rollback and a retention; COUNT=0 (all of them) and SEED=1
 	cd tests && ../$(BIN)/python -m faults.errors --count $(or $(COUNT),0) --seed $(or $(SEED),1)
 
@@ -66,6 +68,9 @@ full-disk: $(READY)  ## a disk that fills up under a daemon, also in the middle 
 powercut: $(READY)  ## power cuts on a real ext4, and the control without fsync, which must fail; needs root; COUNT=150 and SEED=1
 	cd tests && ../$(BIN)/python -m faults.powercut --count $(or $(COUNT),150) --seed $(or $(SEED),1)
 	cd tests && ../$(BIN)/python -m faults.powercut --count $(or $(COUNT),150) --seed $(or $(SEED),1) --without-fsync
+
+flips: $(READY)  ## one bit flipped in a state's files, again and again: is it found? COUNT=10000 and SEED=1
+	cd tests && ../$(BIN)/python -m rot.flips --count $(or $(COUNT),10000) --seed $(or $(SEED),1)
 
 clean:  ## remove everything that was made here
 	rm -rf $(VENV) build dist .demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..state.records import WeightReport
 from ..state.wording import quoted, size
-from .display import facts, lines, out, safe
+from .display import err, facts, lines, out, safe
 from .retention import Keep
 from .settings import Settings
 
@@ -239,3 +239,32 @@ def exported(answer: Mapping[str, Any]) -> None:
     out.print(f"it keeps {kept:.2%} of the task vector's squared norm, {of_matrices:.2%} of these matrices'")
     for kind, left in answer["left_out"].items():
         out.print(f"    left out: {left['share']:.2%}, {left['weights']} {safe(kind)}")
+
+
+def verified(answer: Mapping[str, Any]) -> None:
+    """Print what was found, and where the head could go."""
+    for fault in answer["faults"]:
+        where = err if fault["damage"] else out
+        where.print(f"{'damaged' if fault['damage'] else 'note'}: {safe(fault['what'])} {safe(fault['found'])}")
+    read = ", ".join(f"v{number}" for number in answer["read"]) or "no version has files"
+    out.print(f"read whole: {read}")
+    if answer["sound"]:
+        out.print("all files are as they were written")
+    elif answer["nearest"]:
+        err.print(f"the nearest version that is not known to be damaged: mergd rollback v{answer['nearest']}")
+    else:
+        err.print("no other version is kept: bring its files back from a backup, then mergd verify")
+
+
+def rebuilt(answer: Mapping[str, Any]) -> None:
+    """Say what was made again, and what was not."""
+    out.print(f"{answer['versions']} versions are known again; the head is v{answer['head']}")
+    if answer["aside"]:
+        out.print(f"the old database: {safe(answer['aside'])}")
+    for text in answer["damaged"]:
+        err.print(f"damaged: {safe(text)}")
+    if answer["held"]:
+        out.print(f"not folded as far as is known: {safe(', '.join(answer['held']))}; see: mergd list")
+    out.print("lost with the old database:")
+    lines(f"    {safe(text)}" for text in answer["lost"])
+    out.print("next: mergd verify reads all files")

@@ -18,7 +18,7 @@ from ..state.store import Store
 from . import display, tagging
 from .dropping import decide, describe
 from .naming import find_checkpoint, find_version
-from .retention import PARTS, Keep
+from .retention import Keep
 from .settings import Settings
 from .status import describe_checkpoint, describe_log, describe_version, in_model, known
 from .status import status as describe_status
@@ -65,7 +65,8 @@ def _ask_here(settings: Settings, store: Store, request: "AnyRequest") -> dict[s
     lock.take(f"mergd {request.verb}")
     try:
         with History(store.database, write=True) as history:
-            recover(Commit(store, history), history)
+            if request.verb != "verify":  # which says how it is
+                recover(Commit(store, history), history)
             asked = Ask(request, f"uid {os.getuid()}")
             keep, hooks = Keep.of(settings), list(settings.hooks)
             Desk(history, store, None, None, lambda place: None, hooks, keep).carry_out(asked)
@@ -122,7 +123,7 @@ def store_to_look_at(settings: Settings) -> Store:
     """Return the state's store as whoever we are, for what everybody may read. Raises Misconfigured where there is none."""
     store = Store(settings.state)
     if not store.database.exists():
-        raise Misconfigured(f"{settings.state} holds no merge", "make one: mergd init --help")
+        raise Misconfigured(f"{settings.state} holds no merge", store.way_in())
     return store
 
 
@@ -139,7 +140,7 @@ def open_history(store: Store) -> History:
         if isinstance(full := meaning(error), DiskFull):
             raise full from error
         if not isinstance(error, sqlite3.OperationalError):
-            raise Damaged(f"{store.database}: {error}", "bring a sound copy of it back") from None
+            raise Damaged(f"{store.database}: {error}", "to make it again: mergd rebuild") from None
         raise NotPermitted(
             f"this user may not read {store.database}", f"{store.root}/status.json says how it is"
         ) from error
@@ -228,11 +229,3 @@ def dropping(settings: Settings) -> dict[str, Any]:
     """Return what is kept and what would be dropped now, by these settings; changes nothing."""
     with history_of(settings) as history:
         return describe(decide(history, Keep.of(settings)), store_of(settings))
-
-
-def verify(settings: Settings, version: str | None) -> list[str]:
-    """Return the damaged files of a version, or of all kept ones."""
-    with history_of(settings) as history:
-        versions = [find_version(history, version)] if version else history.versions()
-        store = store_of(settings)
-        return [file for v in versions if v.kept for file in store.damaged(v.number, [p for p in PARTS if v.keeps(p)])]

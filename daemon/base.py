@@ -43,6 +43,7 @@ class Base:
     tied: Mapping[str, str]  # second name -> the name of the weight that it shares
     digest: str  # of its content
     norms: Mapping[str, float]  # Frobenius norm of each weight
+    commit: str | None = None  # of its repository, if it is one
 
     @cached_property
     def by_name(self) -> Mapping[str, Weight]:
@@ -160,7 +161,8 @@ def open_base(place: Path, pins: Mapping[str, Any]) -> Base:
     """Return the base model at a place, with what init found in it: digest, ties, norms. Reads headers only."""
     layout, tied = base_layout(place), pins["tied"]
     weights = fold_weights(layout, tied, pins["convolutions"])
-    return Base(place if place.is_dir() else None, layout, weights, tied, pins["base_digest"], pins["base_norms"])
+    folder = place if place.is_dir() else None
+    return Base(folder, layout, weights, tied, pins["base_digest"], pins["base_norms"], pins.get("base_commit"))
 
 
 def examine(place: Path, progress: Progress, convolutions: str = "sum") -> Base:

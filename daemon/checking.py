@@ -13,7 +13,8 @@ from . import control
 from .admission import Admission
 from .asking import history_of, said_by, store_of, store_to_look_at
 from .base import Base, locate, open_base
-from .folding import Head, fold
+from .drafting import head_at
+from .folding import fold
 from .judging import Known, judged, seen_here
 from .machine import settle_threads
 from .naming import absolute
@@ -77,8 +78,7 @@ def _of_content(
         check_pins(settings, rule, history.pins())
         row = _row(sighting)
         job = job_for(row, candidate, history)
-        parent = job.start.parent
-        head = Head(parent.totals, store.slot_layouts(parent.number)) if parent else Head()
+        head = head_at(job.start.parent, store)
         try:
             result = fold(base, candidate, head, rule, None, settings.memory, progress)
         except Refused as refusal:

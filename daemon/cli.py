@@ -13,7 +13,7 @@ from . import display
 from .cli_checkpoints import approve, check, fold, list_, refuse, remove, retry
 from .cli_keeping import gc, tag
 from .cli_options import ConfigOption, NameOption
-from .cli_service import init, run
+from .cli_service import init, rebuild, run
 from .cli_versions import export, log, pause, replay, resume, rollback, show, status, verify
 from .logs import log_to_stderr
 from .machine import settle_memory
@@ -63,6 +63,7 @@ for command in (
     tag,
     gc,
     export,
+    rebuild,
 ):
     app.command(command.__name__.rstrip("_"))(command)
 

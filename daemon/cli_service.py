@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from . import answers, asking, display
-from .cli_options import ConfigOption, NameOption, config_path
+from .cli_options import ConfigOption, JsonOption, NameOption, config_path, settings_of, show_as
 from .settings import new_config, read_settings, validate, values_of
 
 
@@ -60,3 +60,26 @@ def run(
         Service(settings, lambda: read_settings(path)).run()
     elif asking.run_once(settings) and strict:
         raise typer.Exit(65)
+
+
+def rebuild(
+    context: typer.Context,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also where the database, or a copy of it, is well; it is moved aside.")
+    ] = False,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    name: NameOption = None,
+) -> None:
+    """Make a lost or broken database again from the versions' manifests, and say what they cannot bring back.
+
+    A broken database is moved to STATE/backups, never deleted.
+    """
+    from .progress import Progress
+    from .rebuilding import rebuild as do
+
+    settings = settings_of(context, config, name)
+    asking.become_owner(settings)
+    with display.shown_progress() as show:
+        answer = do(settings, force, Progress(show))
+    show_as(answer, as_json, lambda: answers.rebuilt(answer))

@@ -107,16 +107,20 @@ def replay(
 def verify(
     context: typer.Context,
     version: Annotated[str | None, typer.Argument(help="7, v7, head, a tag; every kept version if left out.")] = None,
+    as_json: JsonOption = False,
     config: ConfigOption = None,
     name: NameOption = None,
 ) -> None:
-    """Read the files of a version again and compare them with its manifest. Exit 74 if one is damaged."""
-    damaged = asking.verify(settings_of(context, config, name), version)
-    for file in damaged:
-        display.err.print(f"damaged: {display.safe(file)}")
-    if damaged:
+    """Read the files of a version again, and hold the database against the folders. Exit 74 if something is damaged.
+
+    What is found is recorded: the head never moves to a damaged version.
+    """
+    from .requests import Verify
+
+    answer = asking.ask(settings_of(context, config, name), Verify(version=version))
+    show_as(answer, as_json, lambda: answers.verified(answer))
+    if not answer["sound"]:
         raise typer.Exit(74)
-    display.out.print("all files are as they were written")
 
 
 def export(

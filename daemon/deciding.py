@@ -5,13 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..state.decided import by_hand
 from ..state.errors import MergdError, NotPermitted, Usage
 from ..state.headers import open_regular, owner_of
 from ..state.history import History
 from ..state.records import Checkpoint, Sighting
 from ..state.users import name_of
 from ..state.wording import quoted
-from .judging import by_hand
 from .naming import find_checkpoint
 from .requests import PREEMPTING, AnyRequest, Approve, Refuse, Retry, Rollback
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ..state.disk_errors import meaning
 from ..state.errors import DiskFull, MergdError, Uncertain, Usage
@@ -15,9 +15,12 @@ from ..state.records import Sighting, Task
 from ..state.store import Store
 from . import deciding, dropping, requests, tagging
 from .control import Answer, Ask
-from .intake import Intake
 from .retention import Keep
-from .tasks import Tasks
+from .verifying import Verifying, verify_here
+
+if TYPE_CHECKING:  # a rollback needs no torch
+    from .intake import Intake
+    from .tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +46,13 @@ class Desk:
         self,
         history: History,
         store: Store,
-        intake: Intake | None,
-        tasks: Tasks | None,
+        intake: "Intake | None",
+        tasks: "Tasks | None",
         sight: Callable[[Path], Sighting | None],
         hooks: list[str],
         keep: Keep,
     ) -> None:
+        self.verifying: Verifying | None = None  # where files are read aside, if anywhere
         self.again: set[int] = set()  # checkpoints that a person wants back
         self._history, self._store, self._intake, self._tasks = history, store, intake, tasks
         self._sight, self.hooks, self.keep = sight, hooks, keep
@@ -112,7 +116,7 @@ class Desk:
                 return self._begin_task(ask, request)
         return self._look_after(ask)
 
-    def _look_after(self, ask: Ask) -> Answer:
+    def _look_after(self, ask: Ask) -> Answer | None:
         match ask.request:
             case requests.Tag() as request:
                 return tagging.tag(request, self._history, ask.who)
@@ -134,7 +138,7 @@ class Desk:
         self.waiting.append(_Waiting(ask, task=task.id, plan=plan.describe()))
         return None
 
-    def _decide(self, ask: Ask) -> Answer:
+    def _decide(self, ask: Ask) -> Answer | None:
         match ask.request:
             case requests.Approve() as request:
                 return deciding.approve(request, self._history, ask.who)
@@ -142,6 +146,11 @@ class Desk:
                 return deciding.refuse(request, self._history, ask.who)
             case requests.Retry() as request:
                 return deciding.retry(request, self._history, ask.who)
+            case requests.Verify() as request:
+                if self.verifying is None:
+                    return verify_here(request, self._history, self._store)
+                self.verifying.begin(ask, request)
+                return None
         raise Usage(f"nobody does {ask.request.verb}")
 
     def say(self, progress: str) -> None:
@@ -189,6 +198,8 @@ class Desk:
         for waiting in self.waiting:
             waiting.ask.error(error)
         self.waiting.clear()
+        if self.verifying is not None:
+            self.verifying.close(error)
 
 
 def as_answer(error: Exception) -> MergdError:

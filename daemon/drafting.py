@@ -15,12 +15,12 @@ from ..state.records import ADMITTED, Drafted, Verdict, Version
 from ..state.store import Draft, Store
 from .folding import FoldResult, Head, fold
 from .forming import content_digest
-from .judging import Job, Known, Turned, held_at_start, judged, seen_here
-from .manifests import digest_of, manifest
+from .judging import Job, Known, Turned, contribution_of, held_at_start, judged, seen_here
 from .opening import Merge
 from .pinning import pin
 from .progress import Progress
 from .publishing import Published, publish
+from .sealing import contents_of_manifest, digest_of
 from .settings import Settings
 
 
@@ -69,7 +69,7 @@ class Drafting:
     def _make(self, job: Job, draft: Draft, progress: Progress) -> Outcome:
         """The way of a draft, in order."""
         settings, merge, parent = self.settings, self.merge, job.start.parent
-        head = Head(parent.totals, self._store.slot_layouts(parent.number)) if parent else Head()
+        head = head_at(parent, self._store)
         result = fold(merge.base, job.candidate, head, merge.rule, draft, settings.memory, progress)
         drafted = judged(job, result, merge)
         if not isinstance(drafted, Drafted):
@@ -110,5 +110,14 @@ class Drafting:
             bytes_written=result.bytes_written + published.bytes_written,
             gates=tuple(self.merge.gates),
         )
-        self._commit.seal(draft, manifest(version, job.checkpoint, result.digest, self.merge, result, published))
+        about, brought = replace(job.checkpoint, digest=result.digest), contribution_of(job, result)
+        contents = contents_of_manifest(version, about, self.settings, self.merge, result, published, brought)
+        self._commit.seal(draft, contents)
         return Made(draft, version, result)
+
+
+def head_at(parent: Version | None, store: Store) -> Head:
+    """Return what a fold onto a version starts from. Raises DamagedFiles where its slots are not as they were written."""
+    if parent is None:
+        return Head()
+    return Head(parent.totals, store.slot_layouts(parent.number), store.slot_sums(parent.number))

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..plugins.formats.interface import Candidate, Contents
 from ..plugins.rules._sums import inner, square
 from ..plugins.rules.interface import NOTHING, Folded, LowRank, Rule, Slots, Statistic, Sum, Update
-from ..state.errors import Busy, Damaged, Unavailable
+from ..state.errors import Busy, DamagedFiles, Unavailable
 from ..state.reading import TORCH_DTYPE, Reader
 from ..state.records import Counts, FileDigest, Layout, Readout, Totals, Weight, WeightReport
 from ..state.store import Draft
@@ -38,6 +38,7 @@ class Head:
 
     totals: Totals = field(default_factory=Totals)
     slots: Mapping[SlotKey, Layout] = field(default_factory=dict)
+    sums: Mapping[str, str] = field(default_factory=dict)  # sha256 of each file of the slots, by its path
 
 
 @dataclass
@@ -69,7 +70,8 @@ def fold(
 
     `memory` bounds the working buffers of blocks, in bytes; a matrix that a rule needs whole is held whole.
     `act` may be "remove", where all statistics are sums: then its terms are taken out again.
-    Raises Busy if the candidate changed or shrank meanwhile, Refused if tied weights differ, Abandoned on request.
+    Raises Busy if the candidate changed or shrank meanwhile, Refused if tied weights differ, DamagedFiles if the head's
+    slots are not as they were written, Abandoned on request.
     """
     with ExitStack() as stack:
         trip = _Trip(base, candidate, head, rule, draft, memory, progress, stack, act)
@@ -79,6 +81,7 @@ def fold(
         trip.read_the_rest()
         if not trip.candidate.same_as_before():
             raise Busy(f"{candidate.name} was changed while it was folded")
+        trip.check_slots()
         return trip.finish()
 
 
@@ -90,6 +93,7 @@ def keep(base: Base, head: Head, rule: Rule, draft: Draft, memory: int, progress
     with ExitStack() as stack:
         trip = _Trip(base, NOBODY, head, rule, draft, memory, progress, stack, "keep")
         trip.all_weights("copying")
+        trip.check_slots()
         return trip.finish()
 
 
@@ -117,7 +121,9 @@ class _Trip:
         self._memory, self._progress, self._stack = memory, progress, stack
         self._base = stack.enter_context(Reader(base.layout))
         self.candidate = stack.enter_context(Reader(candidate.contents.layout))
-        self._kept = {key: stack.enter_context(Reader(layout)) for key, layout in head.slots.items()}
+        self._kept = {
+            key: stack.enter_context(Reader(layout, hashed=bool(head.sums))) for key, layout in head.slots.items()
+        }
         plans = enumerate(plan_slots(base, rule).items() if draft else (), start=1)
         self._slots = {key: stack.enter_context(self._slot_writer(i, key, planned)) for i, (key, planned) in plans}
         self._vectors, self._sketch = Forming(candidate, self._base, self.candidate), Sketch()
@@ -236,6 +242,13 @@ class _Trip:
         self._vectors.read_the_rest(self._memory, self._progress)
         self._vectors.check_ties()
 
+    def check_slots(self) -> None:
+        """Raise DamagedFiles unless what was read of the head is what was once written: nothing is folded onto else."""
+        spoilt = [path for reader in self._kept.values() for path in reader.unlike(self._head.sums)]
+        if spoilt:
+            names = ["/".join(Path(path).parts[-3:]) for path in spoilt]
+            raise DamagedFiles(f"{', '.join(names)} is not as it was written: nothing was folded onto it", *names)
+
     def finish(self) -> FoldResult:
         """Close the files that were written, and add up."""
         slots, files = [], []
@@ -260,11 +273,11 @@ class _Trip:
 
 @contextmanager
 def _ours() -> Iterator[None]:
-    """Raise Damaged where slots of the head cannot be read: they are no checkpoint's."""
+    """Raise DamagedFiles where slots of the head cannot be read: they are no checkpoint's."""
     try:
         yield
     except Unavailable as error:
-        raise Damaged(f"{error}; it is a file of the head", "roll back to a version whose files are whole") from error
+        raise DamagedFiles(f"{error}; it is a file of the head") from error
 
 
 @dataclass

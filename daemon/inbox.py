@@ -7,7 +7,7 @@ from ..state.errors import Busy
 from .control import Ask
 
 STOPPING = Busy("mergd is stopping", "ask again once it runs")
-Message = Literal["rescan", "upkeep", "reload", "look"] | Ask
+Message = Literal["rescan", "upkeep", "scrub", "reload", "look"] | Ask
 
 
 class Inbox:

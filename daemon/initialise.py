@@ -61,7 +61,7 @@ def initialise(settings: Settings, config: Path, progress: Progress) -> Initiali
     try:
         with History(store.database, write=True) as history:
             history.pin(pins_of(settings, rule, base, commit))
-            seen = _take_existing(settings, history)
+            seen = take_existing(settings, history)
     finally:
         lock.release()
     write_config(settings.model_copy(update={"parameters": parameters_of(rule)}), config)
@@ -69,16 +69,17 @@ def initialise(settings: Settings, config: Path, progress: Progress) -> Initiali
     return Initialised(base, cost, slots_bytes(base, rule), spilled_bytes(base, rule), seen)
 
 
-def _take_existing(settings: Settings, history: History) -> list[Checkpoint]:
-    """Record what lies in the watched folder already, by name, as the setting `existing` says.
+def take_existing(settings: Settings, history: History) -> list[Checkpoint]:
+    """Record what lies in the watched folder already, by name, as the setting `existing` says; returns what is new.
 
     What is to be folded settles first, as whatever arrives: nobody says that its copy is whole.
     """
-    how = settings.existing
+    how, new = settings.existing, []
     for sighting in make_source(settings).scan(None).sightings:
-        reasons = () if how == "fold" else (_existing(how, sighting.place),)
-        history.checkpoints.add(sighting, AS_EXISTING[how], *reasons)
-    return history.checkpoints.all()
+        if not history.checkpoints.placed(sighting.place):
+            reasons = () if how == "fold" else (_existing(how, sighting.place),)
+            new.append(history.checkpoints.add(sighting, AS_EXISTING[how], *reasons))
+    return new
 
 
 def _existing(how: str, place: str) -> Reason:

@@ -4,9 +4,10 @@ Pure: all that it needs of the past comes with the job.
 """
 
 from dataclasses import dataclass, field
+from math import sqrt
 
 from ..plugins.formats.interface import Candidate
-from ..state.decided import Decision, Decisions
+from ..state.decided import Decisions, by_hand
 from ..state.records import (
     ADMITTED,
     Checkpoint,
@@ -125,13 +126,13 @@ def drafted_of(job: Job, result: FoldResult, base: Base) -> Drafted:
     )
 
 
+def contribution_of(job: Job, result: FoldResult) -> Contribution:
+    """Return what a fold brought, for those after it."""
+    norm = sqrt(sum(report.task_norm**2 for report in result.reports.values()))
+    return Contribution(job.number, job.checkpoint.name, job.checkpoint.contributor, norm, result.sketch)
+
+
 def _strength(candidate: Candidate) -> tuple[int, float]:
     """Return the largest rank and the largest scale of an adapter's products, zeros for new values."""
     each = [part.strength for part in candidate.parts.values()]
     return max((rank for rank, _ in each), default=0), max((scale for _, scale in each), key=abs, default=0.0)
-
-
-def by_hand(refusal: Decision, place: str) -> Reason:
-    """Return the reason that a person's refusal is."""
-    found = f"refused by {refusal.who}: {refusal.why}"
-    return Reason("refused-by-hand", found, "what nobody refused", f"to take it back: mergd retry {quoted(place)}")

@@ -15,9 +15,20 @@ from typing import Any, Self
 
 from ..state.committing import Commit
 from ..state.disk_errors import meaning
-from ..state.errors import Abandoned, Busy, DiskFails, DiskFull, MergdError, Misconfigured, Unavailable
+from ..state.errors import (
+    Abandoned,
+    Busy,
+    Damaged,
+    DamagedFiles,
+    DiskFails,
+    DiskFull,
+    MergdError,
+    Misconfigured,
+    Unavailable,
+)
 from ..state.history import History
 from ..state.lock import Lock
+from ..state.records import Version
 from ..state.store import Store
 from .control import Answer, Ask
 from .deciding import preempts
@@ -29,11 +40,12 @@ from .intake import Intake
 from .judging import Job, Known, Turned
 from .opening import make_source, open_merge, reopen_merge
 from .progress import Progress
-from .recovery import check_head, recover
+from .recovery import recover
 from .remaking import Remade, Remake, Remaking
-from .requests import AnyRequest, Retry
+from .requests import AnyRequest, Retry, Rollback
 from .retention import Keep
 from .scanning import Scanning
+from .scrubbing import Scrubbing
 from .settings import Settings
 from .status import known, write_log, write_status
 from .tasks import Tasks
@@ -70,7 +82,7 @@ class Loop:
 
     def __enter__(self) -> Self:
         if not self._store.database.exists():
-            raise Misconfigured(f"{self.settings.state} holds no merge", "make one: mergd init --help")
+            raise Misconfigured(f"{self.settings.state} holds no merge", self._store.way_in())
         self._store.make_room()
         self._lock.take(self._doing)
         try:
@@ -104,8 +116,12 @@ class Loop:
         recover(commit, history)
         with self._minding_the_disk():
             self._worker.after_move()
-        self._hands: Hands[Job | Remake] = Hands(settings.threads, lambda: self.post("look"))
-        self._upkeep = Upkeep(store.database, lambda: self.post("look"))
+        wake = partial(self.post, "look")
+        self._hands: Hands[Job | Remake] = Hands(settings.threads, wake)
+        self._upkeep = Upkeep(store.database, wake)
+        self._scrubbing = Scrubbing(store, history, lambda: self.settings.scrub, lambda: self._desk.hooks, wake)
+        self._desk.verifying = self._scrubbing.verifying
+        self._scrubbing.look_at_head()
         self.tell(log_too=True)
 
     def __exit__(self, *error: object) -> None:
@@ -121,6 +137,7 @@ class Loop:
             self._intake.close()
             self._hands.close()
             self._upkeep.close()
+            self._scrubbing.close()
             self._history.close()
             self._lock.release()
 
@@ -137,10 +154,6 @@ class Loop:
         """Tell everybody who still waits for an answer that there will be none."""
         self._desk.close(STOPPING)
         self._inbox.close()
-
-    def check_head(self) -> None:
-        """Raise Damaged if what is published is not as it was written."""
-        check_head(self._store, self._history)
 
     def watch(self, events: bool) -> None:
         """Let the watched folder's events wake the scan, or no more."""
@@ -166,6 +179,7 @@ class Loop:
         with self._minding_the_disk():
             self._record_ends()
             self._upkeep.take()
+            self._scrub()
             if self._worker.disk.trouble and self._worker.disk.suffices():
                 self._scanning.hint()
             if self._scanning.patience == 0:
@@ -191,17 +205,28 @@ class Loop:
                 raise known from error
             self._worker.disk.fail(known)
 
+    def _scrub(self) -> None:
+        """Go on reading what is due or asked for, and let follow what follows from what was found."""
+        mending = self._tasks.waits() or isinstance(self._hands.job, Remake)
+        if self._scrubbing.turn(folding=self._hands.job is not None, mending=mending):
+            self._worker.after_move()
+            self.tell(log_too=True)
+
     def _stuck(self) -> MergdError | None:
         """Return what keeps an asked fold from being done now."""
         if self._hands.job is not None:
             return None
         if self._worker.trouble:
             return Unavailable(self._worker.trouble, "it stays queued, and is folded when that is mended")
+        if self._scrubbing.trouble:
+            return self._damage()
         return Busy("folding is paused", "it stays queued; to go on: mergd resume") if self._history.paused() else None
 
     def left_over(self) -> MergdError | None:
         """Return what kept ready checkpoints from being folded; that it is paused is as somebody wanted it."""
         ready = len(self._history.checkpoints.ready())
+        if self._scrubbing.trouble or self._scrubbing.fell_back:
+            return self._damage()
         if self.trouble:
             return Unavailable(self.trouble, "nothing is lost: run it again when that is mended")
         if ready and self._history.paused():
@@ -210,10 +235,15 @@ class Loop:
             return Unavailable(f"{ready} checkpoints wait for another attempt", "the log says why; run it again")
         return None
 
+    def _damage(self) -> Damaged:
+        """Return what was found wrong with the head, as what pauses folding says it."""
+        paused = self._history.paused()
+        return Damaged(paused["why"] if paused else self._scrubbing.trouble, "mergd status says how to go on")
+
     def idle(self) -> bool:
         """Whether nothing is folding, about to be folded, being hashed or about to be quiet."""
-        resting = self._hands.free and self._upkeep.resting and not self._scanning.planned and not self._intake.hashing
-        return resting and not self._can_work() and self._inbox.empty()
+        resting = self._hands.free and self._upkeep.resting and self._scrubbing.resting and not self._intake.hashing
+        return resting and not self._scanning.planned and not self._can_work() and self._inbox.empty()
 
     def ask(self, request: AnyRequest) -> Answer:
         """Carry out a request here and now, as a daemon would; returns its result or raises its error."""
@@ -249,15 +279,7 @@ class Loop:
 
     def _act_on(self, message: Message) -> None:
         if isinstance(message, Ask):
-            try:
-                if preempts(message.request, self._history, isinstance(self._hands.job, Remake)):
-                    self._abandon()
-            finally:
-                self._desk.carry_out(message)
-            if isinstance(message.request, Retry):
-                self._rescan()
-            self._worker.after_move()
-            self.tell(log_too=True)
+            self._carry_out(message)
         elif message == "rescan":
             self._scanning.hint()
         elif message == "upkeep":
@@ -265,8 +287,23 @@ class Loop:
             self._history.tidy()
             self._upkeep.begin()
             self.tell(log_too=True)
+        elif message == "scrub":
+            self._scrubbing.hint()
         elif message == "reload":
             self._reload()
+
+    def _carry_out(self, ask: Ask) -> None:
+        try:
+            if preempts(ask.request, self._history, isinstance(self._hands.job, Remake)):
+                self._abandon()
+        finally:
+            self._desk.carry_out(ask)
+        if isinstance(ask.request, Retry):
+            self._rescan()
+        if isinstance(ask.request, Rollback):
+            self._scrubbing.hint()  # what was trusted is read
+        self._worker.after_move()
+        self.tell(log_too=True)
 
     def _reload(self) -> None:
         """Read the configuration again; a bad one is told of, and the old one stays."""
@@ -315,7 +352,11 @@ class Loop:
         self._worker.held_up = f"paused: {lacking}" if lacking else ""
         if lacking is not None:
             return
-        job = self._worker.begin(row, again=row.id in self._desk.again)
+        try:
+            job = self._worker.begin(row, again=row.id in self._desk.again)
+        except DamagedFiles as error:
+            self._contain(self._history.head(), error)
+            return
         if job is None:
             self._settle_soon(row.id)
             return
@@ -359,13 +400,22 @@ class Loop:
         """Record how work ended; what the history has no room for stays here until it has."""
         while self._ended:
             job, error = self._ended[0]
-            if isinstance(job, Remake):
-                self._tasks.give_up(job, error)
-            else:
-                self._worker.give_up(job, error)
+            start = job.start if isinstance(job, Remake) else job.start.parent
+            try:
+                if isinstance(job, Remake):
+                    self._tasks.give_up(job, error)
+                else:
+                    self._worker.give_up(job, error)
+            except DamagedFiles as damage:
+                self._contain(start, damage)
             self._ended.pop(0)
             if isinstance(job, Job):
                 self._settle_soon(job.checkpoint.id)
+
+    def _contain(self, version: Version | None, damage: DamagedFiles) -> None:
+        """Let nothing be folded onto a version whose files are damaged; what is served may be sound."""
+        assert version is not None, "before the first version there are no files"
+        self._scrubbing.contain(version, damage.files, folding=True)
 
     def _settle_soon(self, row: int) -> None:
         """Have a checkpoint that settles again looked at, once it may be quiet."""
@@ -398,7 +448,7 @@ class Loop:
     @property
     def trouble(self) -> str:
         """What keeps it from going on by itself: a full disk, a watched folder that is gone."""
-        return self._worker.trouble or self._scanning.trouble
+        return self._worker.trouble or self._scanning.trouble or self._scrubbing.trouble
 
     def _live(self) -> dict[str, Any]:
         """Return what only this process knows."""

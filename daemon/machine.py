@@ -1,6 +1,8 @@
-"""Fixes what torch and the allocator would else choose by machine, load or history: threads, routes, kept memory."""
+"""The machine: what torch and the allocator would else choose by it is fixed, and what is left is told."""
 
 import ctypes
+import platform
+from importlib.metadata import version
 
 RETURNED = 1 << 22  # bytes: a block of at least this size goes back to the system when it is freed
 M_MMAP_THRESHOLD = -3  # glibc, malloc.h
@@ -22,3 +24,15 @@ def settle_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # another C library may have none
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, RETURNED)
+
+
+def made_on() -> dict[str, str]:
+    """Return what may change the last bit of a result, besides what is pinned."""
+    import torch
+
+    return {
+        "mergd": version("mergd"),
+        "torch": torch.__version__,
+        "processor": platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }

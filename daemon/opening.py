@@ -155,4 +155,4 @@ def pinned_base(settings: Settings, pins: Mapping[str, Any], progress: Progress)
             f"but this state was made with {pins['base_digest'][:12]}",
             "bring the old base model back, or make a new state with mergd init",
         )
-    return again
+    return replace(again, commit=pins["base_commit"])

@@ -24,7 +24,9 @@ from .base import Base, float32_bytes, row_blocks
 from .progress import Progress
 from .settings import Settings
 
-ENOUGH = 2**20  # bytes of untouched weights, from which on they are published apart
+# Bytes, from which on untouched weights are published apart, and a side file is linked: what is damaged in a linked file is
+# damaged in every version that has it.
+ENOUGH = 2**20
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".npz",
            ".onnx_data", ".tflite", ".mlmodel", ".safetensors.index.json", ".bin.index.json", ".h5.index.json")  # fmt: skip
 NOT_COPIED = ("readme", ".git", "trainer_state.json", "training_args")  # by how the name begins
@@ -200,7 +202,7 @@ def _copy_side_files(
         if str(path) == "config.json":
             data = _true_config(data, base, out_dtype)
         digests.append(FileDigest(str(path), len(data), hashlib.sha256(data).hexdigest()))
-        if not linking.same(digests[-1], target / path):
+        if len(data) < ENOUGH or not linking.same(digests[-1], target / path):
             write_file(target / path, data, PUBLIC_FILE)
     return digests
 

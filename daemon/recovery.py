@@ -3,10 +3,10 @@
 import logging
 
 from ..state.committing import Commit
-from ..state.errors import Damaged
+from ..state.errors import DamagedFiles
 from ..state.history import History
-from ..state.records import Checkpoint, Reason
-from ..state.store import Store
+from ..state.records import Checkpoint, Reason, Version
+from ..state.store import Store, size_of
 from ..state.wording import decide
 
 log = logging.getLogger(__name__)
@@ -24,12 +24,23 @@ def recover(commit: Commit, history: History) -> None:
 
 
 def check_head(store: Store, history: History) -> None:
-    """Raise Damaged if the head's published files are not as they were written: it is neither served nor folded on."""
+    """Raise DamagedFiles if the head is known to be damaged, or its published files have other sizes: it is not folded onto."""
     head = history.head()
-    if head is not None and not store.whole(head.number):
-        raise Damaged(
-            f"the published files of {head} are not as they were written", "see mergd log, then mergd rollback"
-        )
+    if head is None:
+        return
+    if head.damaged is not None:
+        raise DamagedFiles(f"{head} is damaged: {head.damaged}", *head.damaged.split(", "))
+    if files := damage_of(head, store):
+        raise DamagedFiles(f"the published files of {head} are not as they were written", *files)
+
+
+def damage_of(version: Version, store: Store) -> list[str]:
+    """Return which published files of a version are gone, or have another size than was written; reads none of them."""
+    try:
+        promised = store.promised(version.number, "model")
+    except DamagedFiles as error:
+        return list(error.files)
+    return [name for name, file in promised.items() if size_of(store.root / name) != file.size]
 
 
 def wait_again(row: Checkpoint, history: History, strikes: int = STRIKES) -> Checkpoint:

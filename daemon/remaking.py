@@ -5,22 +5,24 @@ It runs on the folding thread and touches only files, as drafting does: no row o
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 from ..plugins.formats.interface import Candidate
 from ..state.clock import utc_now
 from ..state.committing import Commit
-from ..state.errors import Busy, Damaged, Refused
+from ..state.errors import Busy, Damaged, DamagedFiles, Refused
 from ..state.linking import Linking
-from ..state.records import ADMITTED, Checkpoint, Sighting, Task, Version
+from ..state.records import ADMITTED, Checkpoint, Contribution, Sighting, Task, Version
 from ..state.store import Draft, Store
 from .admission import Admission
+from .drafting import head_at
 from .folding import FoldResult, Head, fold, keep
-from .manifests import digest_of, manifest, slots_of
 from .opening import Merge
 from .progress import Progress
 from .publishing import Published, publish
 from .replaying import Route, Step
+from .sealing import contents_of_manifest, digest_of, slots_of
 from .settings import Settings
 
 
@@ -78,7 +80,7 @@ class Remaking:
     def _take(self, job: Remake, draft: Draft, progress: Progress) -> FoldResult:
         """Take every step; each but the last is written aside, where only the next one reads it."""
         base, rule, memory = self.merge.base, self.merge.rule, self.settings.memory
-        head = Head(job.start.totals, self._store.slot_layouts(job.start.number)) if job.start else Head()
+        head = head_at(job.start, self._store)
         if not job.route.steps:
             return keep(base, head, rule, draft, memory, progress)
         aside: list[Draft] = []
@@ -111,8 +113,8 @@ class Remaking:
             raise Busy(f"the source of {row.name} holds other content now", "bring the old one back")
         if step.makes is None:
             return
-        before = self._store.manifest(step.makes)
-        if slots_of(result.slots) != slots_of(before["slots"]):
+        before = self._readable_manifest(step.makes)
+        if before and slots_of(result.slots) != slots_of(before["slots"]):
             raise Damaged(f"repeating v{step.makes} gave other slots than it has", _elsewhere(before))
 
     def _publish(self, job: Remake, draft: Draft, result: FoldResult, progress: Progress) -> Remade:
@@ -122,15 +124,34 @@ class Remaking:
             self._store, job.parent
         )  # of a known version, nothing: what is damaged may be linked elsewhere
         published = publish(self.merge.base, result.readouts, scale, draft, self._as_before(job), progress, linking)
-        about, version = job.about, job.known
-        if version is None:
-            version = self._row(job, result, published, scale, progress)
-        elif digest_of(result, published) != version.digest:
-            before = self._store.manifest(version.number)
-            raise Damaged(f"repeating {version} gave other bytes than it had", _elsewhere(before))
-        digest = about.digest if about else None
-        self._commit.seal(draft, manifest(version, about, digest, self.merge, result, published))
+        if job.known is not None:
+            self._compare_known(job.known, digest_of(result, published))
+        version = job.known or self._row(job, result, published, scale, progress)
+        self._commit.seal(draft, self._manifest(job, version, result, published))
         return Remade(draft, version, result)
+
+    def _compare_known(self, version: Version, digest: str) -> None:
+        """Hold what came out against what it was. Raises Damaged."""
+        if digest != version.digest:
+            before = self._readable_manifest(version.number)
+            raise Damaged(f"repeating {version} gave other bytes than it had", _elsewhere(before))
+
+    def _manifest(self, job: Remake, version: Version, result: FoldResult, published: Published) -> dict[str, Any]:
+        """Return the manifest that a known version has, if it is sound, else a new one."""
+        before = self._readable_manifest(version.number) if job.known else {}
+        if before:
+            return before
+        row, brought = job.about, None
+        if version.cause == "fold" and row is not None and job.route.steps:
+            norm = sqrt(sum(report.task_norm**2 for report in result.reports.values()))
+            brought = Contribution(version.number, row.name, row.contributor, norm, result.sketch)
+        return contents_of_manifest(version, row, self.settings, self.merge, result, published, brought)
+
+    def _readable_manifest(self, number: int) -> dict[str, Any]:
+        try:
+            return self._store.manifest(number)
+        except DamagedFiles:
+            return {}
 
     def _row(self, job: Remake, result: FoldResult, published: Published, scale: float, progress: Progress) -> Version:
         return Version(
@@ -154,7 +175,7 @@ class Remaking:
         """Return the settings with which a known version was published: they decide how its weights are sharded."""
         if job.known is None:
             return self.settings
-        shard_size = self._store.manifest(job.number).get("shard_size", self.settings.shard_size)
+        shard_size = self._readable_manifest(job.number).get("shard_size", self.settings.shard_size)
         return self.settings.model_copy(update={"shard_size": shard_size})
 
 

@@ -92,4 +92,4 @@ def by_replay(version: Version) -> bool:
 
 def sound(version: Version) -> bool:
     """Whether a version's slots are there, and nobody knows of any damage."""
-    return version.slots_kept and version.damaged is None
+    return version.slots_kept and not version.harmed("slots")

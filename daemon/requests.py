@@ -116,6 +116,13 @@ class Replay(_Request):
     plan: bool = False
 
 
+class Verify(_Request):
+    """Read the files of a version, or of all, again, and hold the database against the folders."""
+
+    verb: Literal["verify"] = "verify"
+    version: str | None = None
+
+
 class Look(_Request):
     """Say whether the daemon can read what lies at a place; changes nothing."""
 
@@ -124,7 +131,7 @@ class Look(_Request):
 
 
 AnyRequest = (
-    Rollback | Pause | Resume | Fold | Approve | Refuse | Retry | Tag | Untag | Gc | Remove | Replay | Look
+    Rollback | Pause | Resume | Fold | Approve | Refuse | Retry | Tag | Untag | Gc | Remove | Replay | Verify | Look
 )  # fmt: skip
 REQUEST: TypeAdapter[AnyRequest] = TypeAdapter(Annotated[AnyRequest, Field(discriminator="verb")])
 PREEMPTING = (Rollback, Pause, Refuse)  # these abandon a running fold, whose checkpoint waits again
@@ -145,10 +152,7 @@ def rollback(request: Rollback, history: History, store: Store, hooks: list[str]
     if head is None:
         raise Usage("there is no version yet", "fold a checkpoint first")
     target = find_version(history, request.version) if request.version else _before(history, head)
-    if not target.kept:
-        raise Usage(f"the files of {target} were dropped by retention", f"kept are: {_kept(history)}")
-    if not store.whole(target.number):
-        raise Damaged(f"the files of {target} are not as they were written", "roll back to another version: mergd log")
+    _check_target(target, history, store)
     if request.pause:
         history.pause(who, f"rolled back to {target}")
     if target.number != head.number:
@@ -157,7 +161,7 @@ def rollback(request: Rollback, history: History, store: Store, hooks: list[str]
     return {
         "head": target.number,
         "before": head.number,
-        "out": _taken_out(history, head, target),
+        "out": taken_out(history, head, target),
         "paused": request.pause,
         "slots_kept": target.slots_kept,
     }
@@ -172,6 +176,26 @@ def _follow(commit: Commit, head: Version) -> None:
         raise Unavailable(f"the head is {head} now, but models/current cannot follow it yet: {error}", hint) from error
 
 
+def _check_target(target: Version, history: History, store: Store) -> None:
+    """Raise Usage if a version's files were dropped, Damaged if they are known to be damaged or do not look as written.
+
+    Nothing is read: sizes and times are trusted, and what was found when they were last read.
+    """
+    if not target.model_kept:
+        raise Usage(f"the files of {target} were dropped by retention", f"kept are: {_kept(history)}")
+    others = [version for version in history.besides_head() if version.number != target.number]
+    hint = f"nearest sound one: mergd rollback {others[0]}" if others else "bring its files back, then mergd verify"
+    if target.damaged is not None:
+        raise Damaged(f"{target} is damaged: {target.damaged}", hint)
+    if not store.whole(target.number):
+        raise Damaged(f"the files of {target} are not as they were written", hint)
+    if changed := store.changed(target.stamps, "model"):
+        hint = (
+            f"to have them read: mergd verify {target}; it says whether {target} is sound, and then you can roll back"
+        )
+        raise Damaged(f"{target} was touched since it was written: {', '.join(changed)}", hint)
+
+
 def _before(history: History, head: Version) -> Version:
     before = history.moves(1)[0].from_version
     version = history.version(before) if before is not None else None
@@ -184,7 +208,7 @@ def _kept(history: History) -> str:
     return ", ".join(str(version) for version in history.with_files() if version.kept)
 
 
-def _taken_out(history: History, head: Version, target: Version) -> list[dict[str, Any]]:
+def taken_out(history: History, head: Version, target: Version) -> list[dict[str, Any]]:
     """Return the checkpoints that were in the model at `head` and are not at `target`, in the order of their folds."""
     stay = {version.number for version in history.lineage(target.number)}
     gone = [v for v in reversed(history.lineage(head.number)) if v.number not in stay and v.checkpoint is not None]

@@ -20,6 +20,7 @@ from .settings import Settings
 log = logging.getLogger(__name__)
 
 UPKEEP_EVERY = 3600  # seconds
+SCRUB_EVERY = 3600  # seconds between looks at what is due
 LOG_EVERY = 10.0  # seconds between lines about a running fold
 JOB = {"misfire_grace_time": None, "coalesce": True, "max_instances": 1}  # late is better than never, once is enough
 
@@ -36,7 +37,6 @@ class Service:
     def run(self) -> None:
         """Start, loop until a signal says to stop, and stop. Raises what only the operator can mend."""
         with self._loop:
-            self._loop.check_head()
             control = self._start()
             try:
                 notify("READY=1", "STATUS=waiting for checkpoints")
@@ -63,9 +63,11 @@ class Service:
         self._loop.watch(self._settings.events)
         self._clock.add_job(self._loop.post, "interval", ["rescan"], seconds=self._settings.rescan, id="rescan", **JOB)
         self._clock.add_job(self._loop.post, "interval", ["upkeep"], seconds=UPKEEP_EVERY, id="upkeep", **JOB)
+        self._clock.add_job(self._loop.post, "interval", ["scrub"], seconds=SCRUB_EVERY, id="scrub", **JOB)
         self._clock.start()
         self._loop.post("rescan")
         self._loop.post("upkeep")
+        self._loop.post("scrub")
         return control
 
     def _stop(self, control: Control) -> None:

@@ -152,6 +152,8 @@ class Settings(BaseModel):
     """How many of the newest versions keep their slots, which folding on needs, with their model; 0: all that keep it."""
     disk: ByteSize = Field(default=ByteSize(0), ge=0)
     """The most that the state may take on disk, such as `500GB`: folding waits for room. 0: all that is free."""
+    scrub: Annotated[Duration, BeforeValidator(_switched)] = 30 * 86400.0
+    """How often every kept file is read again and compared with what was written, such as `30d`; 0: never by itself."""
     limits: Limits = Limits()
     """What the built-in gate holds a checkpoint for until a person approves it; 0 or false switches a limit off."""
     archive: ArchiveSettings = ArchiveSettings()

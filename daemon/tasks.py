@@ -14,7 +14,7 @@ from typing import Any
 from ..state.archive import Archive
 from ..state.committing import Commit
 from ..state.disk_errors import meaning
-from ..state.errors import Abandoned, DiskFails, DiskFull, MergdError, Unavailable, Uncertain, Usage
+from ..state.errors import Abandoned, DamagedFiles, DiskFails, DiskFull, MergdError, Unavailable, Uncertain, Usage
 from ..state.history import History
 from ..state.records import Checkpoint, Move, Sighting, Task, Version
 from ..state.store import Store
@@ -27,7 +27,7 @@ from .pinning import Sources
 from .publishing import slots_bytes, spilled_bytes, version_bytes
 from .recovery import STRIKES
 from .remaking import Remade, Remake
-from .replaying import Route, Step, route_to, route_without, sound
+from .replaying import Route, Step, route_to, route_without
 from .room import lacking
 from .settings import Settings
 
@@ -119,7 +119,7 @@ class Tasks:
 
     def _replay(self, task: Task, text: str) -> Plan:
         version = find_version(self._history, text)
-        if version.model_kept and sound(version):
+        if version.kept and version.slots_kept:
             raise Usage(f"the files of {version} are there", f"to go back to it: mergd rollback {version}")
         route, sightings = self._possible([route_to(version.number, self._version)], None)
         job = self._job(task, version.number, route, sightings)
@@ -234,6 +234,8 @@ class Tasks:
                 self._later = time.monotonic() + RETRY_AFTER
             case MergdError():
                 self._end(job.task, known)
+                if isinstance(known, DamagedFiles):
+                    raise known
             case _:
                 log.error("%s failed", job.name, exc_info=error)
                 self._end(job.task, MergdError(f"unforeseen: {type(error).__name__}: {error}", "the log says more"))

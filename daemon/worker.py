@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from math import sqrt
 from pathlib import Path
 
 from ..plugins.formats.interface import Candidate
@@ -19,6 +18,7 @@ from ..state.errors import (
     Abandoned,
     Busy,
     Damaged,
+    DamagedFiles,
     DiskFails,
     DiskFull,
     Misconfigured,
@@ -27,7 +27,7 @@ from ..state.errors import (
     Uncertain,
 )
 from ..state.history import History
-from ..state.records import ADMITTED, Checkpoint, Contribution, Move, Reason, Sighting
+from ..state.records import ADMITTED, Checkpoint, Move, Reason, Sighting
 from ..state.store import Store
 from ..state.wording import quoted
 from . import replacing
@@ -35,7 +35,7 @@ from .admission import Admission
 from .disk import RETRY_AFTER, Disk
 from .drafting import Made, Outcome
 from .dropping import decide, drop
-from .judging import Job, Known, Past, Turned
+from .judging import Job, Known, Past, Turned, contribution_of
 from .opening import Merge
 from .pinning import still_pinned
 from .publishing import spilled_bytes, version_bytes
@@ -85,8 +85,8 @@ class Worker:
     def begin(self, row: Checkpoint, *, again: bool = False) -> Job | None:
         """Read a ready checkpoint's headers again, write the attempt and return the job.
 
-        None if the disk is too full, or if it is not ready after all: then it settles again. Raises Damaged if the head
-        is not as it was written: nothing is folded onto it.
+        None if the disk is too full, or if it is not ready after all: then it settles again. Raises DamagedFiles if the
+        head is not as it was written: nothing is folded onto it.
         """
         check_head(self._store, self._history)
         if not self.disk.suffices():
@@ -152,7 +152,8 @@ class Worker:
 
     def _make_true(self, job: Job, made: Made, who: str) -> Checkpoint:
         """Rename the draft in, and make it true in one transaction; `after_move` lets the link follow."""
-        reports, digest, brought = list(made.result.reports.values()), made.result.digest, contribution_of(job, made)
+        reports, digest = list(made.result.reports.values()), made.result.digest
+        brought = contribution_of(job, made.result)
         replaced = job.start.replaced.number if job.start.replaced else None
         number, hooks = made.version.number, list(self.merge.hooks)
 
@@ -172,6 +173,9 @@ class Worker:
         checkpoints, row = self._history.checkpoints, job.checkpoint
         match known := meaning(error):
             case Uncertain():  # the attempt may have been committed: nothing is written before that is known
+                raise known
+            case DamagedFiles():  # no fault of the checkpoint's, and no reason to stop
+                self._put_back(job)
                 raise known
             case Damaged() | Misconfigured():
                 self._put_back(job)
@@ -254,10 +258,3 @@ def known_content(row: Checkpoint, known: Checkpoint) -> Reason:
         "content that was not folded before",
         f"nothing; to have it back after a rollback: mergd fold --again {quoted(known.place)}",
     )
-
-
-def contribution_of(job: Job, made: Made) -> Contribution:
-    """Return what a fold brought, for those after it."""
-    norm = sqrt(sum(report.task_norm**2 for report in made.result.reports.values()))
-    row = job.checkpoint
-    return Contribution(made.version.number, row.name, row.contributor, norm, made.result.sketch)

@@ -116,6 +116,18 @@ class Checkpoints:
         }
         return self.get(inserted(self._db.table("checkpoints"), row))
 
+    def restore(self, row: Checkpoint) -> Checkpoint:
+        """Write the row of what a version folded, by what its manifest says."""
+        values = {key: value for key, value in asdict(row).items() if value is not None}
+        self._db.table("checkpoints").insert(values | {"reasons": _dump(row.reasons)})
+        attempt = {"checkpoint": row.id, "started_at": row.since, "outcome": "folded"}
+        self._db.table("attempts").insert(attempt)
+        return self.get(row.id)
+
+    def next_id(self) -> int:
+        """Return a number that no row has."""
+        return self._next("id")
+
     def resight(self, number: int, sighting: Sighting) -> Checkpoint:
         """Record that what lies at a place has changed before it was folded: it settles again.
 

@@ -36,7 +36,7 @@ def open_writer(path: Path) -> Database:
     connection = sqlite3.connect(path, timeout=5)
     try:
         return _prepared(Database(connection), path)
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeError) as error:
         connection.close()
         raise _as_ours(error, path) from error
     except BaseException:
@@ -64,6 +64,9 @@ def open_reader(path: Path) -> Database:
         db.conn.executescript(_COMMON + "PRAGMA query_only=on;")
         if migrations.pending(db):
             raise Unavailable(f"{path} is an older mergd's", "to bring it up to date: mergd run, or mergd run --once")
+    except UnicodeError as error:
+        db.close()
+        raise sqlite3.DatabaseError(str(error)) from error
     except BaseException:
         db.close()
         raise
@@ -97,13 +100,13 @@ def check_all(db: Database, path: Path) -> None:
         raise _as_ours(sqlite3.DatabaseError(found), path)
 
 
-def _as_ours(error: sqlite3.DatabaseError, path: Path) -> MergdError:
+def _as_ours(error: sqlite3.DatabaseError | UnicodeError, path: Path) -> MergdError:
     """Return what SQLite says by who can mend it: another process that writes and a full disk are no damage."""
     known = meaning(error)
     if isinstance(known, MergdError) and type(known) is not Damaged:
         return type(known)(f"{path}: {known}", known.hint)
     copies = backups.folder_of(path)
-    hint = f"restore it from a backup in {copies}; versions/*/manifest.json list all versions"
+    hint = f"bring a backup of it back, from {copies}, or make it again from versions/*/manifest.json: mergd rebuild"
     return Damaged(f"{path}: {known}", hint)
 
 

@@ -7,7 +7,8 @@ from typing import Literal
 from sqlite_utils import Database
 
 from .clock import utc_now
-from .records import ADMITTED, Checkpoint, Verdict
+from .records import ADMITTED, Checkpoint, Reason, Verdict
+from .wording import quoted
 
 
 @dataclass(frozen=True)
@@ -79,3 +80,9 @@ def content(row: Checkpoint) -> str:
     While there is no file that could be one of its own, it is about the place.
     """
     return row.digest or row.fingerprint or row.place
+
+
+def by_hand(refusal: Decision, place: str) -> Reason:
+    """Return the reason that a person's refusal is."""
+    found = f"refused by {refusal.who}: {refusal.why}"
+    return Reason("refused-by-hand", found, "what nobody refused", f"to take it back: mergd retry {quoted(place)}")

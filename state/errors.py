@@ -49,6 +49,14 @@ class Damaged(MergdError):
     exit_code = 74
 
 
+class DamagedFiles(Damaged):
+    """Files of one version are not as they were written. Others may be sound, so that a daemon goes on without these."""
+
+    def __init__(self, message: str, *files: str) -> None:
+        super().__init__(message, "see mergd verify; then mergd rollback to a version whose files are whole")
+        self.files = files  # within the state
+
+
 class Uncertain(Damaged):
     """The disk failed while the history was written: what counts is known at the next start, and nothing is done until."""
 

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from .backups import keep_daily
 from .checkpoints import Checkpoints
+from .checks import Checks
 from .clock import utc_now
 from .contributions import Contributions
 from .database import IN_MODEL, LINE, check_all, inserted, open_reader, open_writer, transaction
@@ -29,7 +30,7 @@ class History:
     """The versions, the head and its moves, the pins, the pauses and the requests.
 
     `checkpoints` has the rows of checkpoints, `contributions` what they brought, `decided` what people decided on them,
-    `tags` the names of versions, `tasks` what is still to be done for people.
+    `tags` the names of versions, `tasks` what is still to be done for people, `checks` what is known of versions' files.
     """
 
     def __init__(self, path: Path, write: bool = False) -> None:
@@ -39,6 +40,7 @@ class History:
         self.decided = Decided(self._db)
         self.tags = Tags(self._db)
         self.tasks = Tasks(self._db)
+        self.checks = Checks(self._db)
 
     def __enter__(self) -> Self:
         return self
@@ -110,6 +112,15 @@ class History:
         """Return the version that is published and that the next fold starts from."""
         moves = self.moves(1)
         return self.version(moves[0].to_version) if moves else None
+
+    def besides_head(self) -> list[Version]:
+        """Return where the head could move, nearest first: its ancestors, then others, the newest first."""
+        head = self.head()
+        line = {version.number for version in self.lineage(head.number)} if head else set()
+        kept = [
+            version for version in self.with_files() if version.kept and (not head or version.number != head.number)
+        ]
+        return sorted(kept, key=lambda version: (version.number not in line, -version.number))
 
     def lineage(self, number: int | None) -> list[Version]:
         """Return a version and its ancestors, newest first."""
@@ -203,6 +214,12 @@ class History:
             now = {"slots_kept": 1, "model_kept": 1, "damaged": None, "stamps": json.dumps(stamps)}
             self._db.table("versions").update(number, now)
             self.tasks.end(task, f"done: v{number}")
+
+    def restore(self, version: Version, contribution: Contribution | None = None) -> None:
+        """Write a version's row again, by what its manifest says; its parent's was written before."""
+        self._insert(version, ())
+        if contribution is not None:
+            self.contributions.add(contribution)
 
     def move_head(self, to: int, who: str, why: str, hooks: Sequence[str]) -> Move:
         """Move the head to another version."""

@@ -8,7 +8,7 @@ import ctypes
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -28,6 +28,8 @@ TORCH_DTYPE = {
     "F8_E5M2": torch.float8_e5m2, "F8_E4M3": torch.float8_e4m3fn,
 }  # fmt: skip
 
+PIECE = 4 * 2**20  # bytes read at once where no tensor is wanted
+
 
 def memory_of(tensor: Tensor) -> memoryview:
     """Return a contiguous tensor's own memory as writable bytes; valid only while the tensor lives."""
@@ -38,9 +40,10 @@ def memory_of(tensor: Tensor) -> memoryview:
 class Reader:
     """The tensors of one model on disk, read whole or by blocks of rows (of the first dimension)."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, hashed: bool = False) -> None:
         self.layout = layout
         self.nbytes = 0  # read so far
+        self._sums = {path: _Sum() for path in layout.files} if hashed else {}
         self._files: dict[str, int] = {}
         self._before: dict[str, os.stat_result] = {}
 
@@ -96,6 +99,27 @@ class Reader:
                 raise Busy(f"{shown(Path(info.file).name)} became shorter while it was read")
             done += got
         self.nbytes += done
+        if info.file in self._sums:
+            self._catch_up(info.file, offset)
+            self._sums[info.file].add(view, offset)
+
+    def unlike(self, sums: Mapping[str, str]) -> list[str]:
+        """Return which of the files, read by a reader that hashes, have another sha256 than these.
+
+        What was read in file order was hashed as it was read; only the rest, such as the headers, is read for it.
+        """
+        for path in self._sums:
+            self._catch_up(path, self._before[path].st_size)
+        return [path for path, so_far in self._sums.items() if so_far.running.hexdigest() != sums[path]]
+
+    def _catch_up(self, path: str, offset: int) -> None:
+        """Hash what was passed over before an offset."""
+        so_far = self._sums[path]
+        while so_far.done < offset and (
+            more := os.pread(self._files[path], min(PIECE, offset - so_far.done), so_far.done)
+        ):
+            so_far.add(memoryview(more), so_far.done)
+            self.nbytes += len(more)
 
     def opened_as(self, stamps: Iterable[FileStamp]) -> bool:
         """Whether each file was, when it was opened, one that was sighted.
@@ -112,6 +136,20 @@ class Reader:
         except OSError:
             return False
         return all(_identity(now[path]) == _identity(self._before[path]) for path in self._files)
+
+
+class _Sum:
+    """The sha256 of a file's beginning."""
+
+    def __init__(self) -> None:
+        self.done = 0  # bytes
+        self.running = hashlib.sha256()
+
+    def add(self, data: memoryview, offset: int) -> None:
+        """Add what was read at an offset, as far as it goes on from here; what was hashed already is passed over."""
+        fresh = data[self.done - offset :] if offset <= self.done else data[:0]
+        self.running.update(fresh)
+        self.done += len(fresh)
 
 
 def _shape(info: TensorInfo, rows: int) -> tuple[int, ...]:

@@ -253,6 +253,10 @@ class Version:
         """Whether the head may move here: its published folder is there, and nobody knows of any damage to it."""
         return self.model_kept and self.damaged is None
 
+    def harmed(self, part: Files) -> bool:
+        """Whether files of this part are known to be damaged; the manifest is one of the slots'."""
+        return self.damaged is not None and ("versions/" if part == "slots" else "models/") in self.damaged
+
     def keeps(self, part: Files) -> bool:
         """Whether this part of it is there."""
         return self.slots_kept if part == "slots" else self.model_kept
@@ -261,7 +265,7 @@ class Version:
         return f"v{self.number}"
 
 
-MADE_BY_ITSELF = ("fold", "replace")  # moves of the head onto a version that was just made of a new checkpoint
+MADE_BY_ITSELF = ("fold", "replace", "damage")  # why the head moved, where no person wanted it
 
 
 @dataclass(frozen=True)

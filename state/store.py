@@ -13,10 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .errors import Busy, Damaged, Refused
+from .errors import Busy, DamagedFiles, Refused
 from .headers import layout_of
+from .manifests import read_manifest, text_of
 from .records import FileDigest, Files, Layout
 
+PARTS: tuple[Files, ...] = ("slots", "model")
+FOLDERS: Mapping[Files, str] = {"slots": "versions", "model": "models"}
 PRIVATE, PUBLIC = 0o700, 0o755  # folders
 PRIVATE_FILE, PUBLIC_FILE = 0o400, 0o444  # nobody writes to what was renamed in
 BALLAST = 16 * 2**20  # bytes that are held back for the history, so that commands work on a full disk
@@ -144,56 +147,78 @@ class Store:
         """Return the versions that lie here, whatever the history says."""
         return sorted(int(path.name) for path in self.versions.iterdir() if path.name.isdecimal())
 
-    def slot_layouts(self, number: int) -> dict[tuple[str, str], Layout]:
-        """Return where a version's slots lie, by (statistic, slot)."""
-        return self.layouts_in(self.versions / folder_name(number), self.manifest(number)["slots"])
+    def way_in(self) -> str:
+        """Return the next step where there is no database."""
+        lost = self.versions.is_dir() and bool(self.numbers())
+        return "its versions are there: mergd rebuild" if lost else "make one: mergd init --help"
 
-    @staticmethod
-    def layouts_in(folder: Path, entries: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Layout]:
+    def slot_layouts(self, number: int) -> dict[tuple[str, str], Layout]:
+        """Return where a version's slots lie, by (statistic, slot). Raises DamagedFiles."""
+        return self.layouts_in(self._folder(number, "slots"), self.manifest(number)["slots"])
+
+    def layouts_in(self, folder: Path, entries: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Layout]:
         """Return where the slots in a folder lie, by (statistic, slot); `entries` as a manifest has them."""
         layouts: dict[tuple[str, str], Layout] = {}
         for entry in entries:
             path = folder / entry["name"]
-            if not path.is_file() or path.stat().st_size != entry["size"]:
-                raise Damaged(f"{path} is not as it was written", "roll back to a version whose files are whole")
+            if size_of(path) != entry["size"]:
+                raise DamagedFiles(f"{path} is not as it was written", self._named(path))
             try:
                 layouts[entry["statistic"], entry["slot"]] = layout_of([path])
             except (Refused, Busy) as error:  # words for a checkpoint; this file is ours
-                raise Damaged(f"{path}: {error}", "roll back to a version whose files are whole") from None
+                raise DamagedFiles(f"{path}: {error}", self._named(path)) from None
         return layouts
 
+    def slot_sums(self, number: int) -> dict[str, str]:
+        """Return the sha256 of each file of a version's slots, by its path."""
+        folder = self._folder(number, "slots")
+        return {str(folder / entry["name"]): entry["sha256"] for entry in self.manifest(number)["slots"]}
+
     def manifest(self, number: int) -> dict[str, Any]:
-        """Return a version's manifest."""
-        path = self.versions / folder_name(number) / "manifest.json"
-        try:
-            return dict(json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise Damaged(f"{path} cannot be read: {error}", "roll back to a version whose files are whole") from None
+        """Return a version's manifest. Raises DamagedFiles."""
+        return read_manifest(self.manifest_path(number))
+
+    def manifest_path(self, number: int) -> Path:
+        """Return where a version's manifest lies."""
+        return self.versions / folder_name(number) / "manifest.json"
 
     def whole(self, number: int) -> bool:
-        """Whether every file of a published model has the size that its manifest says; nothing is read."""
+        """Whether every file of a published model has the size that its manifest says; nothing else is read."""
         folder = self.model(number)
-        files = self.manifest(number)["model"]
-        return all((folder / f["name"]).is_file() and (folder / f["name"]).stat().st_size == f["size"] for f in files)
+        return all(size_of(folder / file["name"]) == file["size"] for file in self.manifest(number)["model"])
 
     def stamps(self, number: int) -> dict[str, tuple[int, int]]:
         """Return size and modification time (ns) of a version's files that are there, by their path within the state."""
-        manifest = self.manifest(number)
-        places = ((self.versions / folder_name(number), "slots"), (self.model(number), "model"))
-        paths = (folder / file["name"] for folder, part in places for file in manifest[part])
+        paths = [self.manifest_path(number), *(self.root / name for name in self.promised(number))]
         stats = ((path, path.stat()) for path in paths if path.exists())
-        return {str(path.relative_to(self.root)): (stat.st_size, stat.st_mtime_ns) for path, stat in stats}
+        return {self._named(path): (stat.st_size, stat.st_mtime_ns) for path, stat in stats}
 
-    def damaged(self, number: int, parts: Sequence[Files] = ("slots", "model")) -> list[str]:
-        """Read these parts of a version, and return the names of those files that are not as its manifest says."""
+    def promised(self, number: int, *parts: Files) -> dict[str, FileDigest]:
+        """Return the files of these parts of a version, or of both, by their path within the state."""
         manifest = self.manifest(number)
-        places: dict[Files, Path] = {"slots": self.versions / folder_name(number), "model": self.model(number)}
-        return [
-            str((places[part] / file["name"]).relative_to(self.root))
-            for part in parts
+        return {
+            self._named(self._folder(number, part) / file["name"]): FileDigest(
+                file["name"], file["size"], file["sha256"]
+            )
+            for part in (parts or PARTS)
             for file in manifest[part]
-            if sha256_of(places[part] / file["name"]) != file["sha256"]
-        ]
+        }
+
+    def changed(self, stamps: Mapping[str, tuple[int, int]], part: Files) -> list[str]:
+        """Return those of a part's files that are gone, or have another size or time than these stamps; reads nothing."""
+        mine = {name: stamp for name, stamp in stamps.items() if name.startswith(f"{FOLDERS[part]}/")}
+        return [name for name, stamp in mine.items() if _stamp(self.root / name) != stamp]
+
+    def damaged(self, number: int, *parts: Files) -> list[str]:
+        """Read these parts of a version, or both, and return the names of the files that are not as its manifest says."""
+        promised = self.promised(number, *parts)
+        return [name for name, file in promised.items() if sha256_of(self.root / name) != file.sha256]
+
+    def _folder(self, number: int, part: Files) -> Path:
+        return self.root / FOLDERS[part] / folder_name(number)
+
+    def _named(self, path: Path) -> str:
+        return str(path.relative_to(self.root))
 
     def drop(self, number: int, what: Files) -> None:
         """Delete a version's slots, or its model: aside first so that nobody finds half of it. Its manifest stays."""
@@ -275,6 +300,19 @@ def disk_bytes(paths: Iterable[Path], *, alone: bool = False) -> int:
     return sum(size for file, size in sizes.items() if not alone or names_left[file] == 0)
 
 
+def size_of(path: Path) -> int:
+    """Return a file's bytes, -1 where there is none."""
+    return path.stat().st_size if path.is_file() else -1
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
 class Draft:
     """A version being written, aside."""
 
@@ -289,8 +327,7 @@ class Draft:
 
     def seal(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest, last, and sync the folders. The files in them were synced as they were written."""
-        text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
-        write_file(self.slots / "manifest.json", text.encode(), PRIVATE_FILE)
+        write_file(self.slots / "manifest.json", text_of(manifest), PRIVATE_FILE)
         for folder, _, _ in os.walk(self.model):
             sync_folder(Path(folder))
         sync_folder(self.slots)

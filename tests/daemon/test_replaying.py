@@ -61,7 +61,7 @@ TO: dict[str, tuple[list[Version], int, Route]] = {
     ),
     "and that may be nothing": ([*dropped(LINE[0], replayed(2, 1, None))], 2, Route(None)),
     "what is damaged is not begun from": (
-        [LINE[0], replace(LINE[1], damaged="slots"), *dropped(LINE[2])], 3, Route(1, (fold(2, 2), fold(3, 3))),
+        [LINE[0], replace(LINE[1], damaged="versions/000002/slots-1"), *dropped(LINE[2])], 3, Route(1, (fold(2, 2), fold(3, 3))),
     ),
 }  # fmt: skip
 
@@ -103,7 +103,7 @@ WITHOUT: dict[str, tuple[list[Version], int, Route]] = {
         [folded(1), folded(2), subtracted(3, 1), folded(4)], 4, Route(None, (fold(2),)),
     ),
     "nor what is damaged": (
-        [LINE[0], replace(LINE[1], damaged="slots"), *LINE[2:]], 3, Route(1, (fold(2), fold(4))),
+        [LINE[0], replace(LINE[1], damaged="versions/000002/slots-1"), *LINE[2:]], 3, Route(1, (fold(2), fold(4))),
     ),
 }  # fmt: skip
 

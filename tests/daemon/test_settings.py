@@ -79,6 +79,7 @@ BAD: dict[str, list[Any]] = {
     "limits.adapter_rank": [-1, 2.5, "few"],
     "limits.adapter_scale": [-1, "much", None],
     "limits.per_day": [-1, 2.5, "few"],
+    "scrub": ["soon", -1, True],
     "archive.adapters": ["perhaps", 7],
     "archive.full": [-1, "much"],
     "gates": ["one", 7, [1]],

@@ -16,6 +16,7 @@ from support.merges import NO_LIMITS, Sandbox, make_merge
 from support.models import drop_adapter, fine_tuned, tiny_base
 
 from mergd.daemon.requests import Fold, Remove, Replay, Rollback
+from mergd.plugins.rules import opcm
 from mergd.state.errors import MergdError, Unavailable, Usage
 from mergd.state.history import History
 
@@ -264,22 +265,51 @@ def test_a_subtraction_is_replayed_as_such(tmp_path: Path) -> None:
     assert merge.weight_files(7) == before
 
 
-def test_what_gives_other_bytes_is_not_put_in_place(tmp_path: Path) -> None:
+def test_nothing_is_replayed_from_damaged_slots(tmp_path: Path) -> None:
     merge = filled(tmp_path)
     with History(merge.store.database, write=True) as history:
         for part in ("slots", "model"):
             history.drop_files(2, part)
             merge.store.drop(2, part)
-    path = merge.state / "versions" / "000001" / "manifest.json"
     slots = next((merge.state / "versions" / "000001").glob("slots-*"))
     data = bytearray(slots.read_bytes())
     data[-1] ^= 1  # the version that it starts from is not what it was
     slots.write_bytes(data)
-    before = everything(merge)
+    before = merge.weight_files(2)
+    with pytest.raises(MergdError, match="not as it was written"):
+        ask(merge, Replay(version="2"))
+    assert merge.weight_files(2) == before
+    assert not merge.versions()[1].kept
+
+
+def test_a_rule_that_gives_other_bytes_than_it_did_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge = filled(tmp_path)
+    with History(merge.store.database, write=True) as history:
+        history.drop_files(2, "slots")
+        merge.store.drop(2, "slots")
+    before = merge.weight_files(2)
+    project = opcm.project
+    monkeypatch.setattr(opcm, "project", lambda D, U, V: project(D, U, V) * (1 + 1e-6))
     with pytest.raises(MergdError, match="other slots"):
         ask(merge, Replay(version="2"))
-    assert everything(merge) == before
-    assert path.exists()
+    assert merge.weight_files(2) == before
+    assert not merge.versions()[1].slots_kept
+
+
+def test_a_damaged_model_is_made_again_from_its_slots_though_every_source_is_gone(tmp_path: Path) -> None:
+    merge = filled(tmp_path, "a")
+    merge.remove("a")
+    before = merge.weight_files(1)
+    path = merge.store.model(1) / "model.safetensors"
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert merge.mergd("verify").code == 74
+    assert merge.mergd("run", "--once").code == 74  # there is no other version to serve
+    assert merge.mergd("replay", "v1").code == 0
+    assert merge.weight_files(1) == before
+    assert merge.mergd("verify").code == 0
 
 
 def test_what_is_there_needs_no_replay(tmp_path: Path) -> None:

@@ -747,7 +747,7 @@ def test_an_empty_merge_can_be_looked_at(merge: Sandbox, words: list[str]) -> No
 
 
 @pytest.mark.parametrize("command", ["init", "run", "check", "fold", "list", "status", "log", "show", "rollback",
-                                     "pause", "resume", "verify"])  # fmt: skip
+                                     "pause", "resume", "verify", "rebuild"])  # fmt: skip
 def test_every_command_has_help_that_teaches(tmp_path: Path, command: str) -> None:
     ended = mergd(command, "--help", at=tmp_path)
     assert ended.code == 0

@@ -430,6 +430,15 @@ def disk(bench: Bench) -> None:
     assert merge.states()["late"] == "folded"
 
 
+def scrub(bench: Bench) -> None:
+    for period, read in (("1ms", True), (0, False), ("30d", False)):
+        merge = bench.merge([1], scrub=period)
+        with merge.loop() as loop:
+            loop.post("scrub")
+            loop.run(until=loop.idle)
+        assert [version.checked_at is not None for version in merge.versions()] == [read]
+
+
 # --------------------------------------------------------------------------------------------------------- limits
 
 
@@ -569,7 +578,7 @@ OTHERS: tuple[Case, ...] = (
     *(base_model, source, rule, parameters, out_dtype, threads, convolutions, watch, state, existing),
     *(missing, extra, skip, rename, vocabulary),
     *(quiet, quiet_unsure, quiet_network, marked_only, on_change, per_run, run_quiet, rescan, events, memory),
-    *(shard_size, copy_code, keep_last, keep_within, keep_daily, keep_weekly, keep_slots, disk, gates, hooks),
+    *(shard_size, copy_code, keep_last, keep_within, keep_daily, keep_weekly, keep_slots, disk, scrub, gates, hooks),
 )
 CASES = {case.__name__: case for case in OTHERS} | {case.__name__.replace("_", ".", 1): case for case in TABLES}
 

@@ -469,3 +469,37 @@ def test_the_bytes_of_one_tensor_have_a_digest_of_their_own(tmp_path: Path) -> N
     content = ContentDigest()
     content.add(info, torch.ones(2, 3))
     assert content.of("a") == hashlib.sha256(torch.ones(2, 3).numpy().tobytes()).hexdigest()
+
+
+# -------------------------------------------------------------------------------------------- hashed while it is read
+
+
+def hashed(folder: Path, reads: Callable[[Reader], object]) -> tuple[list[str], int]:
+    """Return what a reader that hashes finds unlike its sha256, and how many bytes it read, after these reads."""
+    layout = layout_of([folder / "model.safetensors"])
+    sums = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in layout.files}
+    with Reader(layout, hashed=True) as reader:
+        reads(reader)
+        assert reader.unlike(dict.fromkeys(sums, "0" * 64)) == list(sums)
+        return reader.unlike(sums), reader.nbytes
+
+
+def test_what_is_read_in_file_order_is_hashed_without_a_second_read(tmp_path: Path) -> None:
+    writer = written(tmp_path, {"a": random("F32", 50, 4), "b": random("F32", 7), "c": random("F32", 0, 3)})
+    size = (tmp_path / "model.safetensors").stat().st_size
+
+    def in_order(reader: Reader) -> None:
+        for rows in ((0, 20), (20, 21), (21, 50)):
+            reader.read("a", rows)
+        for name in writer.order[1:]:
+            reader.read(name)
+
+    assert hashed(tmp_path, in_order) == ([], size)
+
+
+@pytest.mark.parametrize("names", ["", "b", "ba", "bb", "cab", "acab"])
+def test_whatever_is_read_the_whole_file_is_hashed(tmp_path: Path, names: str) -> None:
+    written(tmp_path, {"a": random("F32", 50, 4), "b": random("F32", 7), "c": random("F32", 9)})
+    unlike, nbytes = hashed(tmp_path, lambda reader: [reader.read(name) for name in names])
+    assert unlike == []
+    assert nbytes < 3 * (tmp_path / "model.safetensors").stat().st_size

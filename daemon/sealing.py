@@ -1,28 +1,43 @@
-"""The manifest of a version: what it is made of, enough to find its row again, without clock or host."""
+"""Sealing: what a version's manifest says, enough to find its rows again, without clock or host but in `made_on`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from ..state.records import Checkpoint, Version
+from ..state.contributions import as_text
+from ..state.manifests import named
+from ..state.records import Checkpoint, Contribution, Version
 from ..state.store import version_digest
 from .folding import FoldResult
+from .machine import made_on
 from .opening import Merge, parameters_of
 from .publishing import Published
+from .settings import Settings
 
 
-def manifest(
-    version: Version, row: Checkpoint | None, digest: str | None, merge: Merge, result: FoldResult, published: Published
+def contents_of_manifest(
+    version: Version,
+    about: Checkpoint | None,
+    settings: Settings,
+    merge: Merge,
+    result: FoldResult,
+    published: Published,
+    brought: Contribution | None,
 ) -> dict[str, Any]:
-    """Return a version's manifest. row: the checkpoint that was folded or removed; digest: of its content."""
+    """Return what a version is made of. about: the checkpoint that was folded, whose digest is known, or removed."""
+    folded, base = version.cause == "fold", merge.base
     return {
         "version": version.number,
         "parent": version.parent,
         "cause": version.cause,
         "arguments": dict(version.arguments),
-        "checkpoint": {"name": row.name, "digest": digest, "source": row.source, "place": row.place} if row else None,
-        "base_digest": merge.base.digest,
-        "rule": version.rule,
+        "gates": list(version.gates),
+        "checkpoint": named(about) if folded else None,
+        "removed": None if folded else named(about),
+        "contribution": as_text(brought) if brought else None,
+        **settings.pinned,
+        "base_commit": base.commit,
+        "base_digest": base.digest,
         "parameters": parameters_of(merge.rule),
         "totals": asdict(version.totals),
         "scale": version.scale,
@@ -31,6 +46,7 @@ def manifest(
         "slots": result.slots,
         "model": [asdict(file) for file in published.files],
         "untouched": published.untouched,
+        "made_on": made_on(),
     }
 
 
@@ -39,6 +55,6 @@ def digest_of(result: FoldResult, published: Published) -> str:
     return version_digest(result.files, [file for file in published.files if file.name.endswith(".safetensors")])
 
 
-def slots_of(entries: "list[Mapping[str, Any]] | list[dict[str, Any]]") -> list[tuple[str, str, str]]:
+def slots_of(entries: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     """Return (statistic, slot, sha256) of a manifest's slots, sorted: what two of them must have in common."""
     return sorted((entry["statistic"], entry["slot"], entry["sha256"]) for entry in entries)

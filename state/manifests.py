@@ -1,0 +1,54 @@
+"""A version's manifest: what it was made of and its files, as JSON that vouches for itself in one of its lines.
+
+The line `"sha256"` is the sha256 of all the others: `grep -v '^ "sha256"' manifest.json | sha256sum` gives it again.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import DamagedFiles
+from .records import Checkpoint
+
+_LINE = re.compile(rb'^ "sha256": "([0-9a-f]{64})",?\n', re.MULTILINE)  # of the outermost object alone
+SINCE = "made_on"  # what every manifest has that must have the line: older ones have neither
+
+
+def text_of(manifest: Mapping[str, Any]) -> bytes:
+    """Return a manifest's text: the same bytes for the same values."""
+    blank = "0" * 64
+    text = (json.dumps({**manifest, "sha256": blank}, indent=1, sort_keys=True) + "\n").encode()
+    return text.replace(f'\n "sha256": "{blank}"'.encode(), f'\n "sha256": "{_digest(text)}"'.encode())
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return a manifest. Raises DamagedFiles if it cannot be read, or is not as it was written."""
+    try:
+        data = path.read_bytes()
+        manifest = dict(json.loads(data))
+    except (OSError, ValueError, TypeError) as error:
+        raise _damaged(path, f"cannot be read: {error}") from None
+    said = manifest.pop("sha256", None)
+    if (said is None and SINCE in manifest) or said != _digest(data):
+        raise _damaged(path, "is not as it was written")
+    return manifest
+
+
+def named(row: Checkpoint | None) -> dict[str, Any] | None:
+    """Return a checkpoint as a manifest names it."""
+    fields = ("id", "name", "digest", "source", "place")
+    return {field: getattr(row, field) for field in fields} if row else None
+
+
+def _digest(text: bytes) -> str | None:
+    """Return the sha256 of all lines but the one that says it; None where no line does."""
+    line = _LINE.search(text)
+    return hashlib.sha256(text[: line.start()] + text[line.end() :]).hexdigest() if line else None
+
+
+def _damaged(path: Path, what: str) -> DamagedFiles:
+    name = "/".join(path.parts[-3:])
+    return DamagedFiles(f"{path} {what}", name)
