@@ -19,7 +19,6 @@ from ..state.errors import (
     Abandoned,
     Busy,
     Damaged,
-    DamagedFiles,
     DiskFails,
     DiskFull,
     MergdError,
@@ -28,29 +27,24 @@ from ..state.errors import (
 )
 from ..state.history import History
 from ..state.lock import Lock
-from ..state.records import Version
 from ..state.store import Store
 from .control import Answer, Ask
 from .deciding import preempts
 from .desk import Desk
-from .drafting import Drafting, Made
-from .hands import Hands
 from .inbox import STOPPING, Inbox, Message
 from .intake import Intake
-from .judging import Job, Known, Turned
+from .judging import Job
 from .opening import make_source, open_merge, reopen_merge
 from .progress import Progress
 from .recovery import recover
-from .remaking import Remade, Remake, Remaking
 from .requests import AnyRequest, Retry, Rollback
 from .retention import Keep
 from .scanning import Scanning
 from .scrubbing import Scrubbing
 from .settings import Settings
 from .status import known, write_log, write_status
-from .tasks import Tasks
 from .upkeep import Upkeep
-from .worker import Worker
+from .working import Working
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +60,6 @@ class Loop:
         self, settings: Settings, doing: str, show: Callable[[Progress], None] = lambda progress: None
     ) -> None:
         self.settings = settings
-        self._refused = False  # a checkpoint, in this life
         self.reread: Callable[[], Settings] = lambda: settings  # at a reload
         self.taken: Callable[[Settings], None] = lambda settings: None  # after one
         self._doing, self._show = doing, show
@@ -75,7 +68,6 @@ class Loop:
         self._inbox = Inbox()
         self._told_at = 0.0  # monotonic seconds
         self._told_trouble = False
-        self._ended: list[tuple[Job | Remake, Exception]] = []  # work that came to nothing, of which rows are to tell
         self._stopping = False
 
     # ----------------------------------------------------------------------------------------------------- its life
@@ -105,21 +97,18 @@ class Loop:
         self._source = make_source(settings)
         self._intake = Intake(merge.base, history, settings, lambda: self.post("rescan"))
         self._scanning = Scanning(self._source, self._intake)
-        commit = Commit(store, history)
-        self._worker = Worker(settings, merge, store, history, commit, self._source.sight)
-        self._tasks = Tasks(settings, merge, store, history, commit, self._source.sight, self._worker.disk)
-        sight, hooks, keep = self._source.sight, list(merge.hooks), Keep.of(settings)
-        self._desk = Desk(history, store, self._intake, self._tasks, sight, hooks, keep)
-        self._drafting = Drafting(settings, merge, store, commit)
-        self._remaking = Remaking(settings, merge, store, commit)
+        sight, commit, hooks = self._source.sight, Commit(store, history), list(merge.hooks)
+        self._work = Working(settings, merge, store, history, commit, sight, self._doing)
+        self._desk = Desk(history, store, self._intake, self._work.tasks, sight, hooks, Keep.of(settings))
         store.hold_ballast()
         recover(commit, history)
         with self._minding_the_disk():
-            self._worker.after_move()
+            self._work.worker.after_move()
         wake = partial(self.post, "look")
-        self._hands: Hands[Job | Remake] = Hands(settings.threads, wake)
         self._upkeep = Upkeep(store.database, wake)
         self._scrubbing = Scrubbing(store, history, lambda: self.settings.scrub, lambda: self._desk.hooks, wake)
+        self._work.wake, self._work.settle = wake, self._settle_soon
+        self._work.contain = lambda version, damage: self._scrubbing.contain(version, damage.files, folding=True)
         self._desk.verifying = self._scrubbing.verifying
         self._scrubbing.look_at_head()
         self.tell(log_too=True)
@@ -128,14 +117,14 @@ class Loop:
         self._stopping = True
         try:
             with self._minding_the_disk():
-                self._abandon()
+                self._work.abandon()
             self.answer_stopping()
             with self._minding_the_disk():
                 self.tell(live=self._live() | {"daemon": None})
         finally:
             self._source.close()
             self._intake.close()
-            self._hands.close()
+            self._work.close()
             self._upkeep.close()
             self._scrubbing.close()
             self._history.close()
@@ -177,17 +166,17 @@ class Loop:
         """Take the messages there are, see what is due, and keep one fold running (`only_asked`: if somebody waits)."""
         self._act_on_all(self._inbox.take(self._patience()))
         with self._minding_the_disk():
-            self._record_ends()
+            self._work.record_ends()
             self._upkeep.take()
             self._scrub()
-            if self._worker.disk.trouble and self._worker.disk.suffices():
+            if self._work.worker.disk.trouble and self._work.worker.disk.suffices():
                 self._scanning.hint()
             if self._scanning.patience == 0:
                 self._rescan()
-            if self._hands.job is not None:
+            if self._work.busy:
                 self._look_at_work()
-            if self._hands.free and not self._stopping and (self._desk.waiting or not only_asked):
-                self._start_work()
+            if self._work.free and not self._stopping and (self._desk.waiting or not only_asked):
+                self._begin_work()
             self._desk.answer(self._stuck())
             if bool(self.trouble) != self._told_trouble:
                 self.tell()
@@ -203,21 +192,20 @@ class Loop:
                 raise
             if not isinstance(known, DiskFull | DiskFails):
                 raise known from error
-            self._worker.disk.fail(known)
+            self._work.worker.disk.fail(known)
 
     def _scrub(self) -> None:
         """Go on reading what is due or asked for, and let follow what follows from what was found."""
-        mending = self._tasks.waits() or isinstance(self._hands.job, Remake)
-        if self._scrubbing.turn(folding=self._hands.job is not None, mending=mending):
-            self._worker.after_move()
+        if self._scrubbing.turn(folding=self._work.busy, mending=self._work.mending):
+            self._work.worker.after_move()
             self.tell(log_too=True)
 
     def _stuck(self) -> MergdError | None:
         """Return what keeps an asked fold from being done now."""
-        if self._hands.job is not None:
+        if self._work.busy:
             return None
-        if self._worker.trouble:
-            return Unavailable(self._worker.trouble, "it stays queued, and is folded when that is mended")
+        if self._work.worker.trouble:
+            return Unavailable(self._work.worker.trouble, "it stays queued, and is folded when that is mended")
         if self._scrubbing.trouble:
             return self._damage()
         return Busy("folding is paused", "it stays queued; to go on: mergd resume") if self._history.paused() else None
@@ -242,8 +230,8 @@ class Loop:
 
     def idle(self) -> bool:
         """Whether nothing is folding, about to be folded, being hashed or about to be quiet."""
-        resting = self._hands.free and self._upkeep.resting and self._scrubbing.resting and not self._intake.hashing
-        return resting and not self._scanning.planned and not self._can_work() and self._inbox.empty()
+        resting = self._work.free and self._upkeep.resting and self._scrubbing.resting and not self._intake.hashing
+        return resting and not self._scanning.planned and not self._work.waits() and self._inbox.empty()
 
     def ask(self, request: AnyRequest) -> Answer:
         """Carry out a request here and now, as a daemon would; returns its result or raises its error."""
@@ -260,9 +248,9 @@ class Loop:
     # ----------------------------------------------------------------------------------------------------- messages
 
     def _patience(self) -> float:
-        if self._hands.job is not None:
-            return 0.0 if self._hands.ended() else TICK
-        if self._hands.free and self._can_work():
+        if self._work.busy:
+            return 0.0 if self._work.ended else TICK
+        if self._work.free and self._work.waits():
             return 0.0
         return min(NAP, self._scanning.patience)
 
@@ -283,7 +271,7 @@ class Loop:
         elif message == "rescan":
             self._scanning.hint()
         elif message == "upkeep":
-            self._worker.after_move()
+            self._work.worker.after_move()
             self._history.tidy()
             self._upkeep.begin()
             self.tell(log_too=True)
@@ -294,15 +282,15 @@ class Loop:
 
     def _carry_out(self, ask: Ask) -> None:
         try:
-            if preempts(ask.request, self._history, isinstance(self._hands.job, Remake)):
-                self._abandon()
+            if preempts(ask.request, self._history, self._work.on_a_task):
+                self._work.abandon()
         finally:
             self._desk.carry_out(ask)
         if isinstance(ask.request, Retry):
             self._rescan()
         if isinstance(ask.request, Rollback):
             self._scrubbing.hint()  # what was trusted is read
-        self._worker.after_move()
+        self._work.worker.after_move()
         self.tell(log_too=True)
 
     def _reload(self) -> None:
@@ -313,10 +301,8 @@ class Loop:
         except MergdError as error:
             log.error("the new configuration is not taken: %s (%s)", error, error.hint)
             return
-        self._merge = merge
-        self.settings = settings
-        for part in (self._worker, self._drafting, self._remaking, self._tasks):
-            part.merge, part.settings = merge, settings
+        self._merge, self.settings = merge, settings
+        self._work.take_settings(settings, merge)
         self._desk.hooks, self._desk.keep, self._intake.settings = list(merge.hooks), Keep.of(settings), settings
         self.taken(settings)
         log.info("the configuration was read again")
@@ -326,107 +312,30 @@ class Loop:
         self._scanning.look()
         self.tell()
 
-    # ------------------------------------------------------------------------------------------------------ one fold
+    # ---------------------------------------------------------------------------------------------------------- work
 
-    def _can_work(self) -> bool:
-        return self._tasks.waits() or self._can_fold()
-
-    def _can_fold(self) -> bool:
-        return not self._history.paused() and not self._worker.trouble and self._worker.next_ready() is not None
-
-    def _start_work(self) -> None:
-        """Begin the next task that a person asked for, or else the next fold, if there is one to begin."""
-        task = self._tasks.begin()
-        if task is not None:
-            log.info("%s", task.name)
-            self._hands.start(task, partial(self._remaking.remake, task))
+    def _begin_work(self) -> None:
+        if self._work.begin(self._desk.again):
             self.tell()
-        elif not self._tasks.waits():
-            self._start_fold()
-
-    def _start_fold(self) -> None:
-        row = None if self._history.paused() else self._worker.next_ready()
-        if row is None:
-            return
-        lacking = self._tasks.bring_back_head()
-        self._worker.held_up = f"paused: {lacking}" if lacking else ""
-        if lacking is not None:
-            return
-        try:
-            job = self._worker.begin(row, again=row.id in self._desk.again)
-        except DamagedFiles as error:
-            self._contain(self._history.head(), error)
-            return
-        if job is None:
-            self._settle_soon(row.id)
-            return
-        log.info("folding %s", job.name)
-        self._hands.start(job, partial(self._drafting.draft, job))
-        self.tell()
 
     def _look_at_work(self) -> None:
-        """Show how far the work is; when it has ended, commit it or record why not."""
-        assert self._hands.job is not None
-        self._show(self._hands.progress)
-        self._desk.say(f"{self._hands.job.name}: {self._hands.progress}")
-        if not self._hands.ended():
+        """Show how far the work is; when it has ended, have it made true, or recorded why not."""
+        self._show(self._work.progress)
+        self._desk.say(str(self._work))
+        if not self._work.ended:
             if time.monotonic() - self._told_at > TELL_EVERY:
                 self.tell()
             return
-        job, outcome = self._hands.take()
-        try:
-            self._finish(job, outcome)
-        except Exception as error:  # noqa: BLE001 - whatever work ends with is recorded with what it was about
-            self._give_up(job, error)
+        job = self._work.take()
         if isinstance(job, Job):
             self._desk.again.discard(job.checkpoint.id)
-        self._worker.after_move()
+        self._work.worker.after_move()
         self.tell(log_too=True)
-
-    def _finish(self, job: Job | Remake, outcome: object) -> None:
-        match job, outcome:
-            case _, Exception() as error:
-                raise error
-            case Remake(), Remade() as made:
-                self._tasks.finish(job, made, job.task.who)
-            case Job(), (Made() | Known() | Turned()) as drafted:
-                self._refused |= self._worker.finish(job, drafted, self._doing).state == "refused"
-
-    def _give_up(self, job: Job | Remake, error: Exception) -> None:
-        self._ended.append((job, error))
-        self._record_ends()
-
-    def _record_ends(self) -> None:
-        """Record how work ended; what the history has no room for stays here until it has."""
-        while self._ended:
-            job, error = self._ended[0]
-            start = job.start if isinstance(job, Remake) else job.start.parent
-            try:
-                if isinstance(job, Remake):
-                    self._tasks.give_up(job, error)
-                else:
-                    self._worker.give_up(job, error)
-            except DamagedFiles as damage:
-                self._contain(start, damage)
-            self._ended.pop(0)
-            if isinstance(job, Job):
-                self._settle_soon(job.checkpoint.id)
-
-    def _contain(self, version: Version | None, damage: DamagedFiles) -> None:
-        """Let nothing be folded onto a version whose files are damaged; what is served may be sound."""
-        assert version is not None, "before the first version there are no files"
-        self._scrubbing.contain(version, damage.files, folding=True)
 
     def _settle_soon(self, row: int) -> None:
         """Have a checkpoint that settles again looked at, once it may be quiet."""
         if self._history.checkpoints.get(row).state == "settling":
             self._scanning.settles_in(self.settings.quiet)
-
-    def _abandon(self) -> None:
-        """Stop running work; what it was about waits again."""
-        abandoned = self._hands.abandon()
-        if abandoned is not None:
-            self._give_up(*abandoned)
 
     # --------------------------------------------------------------------------------------------------- for readers
 
@@ -443,18 +352,17 @@ class Loop:
     @property
     def refused(self) -> bool:
         """Whether a checkpoint was refused in this life."""
-        return self._refused or self._intake.refused > 0
+        return self._work.refused or self._intake.refused > 0
 
     @property
     def trouble(self) -> str:
         """What keeps it from going on by itself: a full disk, a watched folder that is gone."""
-        return self._worker.trouble or self._scanning.trouble or self._scrubbing.trouble
+        return self._work.worker.trouble or self._scanning.trouble or self._scrubbing.trouble
 
     def _live(self) -> dict[str, Any]:
         """Return what only this process knows."""
-        job = self._hands.job
         return known(self.settings) | {
-            "doing": f"{job.name}: {self._hands.progress}" if job else "",
+            "doing": str(self._work),
             "trouble": self.trouble,
             "daemon": {"pid": os.getpid(), "doing": self._doing},
             "waits": {str(row): text for row, text in self._intake.waits.items()},

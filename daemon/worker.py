@@ -224,6 +224,7 @@ class Worker:
     def retain(self) -> None:
         """Drop the files of versions that retention lets go; first the promise, then the bytes."""
         drop(decide(self._history, Keep.of(self.settings)), self._commit)
+        self._commit.sweep_rest()
         self._archive.keep(still_pinned(self._archive.entries(), self.settings.archive.full))
 
 

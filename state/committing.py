@@ -73,10 +73,14 @@ class Commit:
     def sweep(self, number: int, what: Files) -> None:
         """Let go of a version's files: first the promise is withdrawn, then they go. A crash leaves files unpromised.
 
-        What the disk does not let go of is tried again with the next ones, and at the next start.
+        What the disk does not let go of is tried again later, and at the next start.
         """
         self._history.drop_files(number, what)
         self._going.add((number, what))
+        self.sweep_rest()
+
+    def sweep_rest(self) -> None:
+        """Try again to remove what the disk has not let go of."""
         self._going = {part for part in self._going if not self._goes(*part)}
 
     def _goes(self, number: int, what: Files) -> bool:

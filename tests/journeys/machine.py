@@ -286,8 +286,10 @@ class People(RuleBasedStateMachine):
     def crash(self) -> None:
         """Be gone without any of what a process does when it ends; and come back."""
         with suppress(RuntimeError):
-            self.loop._hands.progress.abandon.set()
-            self.loop._hands.close()
+            self.loop._work.progress.abandon.set()
+            self.loop._work.close()
+        self.loop._upkeep.close()
+        self.loop._scrubbing.close()
         self.loop._source.close()
         self.loop._intake.close()
         self.loop._history.close()

@@ -284,15 +284,15 @@ def test_the_need_counts_what_is_spilled_and_what_lies_beside(
         merge.drop("a", 1)
         most = 0
         with merge.loop() as loop:
-            need = loop._worker.disk._version
-            real = loop._drafting._seal
+            need = loop._work.worker.disk._version
+            real = loop._work._drafting._seal
 
             def seal(*arguments: Any, real: Any = real, merge: Sandbox = merge) -> Any:
                 nonlocal most
                 most = sum(path.stat().st_size for path in (merge.state / "drafts").rglob("*") if path.is_file())
                 return real(*arguments)
 
-            monkeypatch.setattr(loop._drafting, "_seal", seal)
+            monkeypatch.setattr(loop._work._drafting, "_seal", seal)
             loop.post("rescan")
             loop.run(until=loop.idle)
         assert 0 < most < need + 20_000, rule  # headers and the manifest are small change of the reserve

@@ -330,10 +330,10 @@ def test_the_next_one_is_found_without_looking_at_all_that_wait(
         monkeypatch.setattr(checkpoints, "_checkpoint", looked_at)
         names = []
         for _ in range(3):
-            row = loop._worker.next_ready()
+            row = loop._work.worker.next_ready()
             assert row is not None
             names.append(row.name)
-            loop._worker._later[row.id] = float("inf")
+            loop._work.worker._later[row.id] = float("inf")
         assert (names, looked_at.call_count) == (["c0", "c1", "c2"], 1 + 2 + 3)
 
 
