@@ -27,11 +27,11 @@ fix: $(READY)  ## format, and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(READY)  ## the tests, warnings as errors
-	$(BIN)/pytest
+test: $(READY)  ## the tests, warnings as errors; as many at once as there are cores, at most 4
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-without-events: $(READY)  ## the tests, where the repeated scan alone finds what is new
-	TEST_WITHOUT_EVENTS=1 $(BIN)/pytest
+	TEST_WITHOUT_EVENTS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
 arrivals: $(READY)  ## checkpoints arrive in every style, with stalls: most of an hour; COUNT=50 SEED=1
 	PYTHONPATH=tests $(BIN)/python tests/arrivals_table.py --count $(or $(COUNT),50) --seed $(or $(SEED),1)
@@ -71,6 +71,9 @@ powercut: $(READY)  ## power cuts on a real ext4, and the control without fsync,
 
 flips: $(READY)  ## one bit flipped in a state's files, again and again: is it found? COUNT=10000 and SEED=1
 	cd tests && ../$(BIN)/python -m rot.flips --count $(or $(COUNT),10000) --seed $(or $(SEED),1)
+
+machine: $(READY)  ## what people may do, with crashes in between, against a model in memory; STEPS=1000 and SEED=1
+	MACHINE_STEPS=$(or $(STEPS),1000) MACHINE_SEED=$(or $(SEED),1) $(BIN)/pytest -q tests/journeys/test_machine.py
 
 clean:  ## remove everything that was made here
 	rm -rf $(VENV) build dist .demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -90,11 +90,19 @@ def graph(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             columns[here] = entry["parent"]
 
 
+FILES = {
+    "kept": "",
+    "damaged": "damaged: mergd verify",
+    "kept without slots": "slots dropped",
+    "replayable": "dropped; mergd replay makes it once more",
+    "gone": "dropped, and sources of it are gone",
+}
+
+
 def _version(entry: Mapping[str, Any]) -> str:
-    name = entry["checkpoint"]["name"] if entry["checkpoint"] else entry["cause"]
+    name = entry["checkpoint"]["name"] if entry["checkpoint"] else f"without {entry['removed']}"
     head = " [bold green]<- head[/]" if entry["head"] else ""
-    kept = "" if entry["slots_kept"] else " [dim](slots dropped)[/]"
-    kept = kept if entry["kept"] else " [dim](files dropped)[/]"
+    kept = f" [dim]({FILES[entry['files']]})[/]" if FILES[entry["files"]] else ""
     kept += f" [bold yellow]{safe(', '.join(entry['tags']))}[/]" if entry["tags"] else ""
     folded = f"{entry['totals']['folded']} folded, scale {entry['scale']:.4g}"
     return f"[bold]v{entry['version']}[/] {_when(entry['created_at'])}  {safe(name)}  ({folded}){kept}{head}"
@@ -250,6 +258,9 @@ def verified(answer: Mapping[str, Any]) -> None:
     out.print(f"read whole: {read}")
     if answer["sound"]:
         out.print("all files are as they were written")
+        if replayed := answer.get("replayed"):
+            steps = f"{replayed['steps']} {'step' if replayed['steps'] == 1 else 'steps'}"
+            out.print(f"v{replayed['version']} was made once more, in {steps}: the same bytes came of it")
     elif answer["nearest"]:
         err.print(f"the nearest version that is not known to be damaged: mergd rollback v{answer['nearest']}")
     else:

@@ -6,18 +6,23 @@ import os
 import pwd
 import re
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..state.archive import Archive
 from ..state.disk_errors import meaning
 from ..state.errors import Damaged, DiskFull, MergdError, Misconfigured, NotPermitted, Usage
 from ..state.history import History
 from ..state.lock import Lock, holder_of
+from ..state.records import Version
 from ..state.store import Store
 from . import display, tagging
 from .dropping import decide, describe
 from .naming import find_checkpoint, find_version
+from .pinning import Sources
+from .replaying import reachable
 from .retention import Keep
 from .settings import Settings
 from .status import describe_checkpoint, describe_log, describe_version, in_model, known
@@ -175,9 +180,28 @@ def is_well(answer: Mapping[str, Any]) -> bool:
 
 
 def log(settings: Settings) -> list[dict[str, Any]]:
-    """Return the versions, newest first."""
+    """Return the versions, newest first, with what became of their files."""
     with history_of(settings) as history:
-        return describe_log(history)
+        again = _replayable(settings, history)
+        states = {v.number: _files_of(v, again) for v in history.versions()}
+        return [entry | {"files": states[entry["version"]]} for entry in describe_log(history)]
+
+
+def _replayable(settings: Settings, history: History) -> set[int]:
+    """Return the versions whose slots are there, or can be made once more from sources that are."""
+    from ..plugins.sources.directory import Directory
+
+    sources = Sources(Archive(Store(settings.state)), history.checkpoints, Directory(settings.watch).sight)
+    found = cache(lambda row: sources.find(history.checkpoints.get(row)) is not None)
+    return reachable(history.versions(), found)
+
+
+def _files_of(version: Version, replayable: Container[int]) -> str:
+    if version.damaged:
+        return "damaged"
+    if version.model_kept:
+        return "kept" if version.slots_kept else "kept without slots"
+    return "replayable" if version.number in replayable else "gone"
 
 
 def checkpoints(settings: Settings) -> list[dict[str, Any]]:

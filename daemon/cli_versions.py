@@ -107,17 +107,23 @@ def replay(
 def verify(
     context: typer.Context,
     version: Annotated[str | None, typer.Argument(help="7, v7, head, a tag; every kept version if left out.")] = None,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="And make it once more from its sources: the same bytes must come of it.")
+    ] = False,
     as_json: JsonOption = False,
     config: ConfigOption = None,
     name: NameOption = None,
 ) -> None:
     """Read the files of a version again, and hold the database against the folders. Exit 74 if something is damaged.
 
-    What is found is recorded: the head never moves to a damaged version.
+    What is found is recorded: the head never moves to a damaged version. With --replay, without a version: of the head.
     """
-    from .requests import Verify
+    from .requests import Replay, Verify
 
-    answer = asking.ask(settings_of(context, config, name), Verify(version=version))
+    settings = settings_of(context, config, name)
+    answer = asking.ask(settings, Verify(version=version))
+    if replay and answer["sound"]:
+        answer["replayed"] = asking.ask(settings, Replay(version=version or "head", check=True))
     show_as(answer, as_json, lambda: answers.verified(answer))
     if not answer["sound"]:
         raise typer.Exit(74)

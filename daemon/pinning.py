@@ -4,8 +4,8 @@ import logging
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..plugins.formats.interface import Candidate
 from ..state.archive import Archive, Pinned, copy_source, is_unchanged
 from ..state.checkpoints import Checkpoints
 from ..state.records import Checkpoint, Sighting
@@ -13,10 +13,13 @@ from ..state.store import Draft
 from .progress import Progress
 from .settings import ArchiveSettings
 
+if TYPE_CHECKING:  # who only looks for a source needs no torch
+    from ..plugins.formats.interface import Candidate
+
 log = logging.getLogger(__name__)
 
 
-def pin(candidate: Candidate, draft: Draft, settings: ArchiveSettings, progress: Progress) -> None:
+def pin(candidate: "Candidate", draft: Draft, settings: ArchiveSettings, progress: Progress) -> None:
     """Copy a checkpoint that was just folded into its draft, if the settings want it kept."""
     if not wanted(candidate, settings):
         return
@@ -30,7 +33,7 @@ def pin(candidate: Candidate, draft: Draft, settings: ArchiveSettings, progress:
     progress.end()
 
 
-def wanted(candidate: Candidate, settings: ArchiveSettings) -> bool:
+def wanted(candidate: "Candidate", settings: ArchiveSettings) -> bool:
     """Whether a checkpoint is to be archived; one that alone is more than the budget is not."""
     if candidate.contents.partial:
         return settings.adapters

@@ -37,6 +37,7 @@ class Remake:
     rows: Mapping[int, Checkpoint]  # what the steps are about, by id
     sightings: Mapping[int, Sighting]  # where their sources lie
     known: Version | None = None  # the version whose files are made once more; none: a new one is made
+    check: bool = False  # whether what is made of a known version is only held against it
     parent: Version | None = None  # the head that a new version comes after
     about: Checkpoint | None = None  # what the version folded, or is made without
     arguments: Mapping[str, Any] | None = None  # of its cause

@@ -34,11 +34,14 @@ class Route:
         return tuple(step.checkpoint for step in self.steps)
 
 
-def route_to(number: int, get: Get) -> Route:
-    """Return how a version's slots are reached: from it, or its nearest ancestor, that has them, causes repeated."""
+def route_to(number: int, get: Get, anew: bool = False) -> Route:
+    """Return how a version's slots are reached: from it, or its nearest ancestor, that has them, causes repeated.
+
+    anew: not from its own.
+    """
     steps: list[Step] = []
     at: int | None = number
-    while at is not None and not sound(get(at)):
+    while at is not None and (not sound(get(at)) or (anew and at == number)):
         version = get(at)
         steps[:0] = _causes(version)
         at = version.arguments["onto"] if by_replay(version) else version.parent
@@ -55,6 +58,19 @@ def _causes(version: Version) -> list[Step]:
     *earlier, last = version.arguments["folds"] or [None]
     steps = [Step("fold", checkpoint) for checkpoint in earlier]
     return steps + ([Step("fold", last, version.number)] if last is not None else [])
+
+
+def reachable(versions: Iterable[Version], found: Callable[[int], bool]) -> set[int]:
+    """Return the versions whose slots are there, or can be made once more. versions: all, oldest first.
+
+    found: whether the source of a checkpoint is there, by its id.
+    """
+    there: set[int | None] = {None}
+    for version in versions:
+        before = version.arguments["onto"] if by_replay(version) else version.parent
+        if sound(version) or (before in there and all(found(step.checkpoint) for step in _causes(version))):
+            there.add(version.number)
+    return {number for number in there if number is not None}
 
 
 def route_without(checkpoint: int, head: Version, kept: Iterable[Version], recipe: Recipe, get: Get) -> Route:

@@ -109,10 +109,11 @@ class Remove(_Request):
 
 
 class Replay(_Request):
-    """Make the files of a version once more; `plan`: only say what that would mean."""
+    """Make the files of a version once more; `check`: only to hold them against what it is; `plan`: only say how."""
 
     verb: Literal["replay"] = "replay"
     version: str
+    check: bool = False
     plan: bool = False
 
 

@@ -67,6 +67,7 @@ def describe_version(version: Version, history: History, head: int | None) -> di
         "checkpoint": {"name": row.name, "digest": row.digest, "source": row.source, "place": row.place}
         if row
         else None,
+        "removed": history.checkpoints.get(version.removed).name if version.removed is not None else None,
         "rule": version.rule,
         "totals": asdict(version.totals),
         "scale": version.scale,

@@ -94,7 +94,7 @@ class Tasks:
         """Return what a task would mean now. Raises Usage or Unavailable, saying why it cannot be done."""
         if task.verb == "remove":
             return self._removal(task, str(task.arguments["checkpoint"]), bool(task.arguments["exact"]))
-        return self._replay(task, str(task.arguments["version"]))
+        return self._replay(task, str(task.arguments["version"]), bool(task.arguments.get("check")))
 
     def _removal(self, task: Task, text: str, exact: bool) -> Plan:
         head, named = self._history.head(), find_checkpoint(self._history, text)
@@ -117,14 +117,14 @@ class Tasks:
         route = route_to(head.number, self._version)
         return Route(route.start, (*route.steps, Step("remove", row.id)))
 
-    def _replay(self, task: Task, text: str) -> Plan:
+    def _replay(self, task: Task, text: str, check: bool) -> Plan:
         version = find_version(self._history, text)
-        if version.kept and version.slots_kept:
+        if version.kept and version.slots_kept and not check:
             raise Usage(f"the files of {version} are there", f"to go back to it: mergd rollback {version}")
-        route, sightings = self._possible([route_to(version.number, self._version)], None)
+        route, sightings = self._possible([route_to(version.number, self._version, anew=check)], None)
         job = self._job(task, version.number, route, sightings)
         about = self._history.checkpoints.get(version.checkpoint or version.removed or 0)
-        return self._costs(replace(job, known=version, about=about), "replay")
+        return self._costs(replace(job, known=version, about=about, check=check), "replay")
 
     def _version(self, number: int) -> Version:
         version = self._history.version(number)
@@ -207,7 +207,11 @@ class Tasks:
 
     def finish(self, job: Remake, made: Remade, who: str) -> None:
         """Make true what was made."""
-        if job.known is not None:
+        if job.check:
+            made.draft.drop()
+            self._history.tasks.end(job.task.id, f"done: v{job.number} came to the same bytes")
+            log.info("v%d came to the same bytes", job.number)
+        elif job.known is not None:
             self._commit.restore(made.draft, job.number, job.task.id)
             log.info("the files of v%d are there again", job.number)
         else:

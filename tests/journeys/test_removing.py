@@ -312,6 +312,40 @@ def test_a_damaged_model_is_made_again_from_its_slots_though_every_source_is_gon
     assert merge.mergd("verify").code == 0
 
 
+def test_a_version_that_is_there_is_held_against_what_its_sources_give(tmp_path: Path) -> None:
+    merge = filled(tmp_path, "abc")
+    ask(merge, Remove(checkpoint="b"))
+    before = [merge.weight_files(number) for number in (1, 2, 3, 4)]
+    verified = merge.mergd("verify", "v3", "--replay")
+    assert (verified.code, verified.out.splitlines()[-1]) == (
+        0, "v3 was made once more, in 1 step: the same bytes came of it",
+    )  # fmt: skip
+    assert merge.mergd("verify", "--replay", "--json").json["replayed"]["version"] == 4
+    assert [merge.weight_files(number) for number in (1, 2, 3, 4)] == before
+    assert len(merge.versions()) == 4
+    merge.remove("c")
+    assert merge.mergd("verify", "v3", "--replay").code == 69
+
+
+def test_the_log_says_what_became_of_files_and_whether_they_can_be_made_again(tmp_path: Path) -> None:
+    merge = filled(tmp_path)
+    ask(merge, Remove(checkpoint="f"))
+    with History(merge.store.database, write=True) as history:
+        for number, parts in ((1, ("slots", "model")), (2, ("slots", "model")), (3, ("slots",)), (5, ("model",))):
+            for part in parts:
+                history.drop_files(number, part)  # type: ignore[arg-type]
+                merge.store.drop(number, part)  # type: ignore[arg-type]
+        history.checks.damaged(4, ["models/000004/config.json"])
+    merge.remove("b")
+    files = {entry["version"]: entry["files"] for entry in merge.log()}
+    assert files == {
+        1: "replayable", 2: "gone", 3: "kept without slots", 4: "damaged", 5: "replayable", 6: "kept", 7: "kept",
+    }  # fmt: skip
+    shown = merge.mergd("log").out
+    assert "without f" in shown
+    assert shown.count("mergd replay makes it once more") == 2
+
+
 def test_what_is_there_needs_no_replay(tmp_path: Path) -> None:
     with pytest.raises(Usage, match="are there"):
         ask(filled(tmp_path, "ab"), Replay(version="1"))
