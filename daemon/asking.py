@@ -156,7 +156,7 @@ def is_well(answer: Mapping[str, Any]) -> bool:
 def log(settings: Settings) -> list[dict[str, Any]]:
     """Return the versions, newest first."""
     with history_of(settings) as history:
-        return describe_log(history)
+        return list(describe_log(history))
 
 
 def checkpoints(settings: Settings) -> list[dict[str, Any]]:

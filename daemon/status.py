@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,11 @@ def describe_version(version: Version, history: History, head: int | None) -> di
     }
 
 
-def describe_log(history: History, last: int = -1) -> list[dict[str, Any]]:
-    """Return the versions, or the `last` newest ones, newest first."""
+def describe_log(history: History, last: int = -1) -> Iterator[dict[str, Any]]:
+    """Yield the versions, or the `last` newest ones, newest first."""
     head = history.head()
     number = head.number if head else None
-    return [describe_version(version, history, number) for version in reversed(history.versions(last))]
+    return (describe_version(version, history, number) for version in history.newest(last))
 
 
 def describe_checkpoint(
@@ -123,18 +123,19 @@ def in_model(history: History) -> frozenset[str]:
 def write_status(history: History, store: Store, live: Mapping[str, Any]) -> None:
     """Replace status.json and log.jsonl, for those who may not read the database."""
     text = json.dumps(status(history, store, live), indent=1) + "\n"
-    _replace(store.root / "status.json", text)
+    _replace(store.root / "status.json", [text])
 
 
 def write_log(history: History, store: Store) -> None:
     """Replace log.jsonl: the newest versions, newest first."""
-    lines = [json.dumps(line) + "\n" for line in describe_log(history, LOG_LINES)]
-    _replace(store.root / "log.jsonl", "".join(lines))
+    lines = (json.dumps(line) + "\n" for line in describe_log(history, LOG_LINES))
+    _replace(store.root / "log.jsonl", lines)
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, lines: Iterable[str]) -> None:
     def write(aside: Path) -> None:
-        aside.write_text(text)
+        with aside.open("w") as file:
+            file.writelines(lines)
         aside.chmod(READABLE)
 
     replace_file(path, write)
