@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: help dev check lint fix test test-without-events demo bench hostile fuzz mutations kills arrivals faults full-disk powercut \
-  flips machine clean
+  flips machine soak clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 22
 
@@ -52,6 +52,9 @@ hostile: $(READY)  ## the corpus of hostile checkpoints: each verdict, and what 
 
 fuzz: $(READY)  ## mutated headers against an independent reader; COUNT=10000 and SEED=1 set how many, and which
 	cd tests && ../$(BIN)/python -m hostile.fuzz --count $(or $(COUNT),10000) --seed $(or $(SEED),1)
+
+soak: $(READY)  ## many folds by one daemon: memory, files, threads, disk; COUNT=1000 and SEED=1, and WARM_UP=1000 before
+	cd tests && ../$(BIN)/python -m journeys.soak --count $(or $(COUNT),1000) --warm-up $(or $(WARM_UP),1000) --seed $(or $(SEED),1)
 
 mutations: $(READY)  ## checkpoints changed during their folds by a real daemon; COUNT=200 and SEED=1
 	cd tests && ../$(BIN)/python -m hostile.mutations --count $(or $(COUNT),200) --seed $(or $(SEED),1)

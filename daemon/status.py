@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -83,11 +83,11 @@ def describe_version(version: Version, history: History, head: int | None) -> di
     }
 
 
-def describe_log(history: History, last: int = -1) -> list[dict[str, Any]]:
-    """Return the versions, or the `last` newest ones, newest first."""
+def describe_log(history: History, last: int = -1) -> Iterator[dict[str, Any]]:
+    """Yield the versions, or the `last` newest ones, newest first."""
     head = history.head()
     number = head.number if head else None
-    return [describe_version(version, history, number) for version in reversed(history.versions(last))]
+    return (describe_version(version, history, number) for version in history.newest(last))
 
 
 def describe_checkpoint(
@@ -137,7 +137,7 @@ def write_status(history: History, store: Store, live: Mapping[str, Any]) -> Non
     text = json.dumps(status(history, store, live), indent=1) + "\n"
     path = store.root / "status.json"
     try:
-        _replace(path, text)
+        _replace(path, [text])
     except OSError as error:
         if error.errno not in FULL or not path.exists():
             raise
@@ -146,8 +146,8 @@ def write_status(history: History, store: Store, live: Mapping[str, Any]) -> Non
 
 def write_log(history: History, store: Store) -> None:
     """Replace log.jsonl: the newest versions, newest first."""
-    lines = [json.dumps(line) + "\n" for line in describe_log(history, LOG_LINES)]
-    _replace(store.root / "log.jsonl", "".join(lines))
+    lines = (json.dumps(line) + "\n" for line in describe_log(history, LOG_LINES))
+    _replace(store.root / "log.jsonl", lines)
 
 
 def _overwrite(path: Path, data: bytes) -> None:
@@ -161,9 +161,10 @@ def _overwrite(path: Path, data: bytes) -> None:
         os.close(fd)
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, lines: Iterable[str]) -> None:
     def write(aside: Path) -> None:
-        aside.write_text(text)
+        with aside.open("w") as file:
+            file.writelines(lines)
         aside.chmod(READABLE)
 
     replace_file(path, write)

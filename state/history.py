@@ -5,7 +5,7 @@ One process writes it, on one thread: the holder of the state's lock.
 
 import json
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, fields
 from itertools import chain
@@ -90,8 +90,12 @@ class History:
 
     def versions(self, last: int = -1) -> list[Version]:
         """Return every version, or the `last` newest ones; oldest first."""
+        return list(self.newest(last))[::-1]
+
+    def newest(self, last: int = -1) -> Iterator[Version]:
+        """Yield every version, or the `last` newest ones; newest first, one at a time."""
         query = f"select {_COLUMNS} from versions order by number desc limit ?"  # noqa: S608
-        return [_version(row) for row in self._db.query(query, [last])][::-1]
+        return (_version(row) for row in self._db.query(query, [last]))
 
     def with_files(self) -> list[Version]:
         """Return the versions whose files are there, oldest first; retention bounds how many."""

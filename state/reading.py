@@ -169,29 +169,37 @@ class ContentDigest:
 
     def __init__(self, formulas: str = "") -> None:
         self._formulas = formulas
-        self._weights: dict[str, tuple[TensorInfo, hashlib._Hash]] = {}
+        self._tensors: dict[str, TensorInfo] = {}
         self._bytes: dict[str, int] = {}  # of each tensor, so far
+        self._running: dict[
+            str, hashlib._Hash
+        ] = {}  # of those that are not at their end: each keeps its place in the heap
+        self._done: dict[str, str] = {}
 
     def add(self, info: TensorInfo, block: Tensor) -> None:
         """Add the next block of rows of one tensor, in the dtype it is stored in or as bytes."""
-        _, running = self._weights.setdefault(info.name, (info, hashlib.sha256()))
-        self._bytes[info.name] = self._bytes.get(info.name, 0) + block.numel() * block.element_size()
-        if block.numel():
-            running.update(memory_of(block))
+        self.begin(info)
+        if not block.numel():
+            return
+        running = self._running.setdefault(info.name, hashlib.sha256())
+        running.update(memory_of(block))
+        self._bytes[info.name] += block.numel() * block.element_size()
+        if self._bytes[info.name] == info.nbytes:
+            self._done[info.name] = self._running.pop(info.name).hexdigest()
 
     def begin(self, info: TensorInfo) -> int:
         """Return how many bytes of a tensor were added so far; from now on it counts, even if it has none."""
-        self._weights.setdefault(info.name, (info, hashlib.sha256()))
-        return self._bytes.get(info.name, 0)
+        self._tensors[info.name] = info
+        return self._bytes.setdefault(info.name, 0)
 
     def of(self, name: str) -> str:
         """Return the sha256 of one tensor's bytes."""
-        return self._weights[name][1].hexdigest()
+        return self._done[name] if name in self._done else self._running.get(name, hashlib.sha256()).hexdigest()
 
     def hexdigest(self) -> str:
         """Return the digest of all that was added."""
         whole = hashlib.sha256()
-        for name, (info, _) in sorted(self._weights.items()):
+        for name, info in sorted(self._tensors.items()):
             whole.update(json.dumps([name, info.dtype, list(info.shape), self.of(name)]).encode() + b"\n")
         whole.update(self._formulas.encode())
         return whole.hexdigest()
