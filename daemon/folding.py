@@ -3,7 +3,7 @@
 Large weights go by in blocks of rows where statistic and rule allow it. Nothing here knows the history or the threads.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from math import sqrt
@@ -206,7 +206,7 @@ class _Trip:
         """Return the head's slot, or zeros before the first fold."""
         reader = self._kept.get(key_of(statistic, slot))
         if reader is not None:
-            with _ours():
+            with _ours(reader.layout.files):
                 return reader.read(w.name, rows)
         spec = statistic.slots(w)[slot]
         shape = (rows[1] - rows[0], *spec.shape[1:]) if rows is not None else spec.shape
@@ -272,12 +272,13 @@ class _Trip:
 
 
 @contextmanager
-def _ours() -> Iterator[None]:
+def _ours(files: Iterable[str]) -> Iterator[None]:
     """Raise DamagedFiles where slots of the head cannot be read: they are no checkpoint's."""
     try:
         yield
     except Unavailable as error:
-        raise DamagedFiles(f"{error}; it is a file of the head") from error
+        within = ("/".join(Path(file).parts[-3:]) for file in files)
+        raise DamagedFiles(f"{error}; it is a file of the head", *within) from error
 
 
 @dataclass

@@ -94,7 +94,7 @@ def _version(state: Path, after: Seen, number: int) -> Iterator[str]:
     except (OSError, ValueError) as error:
         yield f"v{number}: its manifest: {error}"
         return
-    said = (manifest["parent"], manifest["digest"], manifest["checkpoint"]["name"])
+    said = (manifest["parent"], manifest["digest"], (manifest["checkpoint"] or manifest["removed"])["name"])
     if said != (version.parent, version.digest, version.name):
         yield f"v{number}: the manifest says {said}"
     expected = after.counts(number)

@@ -341,7 +341,7 @@ def test_the_next_one_is_found_without_looking_at_all_that_wait(
     ("words", "says"),
     [
         (["approve", "a"], "a is folded, not held"),
-        (["refuse", "a", "--why", "x"], "mergd rollback"),
+        (["refuse", "a", "--why", "x"], "mergd remove"),
         (["retry", "a"], "a is folded, not refused"),
         (["retry", "far"], "mergd approve"),
         (["refuse", "far"], "--why"),
