@@ -215,6 +215,8 @@ def rolled_back(answer: Mapping[str, Any]) -> None:
     out.print(moved + paused)
     if not answer["slots_kept"]:
         out.print("its slots were dropped: they are made once more before the next fold")
+    if answer["back"]:
+        out.print(f"in the model again, though it was taken out since: {safe(', '.join(answer['back']))}")
     if not answer["out"]:
         return
     names = [safe(item["name"]) for item in answer["out"]]

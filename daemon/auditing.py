@@ -7,15 +7,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..state.checks import database_faults
 from ..state.contributions import as_text
+from ..state.database import database_faults
 from ..state.errors import Damaged, DamagedFiles
 from ..state.history import History
 from ..state.manifests import named
 from ..state.records import Checkpoint, FileDigest, Version
 from ..state.store import FOLDERS, PARTS, Store, folder_name, version_digest
+from .settings import PINNED
 
-PINNED = ("base_model", "base_commit", "base_digest", "rule", "parameters", "out_dtype", "threads", "convolutions")
+IN_MANIFESTS = (*PINNED, "base_commit", "base_digest")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def _of_pins(history: History, store: Store, versions: Sequence[Version]) -> Ite
         manifest = store.manifest(versions[-1].number) if versions else {}
     except DamagedFiles:  # which is said of the version
         return
-    for name in PINNED:
+    for name in IN_MANIFESTS:
         if name in manifest and manifest[name] != pins.get(name):
             yield Fault("pins in the database", f"{name} is {pins.get(name)!r}, {versions[-1]} has {manifest[name]!r}")
 

@@ -55,14 +55,14 @@ for command in (
     log,
     show,
     rollback,
-    remove,
-    replay,
     pause,
     resume,
-    verify,
+    remove,
+    replay,
+    export,
     tag,
     gc,
-    export,
+    verify,
     rebuild,
 ):
     app.command(command.__name__.rstrip("_"))(command)

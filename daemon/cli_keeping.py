@@ -49,7 +49,7 @@ def gc(
     config: ConfigOption = None,
     name: LongNameOption = None,
 ) -> None:
-    """Drop the files that retention lets go, now. It is done after each move of the head and each hour anyway."""
+    """Drop the files that retention lets go, now. A daemon does it after each move and request, and each hour, anyway."""
     from .requests import Gc
 
     settings = settings_of(context, config, name)

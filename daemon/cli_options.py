@@ -17,7 +17,7 @@ ConfigOption = Annotated[
         "--config",
         "-c",
         metavar="PATH",
-        help="The configuration file (else -n, $MERGD_CONFIG, ./mergd.toml, /etc/mergd/mergd.toml).",
+        help="The configuration file (else --name, $MERGD_CONFIG, ./mergd.toml, /etc/mergd/mergd.toml).",
     ),
 ]
 NameOption = Annotated[str | None, typer.Option("-n", "--name", metavar="NAME", help="Use /etc/mergd/NAME.toml.")]

@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections.abc import Callable, Collection
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,22 +61,23 @@ class Sources:
         self._archive, self._checkpoints, self._sight = archive, checkpoints, sight
 
     def find(self, row: Checkpoint) -> Sighting | None:
-        """Return the sighting of a row's content, None if it is gone: pinned, at its place, or at another row's.
+        """Return the sighting of a row's content, None if it is gone: at a place where it was seen, or pinned.
 
-        The digest of what lies there is compared when it is read; what says beforehand that it is the same is files
-        of the same names and sizes.
+        What nobody touched since goes before what is pinned, and that before what has files of the same names and sizes.
+        The digest is compared when it is read.
         """
-        pinned = self._archive.place(row.digest)
-        if pinned is not None:
-            return self._sight(pinned)
         same = self._checkpoints.of_content(row.digest) if row.digest else []
-        found = ((other, self._sight(Path(other.place))) for other in [row, *same])
-        return next((sighting for other, sighting in found if sighting and _alike(other.fingerprint, sighting)), None)
+        seen = [(other.fingerprint, self._sight(Path(other.place))) for other in [row, *same]]
+        untouched = (sighting for fingerprint, sighting in seen if sighting and sighting.fingerprint == fingerprint)
+        pinned = self._archive.place(row.digest)
+        copies = (self._sight(place) for place in ([pinned] if pinned else []))
+        alike = (sighting for fingerprint, sighting in seen if sighting and _alike(fingerprint, sighting))
+        return next(filter(None, chain(untouched, copies, alike)), None)
 
 
 def _alike(fingerprint: str, sighting: Sighting) -> bool:
-    """Whether files have the names and sizes that they had."""
-    return _sizes(fingerprint) == _sizes(sighting.fingerprint)
+    """Whether files have the names and sizes that they had, as far as that is known: after a rebuild it is not."""
+    return not fingerprint or _sizes(fingerprint) == _sizes(sighting.fingerprint)
 
 
 def _sizes(fingerprint: str) -> list[list[str]]:

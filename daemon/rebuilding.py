@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..state.checks import database_faults
 from ..state.committing import Commit
 from ..state.contributions import from_text
+from ..state.database import database_faults
 from ..state.errors import DamagedFiles, MergdError, Misconfigured, Unavailable, Usage
 from ..state.history import History
 from ..state.lock import Lock
@@ -21,13 +21,14 @@ from .initialise import take_existing
 from .opening import check_pins, make_rule, pins_of
 from .progress import Progress
 from .settings import PINNED, Settings
-from .status import write_log, write_status
+from .status import known, write_log, write_status
 
 WHO = "mergd"
 LOST = (
     "decisions (what was approved, refused or retried by hand)",
     "which checkpoints were held, refused or waiting, and why",
-    "requests, attempts, pauses, tags, and what hooks were told",
+    "requests, attempts, tasks, pauses, and what hooks were told",
+    "tags; instead each version that is there has one, rebuilt-7, which keeps it: mergd tag, and mergd tag -d NAME",
     "who moved the head and when, and when a version was made: its manifest's time stands for it",
     "what each fold did to each weight, and how long it took",
 )
@@ -60,7 +61,7 @@ def rebuild(settings: Settings, force: bool, progress: Progress) -> dict[str, An
         aside = _install(draft, store)
         with History(store.database, write=True) as history:
             Commit(store, history).link()
-            write_status(history, store, {"gates": list(settings.gates)})
+            write_status(history, store, known(settings))
             write_log(history, store)
             damaged = [f"{v}: {v.damaged}" for v in history.versions() if v.damaged]
     finally:
@@ -161,6 +162,9 @@ def _restore(history: History, store: Store, manifests: Manifests, spoilt: Seque
                 history.restore(_unknown(number, store, manifests))
             else:
                 _restore_version(history, store, manifests[number], ids)
+        for version in history.versions():
+            if version.model_kept:  # nobody knows what else kept it
+                history.tags.put(f"rebuilt-{version.number}", version.number, WHO)
     if spoilt:
         names = ", ".join(f"v{number}" for number in spoilt)
         why = f"rebuilt without the manifests of {names}, which are damaged: what they folded may be folded again"
@@ -174,6 +178,8 @@ def _restore_version(history: History, store: Store, manifest: Mapping[str, Any]
         row = _checkpoint(history, said, made, manifest, ids.get(said["digest"]))
         ids.setdefault(said["digest"], row.id)
     removed = manifest.get("removed")
+    if removed and not history.checkpoints.has(removed["id"]):  # the manifest of its fold is damaged
+        _checkpoint(history, removed, made, manifest, ids.get(removed["digest"]))
     version = Version(
         number=number,
         parent=manifest["parent"],
@@ -197,7 +203,7 @@ def _checkpoint(
     history: History, said: Mapping[str, Any], made: str, manifest: Mapping[str, Any], first: int | None
 ) -> Checkpoint:
     """Restore the row of what a version folded. Its files are not known any more: they are read again when sighted."""
-    contributor = manifest.get("contribution", {}).get("contributor")
+    contributor = (manifest.get("contribution") or {}).get("contributor") or said["source"]
     row = Checkpoint(
         id=said.get("id") or history.checkpoints.next_id(),
         source=said["source"],

@@ -126,16 +126,21 @@ class Remaking:
         )  # of a known version, nothing: what is damaged may be linked elsewhere
         published = publish(self.merge.base, result.readouts, scale, draft, self._as_before(job), progress, linking)
         if job.known is not None:
-            self._compare_known(job.known, digest_of(result, published))
+            self._compare_known(job.known, digest_of(result, published), published)
         version = job.known or self._row(job, result, published, scale, progress)
         self._commit.seal(draft, self._manifest(job, version, result, published))
         return Remade(draft, version, result)
 
-    def _compare_known(self, version: Version, digest: str) -> None:
+    def _compare_known(self, version: Version, digest: str, published: Published) -> None:
         """Hold what came out against what it was. Raises Damaged."""
+        before = self._readable_manifest(version.number)
         if digest != version.digest:
-            before = self._readable_manifest(version.number)
             raise Damaged(f"repeating {version} gave other bytes than it had", _elsewhere(before))
+        sums = {file["name"]: file["sha256"] for file in before.get("model", [])}
+        others = [file.name for file in published.files if before and sums.get(file.name) != file.sha256]
+        if others:
+            hint = "nothing was changed; bring the base model's own files back as they were, and the setting copy_code"
+            raise Damaged(f"{version} had another {', '.join(others)}", hint)
 
     def _manifest(self, job: Remake, version: Version, result: FoldResult, published: Published) -> dict[str, Any]:
         """Return the manifest that a known version has, if it is sound, else a new one."""

@@ -16,14 +16,21 @@ class Start:
     held: Reason | None = None  # why it cannot be replaced now
 
 
-def plan(row: Checkpoint, line: Sequence[Version], get: Callable[[int], Checkpoint]) -> Start:
+def plan(
+    row: Checkpoint,
+    line: Sequence[Version],
+    get: Callable[[int], Checkpoint],
+    in_model: Callable[[int], bool] = lambda checkpoint: True,
+) -> Start:
     """Return what the fold of a ready checkpoint that replaces another one starts from.
 
-    line: the head and its ancestors, newest first. get: returns the row of a checkpoint by its id.
+    line: the head and its ancestors, newest first. get: returns the row of a checkpoint by its id. in_model: whether one
+    that was folded in the line is still in the model, by its id.
     Only what the head itself folded is replaced: nothing was folded onto it. Who asks for a fold gets one all the same.
     """
     head = line[0] if line else None
-    old = _in_line(row, line, get)
+    folds = [version for version in line if version.checkpoint is not None and in_model(version.checkpoint)]
+    old = _in_line(row, folds, get)
     if old is None:
         return Start(head)
     parent = next((version for version in line if version.number == old.parent), None)

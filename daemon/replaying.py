@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ..state.errors import Unavailable
 from ..state.records import Version
 
 Get = Callable[[int], Version]  # a version by its number
@@ -49,11 +50,13 @@ def route_to(number: int, get: Get, anew: bool = False) -> Route:
 
 
 def _causes(version: Version) -> list[Step]:
-    """Return the steps that made a version of what it was made from; the last makes it."""
+    """Return the steps that made a version of what it was made from; the last makes it. Raises Unavailable."""
+    if not version.is_known:
+        raise unknown(version)
     if version.checkpoint is not None:
         return [Step("fold", version.checkpoint, version.number)]
     if not by_replay(version):
-        assert version.removed is not None, f"{version} has a cause that cannot be repeated"
+        assert version.removed is not None
         return [Step("remove", version.removed, version.number)]
     *earlier, last = version.arguments["folds"] or [None]
     steps = [Step("fold", checkpoint) for checkpoint in earlier]
@@ -68,7 +71,8 @@ def reachable(versions: Iterable[Version], found: Callable[[int], bool]) -> set[
     there: set[int | None] = {None}
     for version in versions:
         before = version.arguments["onto"] if by_replay(version) else version.parent
-        if sound(version) or (before in there and all(found(step.checkpoint) for step in _causes(version))):
+        again = version.is_known and before in there and all(found(step.checkpoint) for step in _causes(version))
+        if sound(version) or again:
             there.add(version.number)
     return {number for number in there if number is not None}
 
@@ -99,6 +103,12 @@ def _only_folds(version: Version, get: Get) -> bool:
             return False
         at = now.arguments["onto"] if by_replay(now) else now.parent
     return True
+
+
+def unknown(version: Version) -> Unavailable:
+    """Return what is said where the cause of a version is needed that a rebuild could not find out."""
+    found = f"what made {version} is not known: its manifest is damaged"
+    return Unavailable(found, "bring its manifest.json back from a backup, then: mergd rebuild --force")
 
 
 def by_replay(version: Version) -> bool:

@@ -163,6 +163,7 @@ def rollback(request: Rollback, history: History, store: Store, hooks: list[str]
         "head": target.number,
         "before": head.number,
         "out": taken_out(history, head, target),
+        "back": [item["name"] for item in taken_out(history, target, head)],
         "paused": request.pause,
         "slots_kept": target.slots_kept,
     }
@@ -211,10 +212,10 @@ def _kept(history: History) -> str:
 
 def taken_out(history: History, head: Version, target: Version) -> list[dict[str, Any]]:
     """Return the checkpoints that were in the model at `head` and are not at `target`, in the order of their folds."""
-    stay = {version.number for version in history.lineage(target.number)}
-    gone = [v for v in reversed(history.lineage(head.number)) if v.number not in stay and v.checkpoint is not None]
-    rows = [(version.number, history.checkpoints.get(version.checkpoint or 0)) for version in gone]
-    return [{"name": row.name, "version": number, "place": row.place, "digest": row.digest} for number, row in rows]
+    stay = set(history.recipe(target.number))
+    folded = {version.checkpoint: version.number for version in history.lineage(head.number)}
+    rows = [history.checkpoints.get(row) for row in history.recipe(head.number) if row not in stay]
+    return [{"name": r.name, "version": folded[r.id], "place": r.place, "digest": r.digest} for r in rows]
 
 
 def pause(request: Pause, history: History, who: str) -> dict[str, Any]:
@@ -275,6 +276,9 @@ def _row_to_fold(
 
 def _check_again(row: Checkpoint, again: bool, history: History) -> None:
     head = history.head()
+    for version in history.lineage(head.number if head else None):
+        if not version.is_known:
+            raise Usage(f"what made {version} is not known: {row.name} may be in the model", "see: mergd log")
     if row.digest and history.checkpoint_in_line(row.digest, head.number if head else None):
         raise Usage(f"{row.name} is in the model already", "the same content counts once")
     if not again:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from ..state.records import Files, Move, Tag, Version
+from ..state.records import OURS, Files, Move, Tag, Version
 from .settings import Settings
 
 HEAD, PARENT, BEFORE = "the head", "the head's parent", "the head before"
@@ -33,10 +33,10 @@ class Keep:
 
         Models: those that are counted, both ends of a person's last moves, the tagged ones, the head, the one before it
         and the newest past a gate. Slots: of these, and of the head's parent; or as `slots` says, and the parent's, the
-        head's, the one's before it and the one's that a person left last.
+        head's, the one's before it, the one's that a person left last, and those that were made once more.
         """
         models = 3 * self.last + self.daily + self.weekly + tags + 3
-        return models, (min(models, self.slots + 3) if self.slots else models) + 1
+        return models, (min(models, self.slots + tags + 3) if self.slots else models) + 1
 
     def usual(self) -> tuple[int, int]:
         """Return how many models and how many versions' slots there are while one is folded, if all are old and in a line.
@@ -76,7 +76,7 @@ def plan(
     """
     newest = sorted(versions, key=lambda version: -version.number)
     models = _gathered(_models(newest, moves, tags, keep, now))
-    slots = _gathered(_slots(newest, moves, models, keep))
+    slots = _gathered(_slots(newest, moves, models, tags, keep))
     return [Fate(version, models.get(version.number, ()), slots.get(version.number, ())) for version in newest]
 
 
@@ -96,7 +96,13 @@ def _models(newest: Sequence[Version], moves: Sequence[Move], tags: Sequence[Tag
     yield "keep_weekly", _newest_of_each(lambda version: made(version).isocalendar()[:2], sound)[: keep.weekly]
 
 
-def _slots(newest: Sequence[Version], moves: Sequence[Move], models: dict[int, tuple[str, ...]], keep: Keep) -> Rules:
+def _slots(
+    newest: Sequence[Version],
+    moves: Sequence[Move],
+    models: dict[int, tuple[str, ...]],
+    tags: Sequence[Tag],
+    keep: Keep,
+) -> Rules:
     """Yield which versions keep their slots, by reason: those whose models stay, or only the newest of them.
 
     Which are the newest depends on neither clock nor tags: no other setting, and no clock, then takes slots from any.
@@ -107,6 +113,7 @@ def _slots(newest: Sequence[Version], moves: Sequence[Move], models: dict[int, t
         yield "keep_slots", (version.number for version in stays if version.number in sound)
     else:
         yield from ((reason, [version.number]) for version in stays for reason in models[version.number])
+    yield from ((f"tag {tag.name}", [tag.version]) for tag in tags if OURS.fullmatch(tag.name))  # somebody wanted them
     head = moves[0].to_version if moves else None
     yield HEAD, [head]
     yield PARENT, (version.parent for version in newest if version.number == head)

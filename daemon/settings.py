@@ -76,9 +76,9 @@ class ArchiveSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     adapters: bool = True
-    """Whether adapters are, all of them: they are small."""
+    """Whether every adapter is copied into the archive as it is folded."""
     full: ByteSize = Field(default=ByteSize(0))
-    """The most that full models take there, such as `100GB`; the oldest go first."""
+    """The most that copies of full models take in the archive, such as `100GB`; the oldest go first. 0: none is copied."""
 
 
 class Settings(BaseModel):

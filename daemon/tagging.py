@@ -5,7 +5,7 @@ from typing import Any
 
 from ..state.errors import Usage
 from ..state.history import History
-from ..state.records import Tag, Version
+from ..state.records import OURS, Tag, Version
 from ..state.wording import shown
 from .dropping import decide
 from .naming import find_version
@@ -50,6 +50,8 @@ def describe(tags: list[Tag]) -> list[dict[str, Any]]:
 
 def check_name(name: str) -> None:
     """Raise Usage for what cannot be a tag: it must not be taken for a version, a path or an option."""
+    if OURS.fullmatch(name):
+        raise Usage(f"{name!r} is what mergd calls a version itself", "such as: good, stable/2026-01, v1.0-rc1")
     if LIKE_A_VERSION.fullmatch(name):
         raise Usage(f"{shown(name)!r} is how versions are written", "such as: good, stable/2026-01, v1.0-rc1")
     if len(name) > LONGEST or not NAME.fullmatch(name) or ".." in name or f"{name}/".find(".lock/") >= 0:

@@ -4,6 +4,7 @@ It runs on the one thread that writes the history.
 """
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from ..state.history import History
 from ..state.records import Checkpoint, Move, Sighting, Task, Version
 from ..state.store import Store
 from ..state.wording import size
-from .disk import RETRY_AFTER, Disk
+from .disk import LONGEST, RETRY_AFTER, Disk
 from .folding import removable
 from .naming import find_checkpoint, find_version
 from .opening import Merge
@@ -27,12 +28,13 @@ from .pinning import Sources
 from .publishing import slots_bytes, spilled_bytes, version_bytes
 from .recovery import STRIKES
 from .remaking import Remade, Remake
-from .replaying import Route, Step, route_to, route_without
+from .replaying import Route, Step, route_to, route_without, unknown
 from .room import lacking
 from .settings import Settings
 
 log = logging.getLogger(__name__)
 
+WHO = "mergd"  # who asks for what nobody asked for
 LOOKS_BACK = 10  # folds that the time of another one is estimated by
 
 
@@ -86,6 +88,7 @@ class Tasks:
         self.outcomes: dict[int, dict[str, Any] | MergdError] = {}  # of tasks that ended in this life
         self._store, self._history, self._commit, self._disk = store, history, commit, disk
         self._sources = Sources(Archive(store), history.checkpoints, sight)
+        self._lacking: dict[int, tuple[str, float, int]] = {}  # head without slots: why, until when (monotonic), tries
         self._later = 0.0  # monotonic seconds: before, none is tried again
 
     # ---------------------------------------------------------------------------------------------------------- plans
@@ -97,10 +100,13 @@ class Tasks:
         return self._replay(task, str(task.arguments["version"]), bool(task.arguments.get("check")))
 
     def _removal(self, task: Task, text: str, exact: bool) -> Plan:
-        head, named = self._history.head(), find_checkpoint(self._history, text)
-        row = self._history.checkpoint_in_line(named.digest or "", head.number if head else None)
+        head = self._history.head()
+        for version in self._history.lineage(head.number if head else None):
+            if not version.is_known:
+                raise unknown(version)
+        row = self._in_model(text, head.number) if head else None
         if head is None or row is None:
-            raise Usage(f"{named.name} is not in the model", "see: mergd list")
+            raise Usage(f"{find_checkpoint(self._history, text).name} is not in the model", "see: mergd list")
         routes = [self._by_subtraction(row, head)] if removable(self.merge.base, self.merge.rule) and not exact else []
         routes.append(route_without(row.id, head, self._history.with_files(), self._history.recipe, self._version))
         route, sightings = self._possible(routes, row)
@@ -110,6 +116,19 @@ class Tasks:
         number, arguments = self._history.next_number(), {"how": how} | folds
         job = self._job(task, number, route, sightings)
         return self._costs(replace(job, parent=head, about=row, arguments=arguments), how)
+
+    def _in_model(self, text: str, head: int) -> Checkpoint | None:
+        """Return the row that is in the model of a checkpoint, by its whole digest or as people call it.
+
+        What lies at its place by now may be another one, which is not meant.
+        """
+        checkpoints, inside = self._history.checkpoints, set(self._history.recipe(head))
+        if re.fullmatch(r"[0-9a-f]{64}", text):
+            return self._history.checkpoint_in_line(text, head)
+        named = find_checkpoint(self._history, text)
+        rows = [named, *reversed(checkpoints.placed(named.place))]
+        same = self._history.checkpoint_in_line(named.digest or "", head) if named.state == "folded" else None
+        return next((row for row in rows if row.id in inside), same)
 
     def _by_subtraction(self, row: Checkpoint, head: Version) -> Route:
         if self._history.recipe(head.number) == (row.id,):  # nothing is left: not even what rounding leaves
@@ -123,7 +142,7 @@ class Tasks:
             raise Usage(f"the files of {version} are there", f"to go back to it: mergd rollback {version}")
         route, sightings = self._possible([route_to(version.number, self._version, anew=check)], None)
         job = self._job(task, version.number, route, sightings)
-        about = self._history.checkpoints.get(version.checkpoint or version.removed or 0)
+        about = self._history.checkpoints.get(version.checkpoint or version.removed or 0)  # its cause is known
         return self._costs(replace(job, known=version, about=about, check=check), "replay")
 
     def _version(self, number: int) -> Version:
@@ -170,7 +189,9 @@ class Tasks:
     def add(self, verb: str, arguments: Mapping[str, Any], who: str) -> tuple[Task, Plan]:
         """Record a task that can be done; raises what keeps it from being done."""
         plan = self.plan(Task(0, verb, arguments, who, ""))
-        return self._history.tasks.add(verb, arguments, who), plan
+        about = plan.job.about
+        meant = {"checkpoint": about.digest} if verb == "remove" and about else {"version": str(plan.job.number)}
+        return self._history.tasks.add(verb, {**arguments, **meant}, who), plan  # names may mean something else later
 
     def bring_back_head(self) -> str | None:
         """Have the head's slots made once more if they were dropped: the next fold starts from them.
@@ -180,11 +201,24 @@ class Tasks:
         head = self._history.head()
         if head is None or head.slots_kept:
             return None
+        if any(task.verb == "replay" and task.arguments["version"] == str(head.number) for task in self._waiting()):
+            return ""
+        why, until, _ = self._lacking.get(head.number, ("", 0.0, 0))
+        if time.monotonic() < until:
+            return f"the slots of {head} were dropped, and {why}"
         try:
-            self.add("replay", {"version": str(head.number)}, "mergd")
+            self.add("replay", {"version": str(head.number)}, WHO)
         except MergdError as error:
             return f"the slots of {head} were dropped, and {error}"
         return ""
+
+    def _waiting(self) -> list[Task]:
+        return self._history.tasks.waiting()
+
+    @property
+    def mending(self) -> bool:
+        """Whether a task is still to be done, now or later."""
+        return bool(self._waiting())
 
     def waits(self) -> bool:
         """Whether a task is to be begun."""
@@ -248,6 +282,11 @@ class Tasks:
         log.warning("%s %s: %s", task.verb, " ".join(map(str, task.arguments.values())), error)
         self._history.tasks.end(task.id, f"error: {error}")
         self.outcomes[task.id] = error
+        if task.who == WHO:  # nobody asked, so that it would be begun again at once
+            number = int(task.arguments["version"])
+            tries = self._lacking.get(number, ("", 0.0, 0))[2] + 1
+            wait = min(LONGEST, RETRY_AFTER * 2 ** (tries - 1))
+            self._lacking[number] = str(error), time.monotonic() + wait, tries
 
     def _head_number(self) -> int | None:
         head = self._history.head()

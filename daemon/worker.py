@@ -248,7 +248,8 @@ def start_of(row: Checkpoint, history: History) -> Start:
     head = history.head()
     if row.replaces is None or head is None:
         return Start(head)
-    return replacing.plan(row, history.lineage(head.number), history.checkpoints.get)
+    inside = set(history.recipe(head.number))
+    return replacing.plan(row, history.lineage(head.number), history.checkpoints.get, inside.__contains__)
 
 
 def known_content(row: Checkpoint, known: Checkpoint) -> Reason:

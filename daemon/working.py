@@ -80,7 +80,7 @@ class Working:
     @property
     def mending(self) -> bool:
         """Whether a person's task is being done, or will be."""
-        return self.tasks.waits() or self.on_a_task
+        return self.tasks.mending or self.on_a_task
 
     @property
     def on_a_task(self) -> bool:
@@ -119,12 +119,14 @@ class Working:
 
     def _begin_fold(self, again: Container[int]) -> None:
         row = None if self._history.paused() else self.worker.next_ready()
+        if row is None:
+            self.worker.held_up = ""
         if row is None or not self._head_has_slots():
             return
         try:
             job = self.worker.begin(row, again=row.id in again)
         except DamagedFiles as error:
-            self._contain(self._history.head(), error)
+            self._contain(error)
             return
         if job is None:
             self.settle(row.id)
@@ -172,18 +174,19 @@ class Working:
         """Record how work ended; what the history has no room for stays here until it has."""
         while self._ended:
             job, error = self._ended[0]
-            start = job.start if isinstance(job, Remake) else job.start.parent
             try:
                 if isinstance(job, Remake):
                     self.tasks.give_up(job, error)
                 else:
                     self.worker.give_up(job, error)
             except DamagedFiles as damage:
-                self._contain(start, damage)
+                self._contain(damage)
             self._ended.pop(0)
             if isinstance(job, Job):
                 self.settle(job.checkpoint.id)
 
-    def _contain(self, version: Version | None, damage: DamagedFiles) -> None:
-        assert version is not None, "before the first version there are no files"
+    def _contain(self, damage: DamagedFiles) -> None:
+        """Have damage contained in the version whose files it is in: `versions/000004/...`, `models/000004/...`."""
+        version = self._history.version(int(damage.files[0].split("/")[1]))
+        assert version is not None, damage
         self.contain(version, damage)

@@ -31,6 +31,10 @@ class Checkpoints:
         """Return one row."""
         return self._where("id = ?", number)[0]
 
+    def has(self, number: int) -> bool:
+        """Whether there is a row of this id."""
+        return bool(self._where("id = ?", number))
+
     def at(self, source: str, place: str) -> Checkpoint | None:
         """Return the newest row of a place."""
         rows = self._where("source = ? and place = ? order by id desc limit 1", source, place)
@@ -174,7 +178,7 @@ class Checkpoints:
             return inserted(self._db.table("attempts"), {"checkpoint": number, "started_at": utc_now()})
 
     def end_attempt(self, attempt: int, outcome: str) -> None:
-        """Write how an attempt ended: a verdict, or "again" when nobody is to blame and it does not count."""
+        """Write how an attempt ended: a verdict, or "abandoned" or "changed" when nobody is to blame and it does not count."""
         self._db.table("attempts").update(attempt, {"outcome": outcome})
 
     def attempts(self, number: int) -> list[Attempt]:

@@ -44,6 +44,7 @@ class Commit:
 
     def restore(self, draft: Draft, number: int, task: int) -> None:
         """Put files that were made once more into the place of a version's, and promise them again."""
+        self._going -= {(number, "slots"), (number, "model")}  # what the disk would not let go of is wanted again
         self._store.restore(draft, number)
         self._history.commit_restored(number, self._store.stamps(number), task)
 
@@ -100,7 +101,8 @@ class Commit:
         kept = {part: [v.number for v in versions if v.keeps(part)] for part in ("slots", "model")}
         for path in self._store.sweep((v.number for v in versions), kept["slots"], kept["model"]):
             log.info("swept %s", path)
-        self._archive.keep(self._history.checkpoints.folded_digests())
+        if all(version.is_known for version in versions):  # else a source may be of what nobody knows of
+            self._archive.keep(self._history.checkpoints.folded_digests())
         self.link()
 
     def _check_age(self) -> None:
@@ -108,5 +110,5 @@ class Commit:
         if ahead:
             raise Damaged(
                 f"versions up to {max(ahead)} lie in {self._store.versions}, which the history does not know",
-                "it is older than its files: bring the newer mergd.db back; nothing was removed",
+                "it is older than its files: bring the newer mergd.db back, or: mergd rebuild --force; nothing was removed",
             )

@@ -3,7 +3,7 @@
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from sqlite_utils import Database
 from sqlite_utils.db import Table
 
 from . import backups
-from .disk_errors import meaning
+from .disk_errors import RESTORE, meaning
 from .errors import Damaged, DiskFull, MergdError, Misconfigured, Unavailable
 from .migrations import migrations
 
@@ -21,6 +21,7 @@ LINE = "with recursive line(n) as (select ? union all select parent from version
 IN_MODEL = f"""{LINE}, model(n, checkpoint) as (select n, checkpoint from line join versions on number = n
     where checkpoint is not null and checkpoint not in
     (select removed from line join versions on number = n where removed is not null))"""  # noqa: S608
+FAULTS = 20  # that are told of, at most
 _COMMON = "PRAGMA busy_timeout=5000; PRAGMA foreign_keys=on;"
 # FULL: each commit is on the disk before anybody is told of it. The published files are there before the commit.
 _WRITER = "PRAGMA journal_mode=wal; PRAGMA synchronous=full; PRAGMA journal_size_limit=16777216;"
@@ -91,13 +92,28 @@ def _check(db: Database) -> None:
 def check_all(db: Database, path: Path) -> None:
     """Read all of the database, its indexes and where its rows lead. Raises Damaged, with what was found first."""
     try:
-        (answer,) = db.conn.execute("PRAGMA integrity_check(1)").fetchone()
-        stray = db.conn.execute("PRAGMA foreign_key_check").fetchone()
+        found = next(_faults(db), None)
     except sqlite3.DatabaseError as error:
         raise _as_ours(error, path) from error
-    if answer != "ok" or stray is not None:
-        found = answer if answer != "ok" else f"row {stray[1]} of {stray[0]} leads to no row of {stray[2]}"
+    if found is not None:
         raise _as_ours(sqlite3.DatabaseError(found), path)
+
+
+def database_faults(path: Path) -> list[str]:
+    """Return what SQLite finds wrong in a database, by a connection of its own that writes nothing."""
+    try:
+        with closing(open_reader(path)) as db:
+            return list(_faults(db))
+    except sqlite3.DatabaseError as error:
+        return [str(error)]
+
+
+def _faults(db: Database) -> Iterator[str]:
+    for (line,) in db.conn.execute(f"PRAGMA integrity_check({FAULTS})"):
+        if line != "ok":
+            yield line
+    for table, row, other, _ in db.conn.execute("PRAGMA foreign_key_check").fetchmany(FAULTS):
+        yield f"row {row} of {table} leads to no row of {other}"
 
 
 def _as_ours(error: sqlite3.DatabaseError | UnicodeError, path: Path) -> MergdError:
@@ -105,9 +121,7 @@ def _as_ours(error: sqlite3.DatabaseError | UnicodeError, path: Path) -> MergdEr
     known = meaning(error)
     if isinstance(known, MergdError) and type(known) is not Damaged:
         return type(known)(f"{path}: {known}", known.hint)
-    copies = backups.folder_of(path)
-    hint = f"bring a backup of it back, from {copies}, or make it again from versions/*/manifest.json: mergd rebuild"
-    return Damaged(f"{path}: {known}", hint)
+    return Damaged(f"{path}: {known}", RESTORE)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ BROKEN = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 # A commit that ended with one of these may count or not: the next start finds out, from what the disk has.
 UNKNOWN = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN})
 
-RESTORE = "restore it from a backup; versions/*/manifest.json list all versions"
+RESTORE = "bring a copy back from backups/, or make it again from the manifests: mergd rebuild"
 
 
 def meaning(error: BaseException) -> BaseException:

@@ -7,9 +7,19 @@ import os
 import stat
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from .errors import DamagedFiles
 from .records import FileDigest, Version
 from .store import PUBLIC_FILE, Store
+
+
+def _manifest(store: Store, version: Version | None) -> dict[str, Any]:
+    """Return what is known of files that may be linked: nothing of a version that is gone or damaged."""
+    try:
+        return store.manifest(version.number) if version is not None and version.kept else {}
+    except DamagedFiles:
+        return {}
 
 
 class Linking:
@@ -19,8 +29,8 @@ class Linking:
         self._root = store.root
         self._files: dict[str, FileDigest] = {}
         self._untouched: list[str] = []
-        if parent is not None and parent.kept:
-            manifest = store.manifest(parent.number)
+        manifest = _manifest(store, parent)
+        if parent is not None and manifest:
             self._folder, self._stamps = store.model(parent.number), parent.stamps
             self._files = {f["name"]: FileDigest(f["name"], f["size"], f["sha256"]) for f in manifest["model"]}
             self._untouched = manifest.get("untouched", [])  # an older mergd wrote none

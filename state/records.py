@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -253,6 +254,11 @@ class Version:
         """Whether the head may move here: its published folder is there, and nobody knows of any damage to it."""
         return self.model_kept and self.damaged is None
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known what made it; not so where a rebuild found its manifest damaged."""
+        return self.checkpoint is not None or self.removed is not None
+
     def harmed(self, part: Files) -> bool:
         """Whether files of this part are known to be damaged; the manifest is one of the slots'."""
         return self.damaged is not None and ("versions/" if part == "slots" else "models/") in self.damaged
@@ -283,6 +289,9 @@ class Move:
     def by_person(self) -> bool:
         """Whether a person wanted the head there; a fold moves it because a checkpoint came."""
         return self.why not in MADE_BY_ITSELF
+
+
+OURS = re.compile(r"(replayed|rebuilt)-\d+")  # tags that mergd gives: what was made once more, what a rebuild found
 
 
 @dataclass(frozen=True)

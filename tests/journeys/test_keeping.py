@@ -78,7 +78,7 @@ def test_a_tag_is_given_listed_shown_moved_and_taken_away(asked: Sandbox) -> Non
         ("good", 5, "uid"), ("stable/1.0", 2, "uid")]  # fmt: skip
     assert [entry["tags"] for entry in asked.log()] == [["good"], [], [], ["stable/1.0"], []]
     lines = [json.loads(line) for line in (asked.state / "log.jsonl").read_text().splitlines()]
-    assert lines == asked.log()
+    assert lines == [{key: value for key, value in entry.items() if key != "files"} for entry in asked.log()]
     assert "good" in done(asked.mergd("log")).out.splitlines()[0]
     assert "stable/1.0" in done(asked.mergd("show", "v2")).out
 

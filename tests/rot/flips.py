@@ -15,7 +15,7 @@ from pathlib import Path
 from support.merges import Sandbox, make_merge
 from support.models import CONFIG, save_model, tiny_base
 
-from mergd.daemon.auditing import PINNED, audit
+from mergd.daemon.auditing import IN_MANIFESTS, audit
 from mergd.daemon.checker import Pace, check_version
 from mergd.daemon.requests import Verify
 from mergd.daemon.verifying import chosen, verify_here
@@ -79,7 +79,7 @@ def told_by(merge: Sandbox) -> list[object]:
             for v in history.versions()
         ]
         rows = [(row.id, row.state, row.digest, row.place, row.source) for row in history.checkpoints.all()]
-        pins = {key: value for key, value in history.pins().items() if key in PINNED}
+        pins = {key: value for key, value in history.pins().items() if key in IN_MANIFESTS}
         return [counted, rows, pins, history.contributions.in_line(3, 9), history.head() == history.version(3)]
 
 

@@ -294,7 +294,7 @@ def test_a_row_that_leads_nowhere_is_damage(history: History, path: Path) -> Non
     history._db.table("attempts").insert({"checkpoint": 7, "started_at": "now"})
     with History(path) as reader, pytest.raises(Damaged, match="attempts leads to no row of checkpoints") as raised:
         reader.check_all()
-    assert str(folder_of(path)) in raised.value.hint
+    assert "backups" in raised.value.hint
 
 
 def test_an_index_that_lacks_a_row_is_damage(path: Path) -> None:
