@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from ..state.archive import Archive
-from ..state.committing import Commit
+from ..state.committing import Commit, Stamps
 from ..state.disk_errors import meaning
 from ..state.errors import Abandoned, DamagedFiles, DiskFails, DiskFull, MergdError, Unavailable, Uncertain, Usage
 from ..state.history import History
@@ -251,8 +251,8 @@ class Tasks:
         else:
             reports, hooks = list(made.result.reports.values()), list(self.merge.hooks)
 
-            def write(history: History) -> Move:
-                version = replace(made.version, stamps=self._store.stamps(job.number))
+            def write(history: History, stamps: Stamps) -> Move:
+                version = replace(made.version, stamps=stamps)
                 return history.commit_task(version, reports, job.task.id, who, hooks)
 
             self._commit.install(made.draft, job.number, write)

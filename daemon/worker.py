@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..plugins.formats.interface import Candidate
 from ..state.archive import Archive
-from ..state.committing import Commit
+from ..state.committing import Commit, Stamps
 from ..state.disk_errors import meaning
 from ..state.errors import (
     Abandoned,
@@ -157,8 +157,8 @@ class Worker:
         replaced = job.start.replaced.number if job.start.replaced else None
         number, hooks = made.version.number, list(self.merge.hooks)
 
-        def write(history: History) -> Move:
-            version = replace(made.version, stamps=self._store.stamps(number))
+        def write(history: History, stamps: Stamps) -> Move:
+            version = replace(made.version, stamps=stamps)
             return history.commit_fold(version, digest, reports, job.attempt, who, hooks, replaced, brought)
 
         self._commit.install(made.draft, number, write, source=digest)

@@ -17,6 +17,8 @@ from .store import Draft, Store
 
 log = logging.getLogger(__name__)
 
+Stamps = Mapping[str, tuple[int, int]]  # size and time of each file
+
 
 class Commit:
     """The steps, over one state's files and history. `draft` and `seal` touch files alone, and may run on any thread."""
@@ -55,11 +57,15 @@ class Commit:
         """
         return write(self._history)
 
-    def install(self, draft: Draft, number: int, write: Callable[[History], Move], source: str = "") -> Move:
-        """Rename a draft in and make it true; where there is no room for that, nothing has happened."""
+    def install(self, draft: Draft, number: int, write: Callable[[History, Stamps], Move], source: str = "") -> Move:
+        """Rename a draft in and make it true; where there is no room for that, nothing has happened.
+
+        write: as for `transaction`; it is also given the stamps of the files, as they were renamed in.
+        """
         try:
             self.rename(draft, number, source)
-            return self.transaction(write)
+            stamps = self._store.stamps(number)
+            return self.transaction(lambda history: write(history, stamps))
         except Exception as error:
             if isinstance(meaning(error), Unavailable):  # then nothing was committed
                 self._store.uninstall(draft, number)

@@ -15,7 +15,7 @@ def commit_before_rename() -> None:
     waiting: list[tuple[Path, Path]] = []
 
     def aside(self: Commit, draft: Draft, number: int, source: str = "") -> None:
-        rename(self, draft, number, source)  # once, because what follows asks for the files' stamps
+        rename(self, draft, number, source)  # once, because the files' stamps are asked for before the transaction
         store = self._store
         waiting[:] = [
             (place / folder_name(number), store.drafts / f"{place.name}-{number}")

@@ -130,7 +130,7 @@ def test_the_status_says_without_a_gate_that_everything_admitted_goes_live(told:
 
 def test_files_for_readers_without_the_database_say_the_same(told: Sandbox) -> None:
     lines = [json.loads(line) for line in (told.state / "log.jsonl").read_text().splitlines()]
-    assert lines == told.log()
+    assert lines == [{key: value for key, value in entry.items() if key != "files"} for entry in told.log()]
     status = json.loads((told.state / "status.json").read_text())
     assert {key: status[key] for key in SAID} == {key: told.mergd("status", "--json").json[key] for key in SAID}
 
