@@ -7,7 +7,7 @@ from traceback import clear_frames
 from ..state.errors import Abandoned, Damaged
 from .drafting import Made, Outcome
 from .judging import Job
-from .machine import settle_threads, trim_memory
+from .machine import settle_threads
 from .progress import Progress
 
 
@@ -44,8 +44,6 @@ class Hands:
         except Exception as error:  # noqa: BLE001 - whatever a job ends with is recorded with its checkpoint
             clear_frames(error.__traceback__)  # the weights in them, for which the next fold may need the memory
             return job, error
-        finally:
-            trim_memory()
 
     def abandon(self) -> tuple[Job, Exception] | None:
         """Stop a running job at its next step, and drop what it made; returns it."""

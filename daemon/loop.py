@@ -24,6 +24,7 @@ from .hands import Hands
 from .inbox import STOPPING, Inbox, Message
 from .intake import Intake
 from .judging import Job
+from .machine import trim_memory
 from .opening import make_source, open_merge, reopen_merge
 from .progress import Progress
 from .recovery import check_head, recover
@@ -274,6 +275,8 @@ class Loop:
         self._desk.again.discard(job.checkpoint.id)
         self._worker.after_move()
         self.tell(log_too=True)
+        del outcome
+        trim_memory()
 
     def _note(self, row: Checkpoint) -> None:
         self._refused |= row.state == "refused"
