@@ -1,7 +1,8 @@
-"""Peak memory and time of a fold, measured on the real command line.
+"""Peak memory, time and bookkeeping of a fold, measured on the real command line.
 
 A base model of small matrices and one large embedding is made, two fine-tunes of it are folded by `mergd run --once`,
-and the peak resident memory of that process is printed, with the time beside that of copying the same bytes.
+and the peak resident memory of that process is printed, with the time beside that of copying the same bytes, and what a
+version takes besides its weights: the manifest, the database.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import json
 import os
 import resource
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -64,6 +66,21 @@ def copy_seconds(model: Path, target: Path) -> float:
     return seconds
 
 
+def kilobytes(state: Path, versions: int) -> dict[str, float]:
+    """Return the sizes of the newest manifest, of status.json, and of the database for each version."""
+    with sqlite3.connect(state / "mergd.db") as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        (pins,) = database.execute("select sum(length(value)) from pins").fetchone()
+    database.close()
+    sizes = {
+        "manifest": (state / "versions" / f"{versions:06d}" / "manifest.json").stat().st_size,
+        "status": (state / "status.json").stat().st_size,
+        "database_per_version": ((state / "mergd.db").stat().st_size - pins) / versions,
+        "pins": pins,
+    }
+    return {name: round(size / 1e3, 1) for name, size in sizes.items()}
+
+
 def main() -> None:
     """Measure, and print one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -72,12 +89,16 @@ def main() -> None:
     parser.add_argument(
         "--matrix", type=int, nargs=2, metavar=("ROWS", "COLUMNS"), help="one matrix is the whole model"
     )
+    parser.add_argument("--tensors", type=int, help="so many matrices of 8 kB are the whole model")
     parser.add_argument("--folds", type=int, default=2)
     parser.add_argument("--limit-mb", type=float, default=700.0, help="exit 1 if the peak is above")
     arguments = parser.parse_args()
     planned = list(shapes(arguments.gb, arguments.rows))
     if arguments.matrix:
         planned = [Planned("layer.proj.weight", "F32", tuple(arguments.matrix))]
+    if arguments.tensors:
+        names = (f"model.layers.{i // 100}.mlp.experts.{i % 100}.proj.weight" for i in range(arguments.tensors))
+        planned = [Planned(name, "F32", (32, 64)) for name in names]
     with tempfile.TemporaryDirectory(dir=".") as name:
         work = Path(name)
         for seed in range(arguments.folds + 1):
@@ -89,6 +110,7 @@ def main() -> None:
         initial = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         seconds = mergd("run", "--once", "-c", config)
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        bookkeeping = kilobytes(work / "state", arguments.folds)
         log = [json.loads(line) for line in (work / "state" / "log.jsonl").read_text().splitlines()]
     result = {
         "model_gb": sum(p.nbytes for p in planned) / 1e9,
@@ -98,6 +120,7 @@ def main() -> None:
         "seconds_per_fold": round(seconds / len(log), 1),
         "copy_seconds": round(copying, 1),
         "steps": log[0]["seconds"],
+        "kilobytes": bookkeeping,
         "bytes_read_per_model_byte": round(log[0]["bytes_read"] / sum(p.nbytes for p in planned), 2),
     }
     print(json.dumps(result))

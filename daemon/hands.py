@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from ..state.errors import Abandoned
 from ..state.store import Draft
-from .machine import settle_threads, trim_memory
+from .machine import settle_threads
 from .progress import Progress
 
 Job = TypeVar("Job")
@@ -52,8 +52,6 @@ class Hands(Generic[Job]):
         except Exception as error:  # noqa: BLE001 - whatever a job ends with is recorded with what it was about
             clear_frames(error.__traceback__)  # the weights in them, for which the next fold may need the memory
             return job, error
-        finally:
-            trim_memory()
 
     def abandon(self) -> tuple[Job, Exception] | None:
         """Let go of a job, at once: it stops at its next step, and what it made is dropped then. Returns it."""

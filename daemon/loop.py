@@ -34,6 +34,7 @@ from .desk import Desk
 from .inbox import STOPPING, Inbox, Message
 from .intake import Intake
 from .judging import Job
+from .machine import trim_memory
 from .opening import make_source, open_merge, reopen_merge
 from .progress import Progress
 from .recovery import recover
@@ -331,6 +332,7 @@ class Loop:
             self._desk.again.discard(job.checkpoint.id)
         self._work.worker.after_move()
         self.tell(log_too=True)
+        trim_memory()
 
     def _settle_soon(self, row: int) -> None:
         """Have a checkpoint that settles again looked at, once it may be quiet."""

@@ -75,9 +75,10 @@ class Report:
         return [promise for promise, kept in promises.items() if not kept]
 
     def _stays(self, what: str) -> bool:
-        """Whether it is in the end what it was: some may come and go, none may stay."""
+        """Whether there are as many in the last third as in the first: some may come and go, none may stay."""
         values = self.values(what)
-        return min(values[-3:]) <= min(values[:3])
+        third = max(2, len(values) // 3)
+        return min(values[-third:]) <= max(values[:third])
 
     def __str__(self) -> str:
         lines = [f"{ROUND * len(self.samples)} folds after the warm-up; in all {dict(self.between)}"]
