@@ -22,6 +22,7 @@ from support.commands import Command, eventually, start_forking
 from support.merges import NO_LIMITS, Sandbox, make_merge
 from support.models import Model, fine_tuned
 
+from mergd.daemon.retention import Keep
 from mergd.state.history import History
 
 KEEP = 5  # versions
@@ -29,6 +30,7 @@ SPARE = 64 * 2**20  # bytes of disk besides the versions
 ROUND = 10  # folds, after which the daemon and its state are looked at
 EVERY = {"refused": 1, "duplicate": 2, "rollback": 5}  # rounds
 KIB = 2**10
+MODELS, _ = Keep(last=KEEP).most(tags=0)  # both ends of a person's last moves are kept too
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Report:
             "open files stay as many": self._stays("files"),
             "threads stay as many": self._stays("threads"),
             "the disk is bounded by the kept versions": most <= (KEEP + 2) * self.version + SPARE,
-            "nothing but its manifest stays of a dropped version": most <= (KEEP + 4) * self.version,
+            "nothing but its manifest stays of a dropped version": most <= (MODELS + 1) * self.version,
             "the daemon ends well": self.ended_well,
         }
         return [promise for promise, kept in promises.items() if not kept]

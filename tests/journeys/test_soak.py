@@ -25,7 +25,7 @@ GROWING: dict[str, Callable[[Sample, int], Sample]] = {
     "files": lambda sample, k: replace(sample, files=sample.files + k // 4),
     "threads": lambda sample, k: replace(sample, threads=sample.threads + k // 9),
     "disk": lambda sample, k: replace(sample, weights=sample.weights + 10**7 * k),
-    "stays": lambda sample, k: replace(sample, weights=sample.weights + 3 * 10**5 * k),
+    "stays": lambda sample, k: replace(sample, weights=sample.weights + 10**6 * k),
 }
 
 
