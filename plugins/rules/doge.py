@@ -8,31 +8,36 @@ here each weight keeps its own share `density`.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ...state.records import Weight
-from ._batch import is_matrix, leading, matrices, plain, require, require_choice, require_finite, row_slices, total
+from ._batch import MOST, check_finite, is_matrix, leading, matrices, plain, row_slices, total
 from ._sums import norm
 from .batch_interface import MergesAtOnce
+from .interface import check_between, check_one_of
 
 Others = Literal["mean", "sum", "base"]  # how weights that are not matrices are read; base: the code leaves them alone
 Taus = Sequence[Tensor]
 Shares = Sequence[float]
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's
+ALIKE = 1e-6  # singular values that are nearer to each other are one
 
 
 def shared_subspace(taus: Taus, shares: Shares, subspace: int) -> Tensor:
     """Return P (m, q), float64 orthonormal columns: the leading directions of the tasks' own leading left ones.
 
-    taus: (m, n) each, k = min(m, n): floor(k / T) directions of each task, floor(k / subspace) of all.
+    taus: (m, n) each, k = min(m, n): floor(k / T) directions of each task, floor(k / subspace) of all; and those that
+    cannot be told from the last one, as where all checkpoints are alike: which of them came first would be chance.
     """
     k = min(taus[0].shape)
     own = int(k / sum(shares))
     stack = torch.cat([sqrt(share) * leading(tau, own)[0] for tau, share in zip(taus, shares, strict=True)], 1)
-    return leading(stack, k // subspace)[0]
+    P, S, _ = leading(stack, k)
+    q = min(k // subspace, len(S))
+    return P[:, : int((S[q - 1] * (1 - ALIKE) <= S).sum()) if q else 0]
 
 
 def gap(tau: Tensor, merged: Tensor) -> Tensor:
@@ -97,12 +102,12 @@ class Doge(MergesAtOnce):
     others: Others = "mean"
 
     def __post_init__(self) -> None:
-        require_finite("lambda", self.lambda_)
-        require(self.subspace >= 1, "subspace must be 1 or more")
-        require(0 < self.density <= 1, "density must lie above 0 and not above 1")
-        require(self.steps >= 0, "steps must not be negative")
-        require_finite("lr", self.lr)
-        require_choice("others", self.others, Others)
+        check_finite("lambda", self.lambda_)
+        check_between("subspace", self.subspace, 1, MOST)
+        check_between("density", self.density, 0, 1)
+        check_between("steps", self.steps, 0, MOST)
+        check_finite("lr", self.lr)
+        check_one_of("others", self.others, get_args(Others))
 
     def merge(self, taus: Taus, w: Weight, shares: Shares, theta0: Tensor) -> Tensor:
         """Return the merged task vector of one weight."""

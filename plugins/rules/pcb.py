@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ...state.records import Totals, Weight
-from ._batch import require, require_finite, total
+from ._batch import check_finite, total
 from .batch_interface import MergesAtOnce
+from .interface import check_between
 
 CLAMPED = 0.0001  # the share of a task vector's largest and least entries that are clamped to the next ones
 
@@ -77,8 +78,8 @@ class Pcb(MergesAtOnce):
     lambda_: float = 1.0  # written lambda in a configuration; 1 is where the authors' search starts
 
     def __post_init__(self) -> None:
-        require(0 < self.pcb_ratio <= 1, "pcb_ratio must lie above 0 and not above 1")
-        require_finite("lambda", self.lambda_)
+        check_between("pcb_ratio", self.pcb_ratio, 0, 1)
+        check_finite("lambda", self.lambda_)
 
     def merge(self, taus: Sequence[Tensor], w: Weight, shares: Sequence[float], theta0: Tensor) -> Tensor:
         """Return the merged task vector of one weight, whatever its kind."""
