@@ -37,8 +37,14 @@ def project(merged: Tensor, tau: Tensor, alpha: float, variant: str) -> Tensor:
         X[:, :r] = 0
     else:
         X[:r, :r] = 0
-    if variant != "block":
+    if variant in ("block_diagonal", "paper"):
         X.fill_diagonal_(0)
+    if (
+        variant == "orthogonal"
+    ):  # in this basis the accumulator's tail is the diagonal S[r:], and so is what is taken away
+        tail = torch.zeros_like(X)
+        tail.diagonal()[r:] = S[r:]
+        X = X - (tail * X).sum() / tail.square().sum() * tail
     cleaned: Tensor = U @ X @ Vh
     return cleaned
 
