@@ -11,7 +11,9 @@ from .cli_options import ConfigOption, JsonOption, LongNameOption, settings_if_a
 
 def rules(
     context: typer.Context,
-    called: Annotated[str | None, typer.Argument(metavar="NAME", help="One rule in full; all of them if left out.")] = None,
+    called: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="One rule in full; all of them if left out.")
+    ] = None,
     base: Annotated[
         str | None,
         typer.Option(metavar="FOLDER|org/name", help="Of which base model; the configuration's if left out."),
