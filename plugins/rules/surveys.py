@@ -1,6 +1,7 @@
 """What a statistic may ask of the whole checkpoint before it is folded: norms, and what its largest numbers reach."""
 
 from dataclasses import dataclass
+from math import frexp, ldexp
 from typing import ClassVar
 
 import torch
@@ -30,7 +31,10 @@ class Norm:
 
 @dataclass(frozen=True)
 class Energy:
-    """The mean square of each weight of the task vector, in float64, by the weight's name."""
+    """The mean square of each weight of the task vector, in float64, by the weight's name.
+
+    To 24 bits, as a float32 has them: how its rows were cut into blocks, which the last bits of a sum tell, is not to show.
+    """
 
     passes: ClassVar[int] = 1
 
@@ -39,8 +43,14 @@ class Energy:
         return {w.name: torch.tensor(square(delta) / max(w.size, 1), dtype=torch.float64)}
 
     def found(self, sums: Slots, found: Slots) -> Slots:
-        """Return the sums as they are."""
-        return sums
+        """Return the sums, rounded."""
+        return {name: torch.tensor(_rounded(float(energy)), dtype=torch.float64) for name, energy in sums.items()}
+
+
+def _rounded(x: float) -> float:
+    """Return a number to 24 bits."""
+    mantissa, exponent = frexp(x)
+    return ldexp(round(mantissa * 2**24), exponent - 24)
 
 
 @dataclass(frozen=True)
