@@ -1,5 +1,6 @@
 """Finds plugins by name: ours and other people's alike are entry points, in the groups `mergd.formats` and so on."""
 
+import sys
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
@@ -34,7 +35,11 @@ def package(group: Group, name: str) -> str:
     return f"{found.name} {found.version}" if found else ""
 
 
-@cache
 def _points(group: Group) -> tuple[EntryPoint, ...]:
-    """Return the entry points of a group; what is installed is looked up once, which takes some milliseconds."""
+    return _installed(group, tuple(sys.path))
+
+
+@cache
+def _installed(group: Group, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Return the entry points of a group: they are looked up once for each `path` of modules, which takes a while."""
     return tuple(entry_points(group=f"mergd.{group}"))

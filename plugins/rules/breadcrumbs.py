@@ -6,14 +6,14 @@ and so many of the smallest that the share `density` is left.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ...state.records import Counts, SlotSpec, Totals, Weight
-from .interface import ReadOut, Slots, Statistic, Sum, Update
+from ...state.records import SlotSpec, Weight
+from ._reading import ReadsEntries, TimesLambda, check_density, check_finite
+from .interface import Slots, Sum, Update
 
 
 def middling(tau: Tensor, density: float, gamma: float) -> Tensor:
@@ -54,7 +54,7 @@ class MiddlingSum(Sum):
 
 
 @dataclass(frozen=True)
-class Breadcrumbs(ReadOut):
+class Breadcrumbs(TimesLambda, ReadsEntries):
     """Reads the sum of task vectors without their smallest and largest entries, times a constant."""
 
     source: ClassVar[str] = "Model Breadcrumbs, arXiv 2312.06795, section 3.1; mergekit `breadcrumbs`"
@@ -64,25 +64,12 @@ class Breadcrumbs(ReadOut):
     lambda_: float = 0.3
 
     def __post_init__(self) -> None:
-        if not 0 < self.density <= 1:
-            raise ValueError("density must be above 0 and at most 1")
+        check_density(self.density)
         if not 0 <= self.gamma < 1:
             raise ValueError("gamma must be 0 or more and below 1")
-        if not isfinite(self.lambda_):
-            raise ValueError("lambda must be a finite number")
+        check_finite("lambda", self.lambda_)
 
-    def keeps(self, w: Weight) -> tuple[Statistic, ...]:
+    @property
+    def statistic(self) -> MiddlingSum:
         """Return the masked sum."""
-        return (MiddlingSum(self.density, self.gamma),)
-
-    def rowwise(self, w: Weight) -> bool:
-        """Always: the read-out is the slot."""
-        return True
-
-    def merged(self, kept: Mapping[Statistic, Slots], w: Weight, counts: Counts) -> Tensor:
-        """Return the sum."""
-        return kept[MiddlingSum(self.density, self.gamma)]["sum"]
-
-    def scale(self, totals: Totals) -> float:
-        """Return lambda."""
-        return self.lambda_
+        return MiddlingSum(self.density, self.gamma)

@@ -5,14 +5,15 @@ Source: arXiv 2311.03099, section 3.1: drop with probability p, divide what is l
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import ceil
 from typing import ClassVar
 
 from torch import Tensor
 
-from ...state.records import Counts, SlotSpec, Totals, Weight
+from ...state.records import SlotSpec, Weight
 from ._random import CHUNK, DRAWS, draws
-from .interface import ReadOut, Slots, Statistic, Sum, Update
+from ._reading import ReadsEntries, TimesLambda, check_density, check_finite
+from .interface import Slots, Sum, Update
 
 
 def dropped_and_rescaled(tau: Tensor, density: float, seed: int, start: int) -> Tensor:
@@ -49,7 +50,7 @@ class DroppedSum(Sum):
 
 
 @dataclass(frozen=True)
-class Dare(ReadOut):
+class Dare(TimesLambda, ReadsEntries):
     """Reads the sum of randomly thinned task vectors, times a constant.
 
     What is kept of a weight follows from its name and bytes alone: a checkpoint is thinned in the same way at any time.
@@ -61,23 +62,10 @@ class Dare(ReadOut):
     lambda_: float = 0.3
 
     def __post_init__(self) -> None:
-        if not 0 < self.density <= 1:
-            raise ValueError("density must be above 0 and at most 1")
-        if not isfinite(self.lambda_):
-            raise ValueError("lambda must be a finite number")
+        check_density(self.density)
+        check_finite("lambda", self.lambda_)
 
-    def keeps(self, w: Weight) -> tuple[Statistic, ...]:
+    @property
+    def statistic(self) -> DroppedSum:
         """Return the thinned sum."""
-        return (DroppedSum(self.density),)
-
-    def rowwise(self, w: Weight) -> bool:
-        """Always: the read-out is the slot."""
-        return True
-
-    def merged(self, kept: Mapping[Statistic, Slots], w: Weight, counts: Counts) -> Tensor:
-        """Return the sum."""
-        return kept[DroppedSum(self.density)]["sum"]
-
-    def scale(self, totals: Totals) -> float:
-        """Return lambda."""
-        return self.lambda_
+        return DroppedSum(self.density)

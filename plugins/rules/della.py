@@ -6,16 +6,16 @@ window 0.14 (twice epsilon) and the lambda 1.1 of the authors' README.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ...state.records import Counts, Totals, Weight
+from ...state.records import Counts, Weight
 from ._masses import Masses, disjoint_mean
 from ._random import DRAWS, draws
-from .interface import ReadOut, Slots, Statistic, Update
+from ._reading import ReadsEntries, TimesLambda, check_density, check_finite
+from .interface import Slots, Statistic, Update
 
 NUMBERS = 2**20  # at a time: what ranks them takes some tens of bytes for each
 
@@ -75,7 +75,7 @@ class PrunedMasses(Masses):
 
 
 @dataclass(frozen=True)
-class Della(ReadOut):
+class Della(TimesLambda, ReadsEntries):
     """Reads, of randomly thinned task vectors, the mean of the entries that have the elected sign, times a constant.
 
     What is kept of a weight follows from its name and bytes alone: a checkpoint is thinned in the same way at any time.
@@ -88,25 +88,16 @@ class Della(ReadOut):
     lambda_: float = 1.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.density <= 1:
-            raise ValueError("density must be above 0 and at most 1")
+        check_density(self.density)
         if not 0 <= self.epsilon < self.density or self.density + self.epsilon > 1:
             raise ValueError("epsilon must be 0 or more, below density, and at most 1 - density")
-        if not isfinite(self.lambda_):
-            raise ValueError("lambda must be a finite number")
+        check_finite("lambda", self.lambda_)
 
-    def keeps(self, w: Weight) -> tuple[Statistic, ...]:
+    @property
+    def statistic(self) -> PrunedMasses:
         """Return the masses of the thinned task vectors."""
-        return (PrunedMasses(self.density, self.epsilon),)
-
-    def rowwise(self, w: Weight) -> bool:
-        """Always: each entry is elected by itself."""
-        return True
+        return PrunedMasses(self.density, self.epsilon)
 
     def merged(self, kept: Mapping[Statistic, Slots], w: Weight, counts: Counts) -> Tensor:
         """Return the disjoint mean."""
-        return disjoint_mean(kept[PrunedMasses(self.density, self.epsilon)], counts)
-
-    def scale(self, totals: Totals) -> float:
-        """Return lambda."""
-        return self.lambda_
+        return disjoint_mean(kept[self.statistic], counts)

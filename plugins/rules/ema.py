@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ...state.records import Counts, SlotSpec, Weight
-from .interface import Folded, ReadOut, Recurrence, Slots, Statistic, Update
+from ._reading import ReadsEntries
+from .interface import Folded, Recurrence, Slots, Update
 
 
 def moved(M: Tensor, tau: Tensor, decay: float) -> Tensor:
@@ -41,7 +42,7 @@ class Running(Recurrence):
 
 
 @dataclass(frozen=True)
-class Ema(ReadOut):
+class Ema(ReadsEntries):
     """Reads the exponential moving average of the task vectors."""
 
     source: ClassVar[str] = "exponential moving average of checkpoints, arXiv 2505.12082"
@@ -52,14 +53,7 @@ class Ema(ReadOut):
         if not 0 <= self.decay < 1:
             raise ValueError("decay must be 0 or more and below 1")
 
-    def keeps(self, w: Weight) -> tuple[Statistic, ...]:
+    @property
+    def statistic(self) -> Running:
         """Return the moving average."""
-        return (Running(self.decay),)
-
-    def rowwise(self, w: Weight) -> bool:
-        """Always: the read-out is the slot."""
-        return True
-
-    def merged(self, kept: Mapping[Statistic, Slots], w: Weight, counts: Counts) -> Tensor:
-        """Return the average."""
-        return kept[Running(self.decay)]["running"]
+        return Running(self.decay)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ...state.records import Counts, SlotSpec, Weight
-from .interface import Folded, ReadOut, Recurrence, Slots, Statistic, Update
+from ._reading import ReadsEntries
+from .interface import Folded, Recurrence, Slots, Statistic, Update
 
 
 def window(shares: list[float], k: int) -> list[float]:
@@ -54,7 +55,7 @@ class Ring(Recurrence):
 
 
 @dataclass(frozen=True)
-class Lawa(ReadOut):
+class Lawa(ReadsEntries):
     """Reads the mean of the last k task vectors. A checkpoint of share 2 takes up two of the k."""
 
     source: ClassVar[str] = "LAWA, arXiv 2209.14981, algorithm 1"
@@ -65,21 +66,17 @@ class Lawa(ReadOut):
         if self.k < 1:
             raise ValueError("k must be 1 or more")
 
-    def keeps(self, w: Weight) -> tuple[Statistic, ...]:
+    @property
+    def statistic(self) -> Ring:
         """Return the ring."""
-        return (Ring(self.k),)
-
-    def rowwise(self, w: Weight) -> bool:
-        """Always."""
-        return True
+        return Ring(self.k)
 
     def merged(self, kept: Mapping[Statistic, Slots], w: Weight, counts: Counts) -> Tensor:
         """Return the mean."""
-        ring = Ring(self.k)
-        slots = kept[ring]
-        latest = ring.latest(slots, counts)
+        slots = kept[self.statistic]
+        latest = self.statistic.latest(slots, counts)
         total = sum(share for share, _ in latest)
         mean = torch.zeros_like(slots["place0"])
         for share, tau in latest:
-            mean.add_(tau, alpha=share / total if total else 0.0)
+            mean.add_(tau, alpha=share / total)
         return mean

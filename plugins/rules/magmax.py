@@ -5,14 +5,14 @@ Source: arXiv 2407.06322, section 3.2; lambda = 0.5 is that of the released code
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ...state.records import Counts, SlotSpec, Totals, Weight
-from .interface import Folded, ReadOut, Recurrence, Slots, Statistic, Update
+from ...state.records import Counts, SlotSpec, Weight
+from ._reading import ReadsEntries, TimesLambda, check_finite
+from .interface import Folded, Recurrence, Slots, Update
 
 
 def larger(x: Tensor, y: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class Largest(Recurrence):
 
 
 @dataclass(frozen=True)
-class MagMax(ReadOut):
+class MagMax(TimesLambda, ReadsEntries):
     """Reads the values of the largest magnitude, times a constant."""
 
     source: ClassVar[str] = "MagMax, arXiv 2407.06322, section 3.2"
@@ -48,21 +48,9 @@ class MagMax(ReadOut):
     lambda_: float = 0.5
 
     def __post_init__(self) -> None:
-        if not isfinite(self.lambda_):
-            raise ValueError("lambda must be a finite number")
+        check_finite("lambda", self.lambda_)
 
-    def keeps(self, w: Weight) -> tuple[Statistic, ...]:
+    @property
+    def statistic(self) -> Largest:
         """Return the largest values."""
-        return (Largest(),)
-
-    def rowwise(self, w: Weight) -> bool:
-        """Always: the read-out is the slot."""
-        return True
-
-    def merged(self, kept: Mapping[Statistic, Slots], w: Weight, counts: Counts) -> Tensor:
-        """Return the largest values."""
-        return kept[Largest()]["largest"]
-
-    def scale(self, totals: Totals) -> float:
-        """Return lambda."""
-        return self.lambda_
+        return Largest()

@@ -6,15 +6,15 @@ Source: FuseChat, arXiv 2408.07990, section 3.2 (select, calculate, erase), with
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ...state.records import Counts, SlotSpec, Totals, Weight
+from ...state.records import Counts, SlotSpec, Weight
 from ._masses import quotient
-from .interface import ReadOut, Slots, Statistic, Sum, Survey, Update
+from ._reading import ReadsEntries, TimesLambda, check_finite
+from .interface import Slots, Statistic, Sum, Survey, Update
 from .surveys import Energy
 
 ENERGY = Energy()  # the mean square of a weight's task vector: what its checkpoint weighs there
@@ -66,7 +66,7 @@ class EnergySum(Sum):
 
 
 @dataclass(frozen=True)
-class Sce(ReadOut):
+class Sce(TimesLambda, ReadsEntries):
     """Reads the energy-weighed mean of the entries that have the sign of the plain sum, times a constant."""
 
     source: ClassVar[str] = "SCE of FuseChat, arXiv 2408.07990, section 3.2, select_topk = 1"
@@ -74,24 +74,16 @@ class Sce(ReadOut):
     lambda_: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isfinite(self.lambda_):
-            raise ValueError("lambda must be a finite number")
+        check_finite("lambda", self.lambda_)
 
-    def keeps(self, w: Weight) -> tuple[Statistic, ...]:
+    @property
+    def statistic(self) -> EnergySum:
         """Return the energy-weighed sums."""
-        return (EnergySum(),)
-
-    def rowwise(self, w: Weight) -> bool:
-        """Always: each entry is elected by itself."""
-        return True
+        return EnergySum()
 
     def merged(self, kept: Mapping[Statistic, Slots], w: Weight, counts: Counts) -> Tensor:
         """Return the mean."""
-        s = kept[EnergySum()]
-        least = ROUNDING * s["energy"].reshape(-1, *[1] * (len(w.shape) - 1))
+        s = kept[self.statistic]
+        energy = s["energy"].reshape(s["energy"].shape + (1,) * (len(w.shape) - s["energy"].ndim))
         sums = (s["sum"], s["positive"], s["negative"], s["positive_energy"], s["negative_energy"])
-        return erased_mean(*sums, least.reshape(()) if not w.shape else least).float()
-
-    def scale(self, totals: Totals) -> float:
-        """Return lambda."""
-        return self.lambda_
+        return erased_mean(*sums, ROUNDING * energy).float()

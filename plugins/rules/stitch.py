@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...state.records import Counts, SlotSpec, Weight
 from ._masses import NOBODY, quotient
-from .interface import ReadOut, Slots, Statistic, Sum, Survey, Update
+from ._reading import ReadsEntries, check_density
+from .interface import Slots, Statistic, Sum, Survey, Update
 from .surveys import Magnitude
 
 
@@ -47,7 +48,7 @@ class LocalizedSum(Sum):
 
 
 @dataclass(frozen=True)
-class Stitch(ReadOut):
+class Stitch(ReadsEntries):
     """Reads the mean of the task vectors' largest entries, over the checkpoints that have such an entry."""
 
     source: ClassVar[str] = "Localize-and-Stitch, arXiv 2408.13656, section 4 (dataless)"
@@ -55,18 +56,14 @@ class Stitch(ReadOut):
     density: float = 0.05  # the share of entries, the largest of the whole task vector, that is kept
 
     def __post_init__(self) -> None:
-        if not 0 < self.density <= 1:
-            raise ValueError("density must be above 0 and at most 1")
+        check_density(self.density)
 
-    def keeps(self, w: Weight) -> tuple[Statistic, ...]:
+    @property
+    def statistic(self) -> LocalizedSum:
         """Return the sums of what is kept."""
-        return (LocalizedSum(self.density),)
-
-    def rowwise(self, w: Weight) -> bool:
-        """Always."""
-        return True
+        return LocalizedSum(self.density)
 
     def merged(self, kept: Mapping[Statistic, Slots], w: Weight, counts: Counts) -> Tensor:
         """Return the mean of what is kept."""
-        sums = kept[LocalizedSum(self.density)]
+        sums = kept[self.statistic]
         return quotient(sums["sum"], sums["shares"], NOBODY * counts.shares)

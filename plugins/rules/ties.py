@@ -5,15 +5,15 @@ Source: arXiv 2306.01708, section 3, and its code. The authors trim over the who
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ...state.records import Counts, Totals, Weight
+from ...state.records import Counts, Weight
 from ._masses import Masses, disjoint_mean
-from .interface import ReadOut, Slots, Statistic, Survey, Update, check_one_of
+from ._reading import ReadsEntries, TimesLambda, check_density, check_finite
+from .interface import Slots, Statistic, Survey, Update, check_one_of
 from .surveys import Magnitude
 
 Trim = Literal["model", "tensor"]
@@ -60,7 +60,7 @@ class TrimmedMasses(Masses):
 
 
 @dataclass(frozen=True)
-class Ties(ReadOut):
+class Ties(TimesLambda, ReadsEntries):
     """Reads, of the trimmed task vectors, the mean of the entries that have the elected sign, times a constant.
 
     - `model` (default): a task vector is trimmed as a whole, as the authors do.
@@ -74,24 +74,15 @@ class Ties(ReadOut):
     trim: Trim = "model"
 
     def __post_init__(self) -> None:
-        if not 0 < self.density <= 1:
-            raise ValueError("density must be above 0 and at most 1")
-        if not isfinite(self.lambda_):
-            raise ValueError("lambda must be a finite number")
+        check_density(self.density)
+        check_finite("lambda", self.lambda_)
         check_one_of("trim", self.trim, get_args(Trim))
 
-    def keeps(self, w: Weight) -> tuple[Statistic, ...]:
+    @property
+    def statistic(self) -> TrimmedMasses:
         """Return the masses of the trimmed task vectors."""
-        return (TrimmedMasses(self.density, self.trim),)
-
-    def rowwise(self, w: Weight) -> bool:
-        """Always: each entry is elected by itself."""
-        return True
+        return TrimmedMasses(self.density, self.trim)
 
     def merged(self, kept: Mapping[Statistic, Slots], w: Weight, counts: Counts) -> Tensor:
         """Return the disjoint mean."""
-        return disjoint_mean(kept[TrimmedMasses(self.density, self.trim)], counts)
-
-    def scale(self, totals: Totals) -> float:
-        """Return lambda."""
-        return self.lambda_
+        return disjoint_mean(kept[self.statistic], counts)

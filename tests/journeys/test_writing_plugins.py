@@ -14,7 +14,7 @@ import torch
 from support.commands import Ended, mergd
 from support.installing import install, on_the_path
 from support.merges import Sandbox, set_in
-from support.models import Model, save_lone, save_model, task_vector, tiny_base, weight_errors
+from support.models import Model, norm, save_lone, save_model, task_vector, tiny_base, weight_errors
 from support.pages import commands, write_files
 
 DOCS = repository.ROOT / "docs"
@@ -102,17 +102,15 @@ def steady(taus: list[Model]) -> Model:
 def recent(taus: list[Model]) -> Model:
     """Return sum_i 0.25 x 0.75^(T-i) tau_i."""
     last = len(taus) - 1
-    return {name: sum(0.25 * 0.75 ** (last - i) * tau[name] for i, tau in enumerate(taus)) for name in taus[0]}
+    faded = [{name: 0.25 * 0.75 ** (last - i) * tau[name] for name in tau} for i, tau in enumerate(taus)]
+    return {name: sum_of(faded, name) for name in taus[0]}
 
 
 def even(taus: list[Model]) -> Model:
     """Return the mean direction times the mean norm."""
-    norms = [sum(float((t**2).sum()) for t in tau.values()) ** 0.5 for tau in taus]
-    mean = sum(norms) / len(norms)
-    return {
-        name: sum(tau[name] / norm for tau, norm in zip(taus, norms, strict=True)) * mean / len(taus)
-        for name in taus[0]
-    }
+    norms = [norm(tau) for tau in taus]
+    directions = [{name: tau[name] / length for name in tau} for tau, length in zip(taus, norms, strict=True)]
+    return {name: sum_of(directions, name) * sum(norms) / len(taus) ** 2 for name in taus[0]}
 
 
 @pytest.mark.usefixtures("my_rules")
@@ -180,7 +178,7 @@ def test_the_pages_plugins_work_together_in_a_daemon(tmp_path: Path, monkeypatch
     (tmp_path / "drop").mkdir()
     (made,) = typed(DOCS / "writing-plugins.md", tmp_path)
     assert made.code == 0, made.err
-    set_in(merge.config, quiet="0", quiet_unsure="0", quiet_network="0", rule='"average"')
+    set_in(merge.config, quiet="0", quiet_unsure="0", quiet_network="0")
     monkeypatch.setenv("POINTER", str(tmp_path / "pointer"))
     places = [
         save_model(tmp_path / "elsewhere" / "plain", merge.fine_tuned(1, 2.5)),
@@ -190,7 +188,8 @@ def test_the_pages_plugins_work_together_in_a_daemon(tmp_path: Path, monkeypatch
         save_model(tmp_path / "elsewhere" / "huge", with_one_of(110.0, merge.fine_tuned(5, 0.5))),
     ]
     (tmp_path / "drop" / "queue.txt").write_text("\n".join(map(str, places)) + "\n")
-    merge.mergd("run", "--once")
+    ran = merge.mergd("run", "--once")
+    assert ran.code == 65, ran.err  # one is refused
     rows = {row["name"]: row for row in merge.mergd("list", "--json").json}
     states = {name: row["state"] for name, row in rows.items()}
     assert states == {
@@ -198,7 +197,7 @@ def test_the_pages_plugins_work_together_in_a_daemon(tmp_path: Path, monkeypatch
         "split.parts": "folded",
         "half.parts": "settling",
         "loud": "held",
-        "huge": "held",
+        "huge": "refused",
     }
     codes = {name: [reason["code"] for reason in row["reasons"]] for name, row in rows.items() if row["reasons"]}
     assert codes == {"loud": ["loud"], "huge": ["huge"]}

@@ -8,8 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from shutil import copytree, rmtree
 
-from mergd.plugins import registry
-
 PIP = ("-m", "pip", "--disable-pip-version-check", "--quiet", "install", "--no-deps", "--no-compile")
 OWN_BUILD = int(version("setuptools").split(".")[0]) >= 77  # else pip fetches one that knows how
 
@@ -28,9 +26,7 @@ def install(project: Path, site: Path) -> Path:
 def on_the_path(site: Path) -> Iterator[None]:
     """Have what is installed there found, in this process and in the commands that it starts."""
     sys.path.insert(0, str(site))
-    registry._points.cache_clear()
     try:
         yield
     finally:
         sys.path.remove(str(site))
-        registry._points.cache_clear()
