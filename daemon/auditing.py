@@ -11,12 +11,9 @@ from ..state.contributions import as_text
 from ..state.database import database_faults
 from ..state.errors import Damaged, DamagedFiles
 from ..state.history import History
-from ..state.manifests import named
+from ..state.manifests import named, pinned_in
 from ..state.records import Checkpoint, FileDigest, Version
 from ..state.store import FOLDERS, PARTS, Store, folder_name, version_digest
-from .settings import PINNED
-
-IN_MANIFESTS = (*PINNED, "base_commit", "base_digest")
 
 
 @dataclass(frozen=True)
@@ -53,9 +50,10 @@ def _of_pins(history: History, store: Store, versions: Sequence[Version]) -> Ite
         manifest = store.manifest(versions[-1].number) if versions else {}
     except DamagedFiles:  # which is said of the version
         return
-    for name in IN_MANIFESTS:
-        if name in manifest and manifest[name] != pins.get(name):
-            yield Fault("pins in the database", f"{name} is {pins.get(name)!r}, {versions[-1]} has {manifest[name]!r}")
+    said = pinned_in(manifest) | {name: manifest[name] for name in ("base_commit", "base_digest") if name in manifest}
+    for name, value in said.items():
+        if value != pins.get(name):
+            yield Fault("pins in the database", f"{name} is {pins.get(name)!r}, {versions[-1]} has {value!r}")
 
 
 def _of_version(version: Version, history: History, store: Store) -> Iterator[Fault]:
@@ -101,6 +99,7 @@ def row_of(version: Version, row: Checkpoint | None, history: History) -> dict[s
         "removed": named(history.checkpoints.get(version.removed)) if version.removed is not None else None,
         "contribution": as_text(brought) if brought else None,
         "rule": version.rule,
+        "method": dict(version.method),
         "totals": asdict(version.totals),
         "scale": version.scale,
         "digest": version.digest,

@@ -18,6 +18,7 @@ from ..state.headers import FLOATING, MAX_TENSORS, owner_of
 from ..state.reading import TORCH_DTYPE, ContentDigest, Reader
 from ..state.records import Layout, Reason, TensorInfo, Weight, WeightKind
 from ..state.wording import shown
+from .depth import depths
 from .progress import Progress
 
 # A lookup table is read row by row: its rows are no directions of a linear map. Known by name, as mergd knows no classes.
@@ -74,6 +75,11 @@ class Base:
         )
         oblong = ((w, bias) for w, bias in maps if bias is not None and w.shape[0] != w.shape[1])
         return {w.name: bias.shape == w.shape[1:] for w, bias in oblong if bias.shape in (w.shape[:1], w.shape[1:])}
+
+    @cached_property
+    def depths(self) -> Mapping[str, float]:
+        """How deep in the network each weight lies, from 0 to 1."""
+        return depths(self.weights)
 
     @cached_property
     def vocabulary(self) -> int:

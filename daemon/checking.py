@@ -17,8 +17,9 @@ from .drafting import head_at
 from .folding import fold
 from .judging import Known, judged, seen_here
 from .machine import settle_threads
+from .method import method_of
 from .naming import absolute
-from .opening import Merge, check_pins, make_rule, make_sane
+from .opening import Merge, check_pins, make_sane
 from .progress import Progress
 from .requests import Look
 from .settings import Settings
@@ -74,17 +75,17 @@ def _of_content(
     settle_threads(settings.threads)
     store = store_of(settings)
     with history_of(settings) as history:
-        rule = make_rule(settings.rule, settings.parameters)
-        check_pins(settings, rule, history.pins())
+        method = method_of(settings.method)
+        check_pins(settings, method, history.pins())
         row = _row(sighting)
         job = job_for(row, candidate, history)
-        head = head_at(job.start.parent, store)
+        merge = Merge(base, method, make_sane(settings), {}, {})
+        head, method = head_at(job.start.parent, store), merge.method_at(job.start.parent)
         try:
-            result = fold(base, candidate, head, rule, None, settings.memory, progress)
+            result = fold(base, candidate, head, method, None, settings.memory, progress)
         except Refused as refusal:
             return _answer(Verdict("refused", refusal.reasons))
         progress.end()
-        merge = Merge(base, rule, make_sane(settings), {}, {})
         seen = seen_here(job, result.digest, settings.on_change) if job.folded_here else None
         outcome = seen or judged(job, result, merge)
         if isinstance(outcome, Known):

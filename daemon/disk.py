@@ -19,7 +19,8 @@ class Disk:
 
     def __init__(self, store: Store, need: int, lacks: Callable[[], str]) -> None:
         self.trouble = ""  # why nothing is folded, with the numbers; empty if nothing is the matter
-        self._store, self._version, self._lacks = store, need, lacks
+        self.need = need  # bytes that the next version takes, while it is made
+        self._store, self._lacks = store, lacks
         self._failed = 0  # writes in a row
         self._rests_until = 0.0  # monotonic seconds
 
@@ -30,7 +31,7 @@ class Disk:
         """
         if time.monotonic() < self._rests_until:
             return False
-        if self._store.free() < self._version + RESERVE:
+        if self._store.free() < self.need + RESERVE:
             self._pause(f"disk full: {self._numbers()}")
             return False
         if why := self._lacks():
@@ -47,7 +48,7 @@ class Disk:
         full = isinstance(error, DiskFull)
         wait = RETRY_AFTER if full else min(LONGEST, RETRY_AFTER * 2**self._failed)
         self._failed += 1
-        if not full or self._store.free() >= self._version + RESERVE:  # a quota, or who filled it went away
+        if not full or self._store.free() >= self.need + RESERVE:  # a quota, or who filled it went away
             self._rests_until = time.monotonic() + wait
         if full:
             self._store.release_ballast()
@@ -66,5 +67,5 @@ class Disk:
 
     def _numbers(self) -> str:
         """Return the numbers as they are at this moment."""
-        need = self._version + RESERVE
+        need = self.need + RESERVE
         return f"a version needs {need:,} bytes, {self._store.free():,} are free"

@@ -69,14 +69,14 @@ class Drafting:
     def _make(self, job: Job, draft: Draft, progress: Progress) -> Outcome:
         """The way of a draft, in order."""
         settings, merge, parent = self.settings, self.merge, job.start.parent
-        head = head_at(parent, self._store)
-        result = fold(merge.base, job.candidate, head, merge.rule, draft, settings.memory, progress)
+        head, method = head_at(parent, self._store), merge.method_at(parent)
+        result = fold(merge.base, job.candidate, head, method, draft, settings.memory, progress, share=job.share)
         drafted = judged(job, result, merge)
         if not isinstance(drafted, Drafted):
             return drafted
-        scale = merge.rule.scale(result.totals)
+        scale = method.factor(result.totals)
         linking = Linking(self._store, parent)
-        published = publish(merge.base, result.readouts, scale, draft, settings, progress, linking)
+        published = publish(merge.base, result.readouts, scale, draft, settings, progress, linking, method.lines)
         lift = partial(job.past.decisions.lift, contents=(result.digest, job.checkpoint.fingerprint))
         if (verdict := self._ask_gates(replace(drafted, model=str(draft.model)), lift, progress)) != ADMITTED:
             return Turned(verdict, result.digest)
@@ -100,7 +100,7 @@ class Drafting:
             parent=job.start.parent.number if job.start.parent else None,
             cause="fold",
             checkpoint=job.checkpoint.id,
-            rule=self.settings.rule,
+            rule=self.merge.method_at(job.start.parent).name,
             totals=result.totals,
             scale=scale,
             digest=digest_of(result, published),
@@ -108,7 +108,9 @@ class Drafting:
             seconds=dict(progress.seconds),
             bytes_read=result.bytes_read + published.bytes_read,
             bytes_written=result.bytes_written + published.bytes_written,
+            arguments={"share": job.share} if job.share != 1.0 else {},
             gates=tuple(self.merge.gates),
+            method=job.start.parent.method if job.start.parent else {},
         )
         about, brought = replace(job.checkpoint, digest=result.digest), contribution_of(job, result)
         contents = contents_of_manifest(version, about, self.settings, self.merge, result, published, brought)
@@ -120,4 +122,5 @@ def head_at(parent: Version | None, store: Store) -> Head:
     """Return what a fold onto a version starts from. Raises DamagedFiles where its slots are not as they were written."""
     if parent is None:
         return Head()
-    return Head(parent.totals, store.slot_layouts(parent.number), store.slot_sums(parent.number))
+    slots, sums = store.slot_layouts(parent.number), store.slot_sums(parent.number)
+    return Head(parent.totals, slots, sums, store.model_layout(parent.number), parent.scale)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..plugins.formats.interface import Candidate, Contents
 from ..plugins.rules._sums import inner, square
-from ..plugins.rules.interface import NOTHING, Folded, LowRank, Rule, Slots, Statistic, Sum, Update
+from ..plugins.rules.interface import NOTHING, Folded, LowRank, Slots, Statistic, Sum, Survey, Update
 from ..state.errors import Busy, DamagedFiles, Unavailable
 from ..state.reading import TORCH_DTYPE, Reader
 from ..state.records import Counts, FileDigest, Layout, Readout, Totals, Weight, WeightReport
@@ -23,6 +23,7 @@ from ..state.store import Draft
 from ..state.writing import Planned, Writer
 from .base import Base, float32_bytes, read_contents, row_blocks
 from .forming import Forming, Rows
+from .method import NORM, Method
 from .progress import Progress
 from .sketch import Projection, Sketch
 
@@ -39,6 +40,8 @@ class Head:
     totals: Totals = field(default_factory=Totals)
     slots: Mapping[SlotKey, Layout] = field(default_factory=dict)
     sums: Mapping[str, str] = field(default_factory=dict)  # sha256 of each file of the slots, by its path
+    published: Layout | None = None  # what was read out of them, where it is published
+    scale: float = 1.0  # by which it was
 
 
 @dataclass
@@ -60,23 +63,27 @@ def fold(
     base: Base,
     candidate: Candidate,
     head: Head,
-    rule: Rule,
+    method: Method,
     draft: Draft | None,
     memory: int,
     progress: Progress,
     act: Act = "fold",
+    share: float = 1.0,
 ) -> FoldResult:
     """Fold one candidate onto the head's slots, into the draft; without one nothing is written, only measured.
 
-    `memory` bounds the working buffers of blocks, in bytes; a matrix that a rule needs whole is held whole.
+    `memory` bounds the working buffers of blocks, in bytes; a matrix that a rule needs whole is held whole. `share`: what
+    the checkpoint counts; 2 means as if it were folded twice.
     `act` may be "remove", where all statistics are sums: then its terms are taken out again.
     Raises Busy if the candidate changed or shrank meanwhile, Refused if tied weights differ, DamagedFiles if the head's
     slots are not as they were written, Abandoned on request.
     """
     with ExitStack() as stack:
-        trip = _Trip(base, candidate, head, rule, draft, memory, progress, stack, act)
+        trip = _Trip(base, candidate, head, method, draft, memory, progress, stack, act, share)
         if read_contents(Path(candidate.place)) != candidate.contents or not trip.candidate.opened_as(candidate.stamps):
             raise Busy(f"{candidate.name} was changed before it was folded")
+        if draft is not None:
+            trip.survey()
         trip.all_weights("removing" if act == "remove" else "folding")
         trip.read_the_rest()
         if not trip.candidate.same_as_before():
@@ -85,21 +92,21 @@ def fold(
         return trip.finish()
 
 
-def keep(base: Base, head: Head, rule: Rule, draft: Draft, memory: int, progress: Progress) -> FoldResult:
+def keep(base: Base, head: Head, method: Method, draft: Draft, memory: int, progress: Progress) -> FoldResult:
     """Write the head's slots, or zeros where it has none, into the draft as they are, and read them out.
 
     Raises Abandoned on request.
     """
     with ExitStack() as stack:
-        trip = _Trip(base, NOBODY, head, rule, draft, memory, progress, stack, "keep")
+        trip = _Trip(base, NOBODY, head, method, draft, memory, progress, stack, "keep", 0.0)
         trip.all_weights("copying")
         trip.check_slots()
         return trip.finish()
 
 
-def removable(base: Base, rule: Rule) -> bool:
+def removable(base: Base, method: Method) -> bool:
     """Whether a checkpoint can be taken out by subtraction: whether every statistic that is kept is a sum."""
-    return all(isinstance(statistic, Sum) for w in base.weights for statistic in rule.keeps(w))
+    return all(isinstance(statistic, Sum) for w in base.weights for statistic in method.keeps(w))
 
 
 class _Trip:
@@ -110,24 +117,31 @@ class _Trip:
         base: Base,
         candidate: Candidate,
         head: Head,
-        rule: Rule,
+        method: Method,
         draft: Draft | None,
         memory: int,
         progress: Progress,
         stack: ExitStack,
         act: Act,
+        share: float,
     ) -> None:
-        self._model, self._head, self._rule, self._draft, self._act = base, head, rule, draft, act
+        self._model, self._head, self._method, self._draft, self._act = base, head, method, draft, act
         self._memory, self._progress, self._stack = memory, progress, stack
         self._base = stack.enter_context(Reader(base.layout))
         self.candidate = stack.enter_context(Reader(candidate.contents.layout))
         self._kept = {
             key: stack.enter_context(Reader(layout, hashed=bool(head.sums))) for key, layout in head.slots.items()
         }
-        plans = enumerate(plan_slots(base, rule).items() if draft else (), start=1)
+        plans = enumerate(plan_slots(base, method).items() if draft else (), start=1)
         self._slots = {key: stack.enter_context(self._slot_writer(i, key, planned)) for i, (key, planned) in plans}
+        self._published = stack.enter_context(Reader(head.published)) if head.published else None
+        self._candidate, self._share = candidate, share
         self._vectors, self._sketch = Forming(candidate, self._base, self.candidate), Sketch()
-        self._counts = Counts(head.totals.folded + MORE[act], head.totals.shares + MORE[act])
+        before = head.totals
+        self._before = Counts(before.folded, before.shares)
+        self._after = Counts(before.folded + MORE[act], before.shares + MORE[act] * share)
+        self._surveyed: dict[Survey, Slots] = {}
+        self._unit = 1.0  # what each task vector is multiplied by before it is folded
         self._reports: dict[str, WeightReport] = {}
         self._readouts: dict[str, Readout] = {}
         self._task_square = self._readout_square = 0.0
@@ -145,23 +159,60 @@ class _Trip:
             self.fold_weight(weight)
             self._progress.next_weight()
 
+    # --------------------------------------------------------------------------------------------------- surveys
+
+    def survey(self) -> None:
+        """Learn of the whole candidate what its fold needs to know beforehand, in as many passes as that takes."""
+        if self._method.normalise:
+            self._survey_all((NORM,))
+            norm = float(self._surveyed[NORM]["norm"])
+            self._unit = 1.0 / norm if norm else 1.0
+        self._survey_all(self._method.surveys(self._model.weights))
+
+    def _survey_all(self, surveys: tuple[Survey, ...]) -> None:
+        self._surveyed |= dict.fromkeys(surveys, NOTHING)
+        for number in range(max((survey.passes for survey in surveys), default=0)):
+            due = [survey for survey in surveys if survey.passes > number]
+            sums = self._survey_once(due)
+            self._surveyed |= {survey: survey.found(sums[survey], self._surveyed[survey]) for survey in due}
+
+    def _survey_once(self, surveys: list[Survey]) -> dict[Survey, dict[str, Tensor]]:
+        """Go over all weights once, and return each survey's sums."""
+        vectors = Forming(self._candidate, self._base, self.candidate, hashed=False)
+        sums: dict[Survey, dict[str, Tensor]] = {survey: {} for survey in surveys}
+        self._progress.begin("surveying", len(self._model.weights), self._model.layout.nbytes)
+        for w in self._model.weights:
+            for _, given in vectors.of(w, row_blocks(w.shape, float32_bytes(w.shape), self._memory), torch.float32):
+                delta = self._scaled(given.dense() if isinstance(given, LowRank) else given)
+                for survey, summed in sums.items():
+                    for name, term in survey.term(delta, w, self._surveyed[survey]).items():
+                        summed[name] = summed[name] + term if name in summed else term
+            self._progress.advance(self._model.layout.tensors[w.name].nbytes)
+            self._progress.next_weight()
+        return sums
+
+    def _scaled(self, delta: Tensor) -> Tensor:
+        return delta if self._unit == 1.0 else delta * self._unit
+
     # ------------------------------------------------------------------------------------------------- one weight
 
     def fold_weight(self, w: Weight) -> None:
         """Fold one weight, block by block, and read it out at once."""
-        statistics = self._rule.keeps(w)
+        statistics = self._method.keeps(w)
         gathered, projection = _Gathered(), Projection(w.name, w.shape)
+        factor = self._method.lines.at(self._model.depths[w.name])
         wide = any(spec.dtype == "F64" for s in statistics for spec in s.slots(w).values())
         dtype = torch.float64 if wide else torch.float32
-        for rows, delta in self._vectors.of(w, self._blocks(w, statistics), dtype):
+        seed = self._vectors.seed(w) if any("seed" in statistic.needs for statistic in statistics) else 0
+        for rows, delta in self._vectors.of(w, self._blocks(w), dtype):
             gathered.task += delta.norm() ** 2 if isinstance(delta, LowRank) else square(delta)
             self._sketch.add(projection, delta, rows)
             before = {statistic: self._kept_blocks(w, statistic, rows) for statistic in statistics}
-            gathered.dot += self._dot(w, before, delta)
+            gathered.dot += factor * self._dot(w, rows, before, delta)
             if self._draft is not None:
-                update = Update(delta)
+                update = self._update(w, rows, delta, seed)
                 after = {s: self._fold_block(w, s, kept, update, gathered) for s, kept in before.items()}
-                gathered.zero &= self._read_out(w, rows, after)
+                gathered.zero &= self._read_out(w, rows, after, factor)
             whole = self._model.layout.tensors[w.name].nbytes
             self._progress.advance(whole * (rows[1] - rows[0]) // w.shape[0] if rows else whole)
         if self._spilled and w.name in self._spilled[-1].order:
@@ -171,29 +222,48 @@ class _Trip:
         self._task_square += gathered.task
         self._reports[w.name] = gathered.report(self._model.norms[w.name])
 
-    def _blocks(self, w: Weight, statistics: tuple[Statistic, ...]) -> list[Rows]:
-        by_rows = self._rule.rowwise(w) and all(statistic.rowwise(w) for statistic in statistics)
+    def _blocks(self, w: Weight) -> list[Rows]:
+        by_rows = self._method.rowwise(w)
         return row_blocks(w.shape, float32_bytes(w.shape), self._memory) if by_rows else [None]
 
-    def _dot(self, w: Weight, before: Mapping[Statistic, Slots], delta: Tensor | LowRank) -> float:
+    def _update(self, w: Weight, rows: Rows, delta: Tensor | LowRank, seed: int) -> Update:
+        """Return one block's news, normalised where the method wants it so."""
+        if self._unit != 1.0:
+            delta = replace(delta, B=delta.B * self._unit) if isinstance(delta, LowRank) else delta * self._unit
+        start = rows[0] * (w.size // w.shape[0]) if rows else 0
+        return Update(delta, self._share, seed, start, NOTHING, self._surveyed)
+
+    def _dot(self, w: Weight, rows: Rows, before: Mapping[Statistic, Slots], delta: Tensor | LowRank) -> float:
         """Return the task vector's inner product with the head's read-out, in one block."""
-        totals = self._head.totals
-        if not totals.folded or (isinstance(delta, LowRank) and not delta.rank):
+        if not self._before.folded or (isinstance(delta, LowRank) and not delta.rank):
             return 0.0
-        merged = self._rule.merged(before, w, Counts(totals.folded, totals.shares))
+        merged = self._readout_before(w, rows, before)
+        if merged is None:
+            return 0.0
         return delta.dot(merged) if isinstance(delta, LowRank) else inner(merged, delta)
+
+    def _readout_before(self, w: Weight, rows: Rows, before: Mapping[Statistic, Slots]) -> Tensor | None:
+        """Return the head's read-out; where that would be costly, as far as it can be told from what is published."""
+        if self._method.rule.rowwise(w):
+            return self._method.merged(before, w, self._before)
+        factor = self._head.scale * self._method.lines.at(self._model.depths[w.name])
+        if self._published is None or not factor:
+            return None
+        theta, theta0 = self._published.read(w.name, rows), self._base.read(w.name, rows)
+        return (theta.float() - theta0.float()) / factor
 
     def _fold_block(self, w: Weight, statistic: Statistic, kept: Slots, update: Update, gathered: "_Gathered") -> Slots:
         folded = self._entered(w, statistic, kept, update)
         for slot, tensor in folded.slots.items():
             self._slots[key_of(statistic, slot)].write(w.name, tensor)
         gathered.split_rank = max(gathered.split_rank, folded.split_rank)
+        gathered.margin = max(gathered.margin, folded.margin)
         gathered.removed += folded.removed
         return folded.slots
 
     def _entered(self, w: Weight, statistic: Statistic, kept: Slots, update: Update) -> Folded:
         if self._act == "fold":
-            return statistic.fold(kept, update, w, self._head.totals.folded, NOTHING)
+            return statistic.fold(kept, update, w, self._before, NOTHING)
         if self._act == "keep":
             return Folded(kept)
         assert isinstance(statistic, Sum), "only sums are taken out of"
@@ -212,14 +282,14 @@ class _Trip:
         shape = (rows[1] - rows[0], *spec.shape[1:]) if rows is not None else spec.shape
         return torch.zeros(shape, dtype=TORCH_DTYPE[spec.dtype])
 
-    def _read_out(self, w: Weight, rows: Rows, after: Mapping[Statistic, Slots]) -> bool:
+    def _read_out(self, w: Weight, rows: Rows, after: Mapping[Statistic, Slots], factor: float) -> bool:
         """Read the merged task vector, and return whether it is zero everywhere.
 
         Unless it is itself a slot it is spilled, for the scale is not known yet.
         """
-        merged = self._rule.merged(after, w, self._counts)
+        merged = self._method.merged(after, w, self._after)
         whole = square(merged)
-        self._readout_square += whole
+        self._readout_square += factor**2 * whole
         zero = not whole and not merged.any()  # the squares of tiny numbers are zero too
         places = (key_of(s, slot) for s, slots in after.items() for slot, tensor in slots.items() if tensor is merged)
         key = next(places, None)
@@ -257,7 +327,7 @@ class _Trip:
             for file in writer.files:
                 files.append(file)
                 slots.append({**vars(file), "statistic": key[0], "slot": key[1]})
-        share = float(MORE[self._act])
+        share = MORE[self._act] * self._share
         return FoldResult(
             digest=self._vectors.hexdigest(),
             totals=self._head.totals.with_checkpoint(sqrt(self._task_square), share, sqrt(self._readout_square)),
@@ -288,25 +358,26 @@ class _Gathered:
     task: float = 0.0
     removed: float = 0.0
     split_rank: float = 0.0
+    margin: float = 0.0
     dot: float = 0.0
     zero: bool = True  # the read-out, so far
 
     def report(self, base_norm: float) -> WeightReport:
         survived = 1.0 - self.removed / self.task if self.task else 1.0
-        return WeightReport(sqrt(self.task), base_norm, self.split_rank, survived, self.dot)
+        return WeightReport(sqrt(self.task), base_norm, self.split_rank, survived, self.dot, self.margin)
 
 
-def plan_slots(base: Base, rule: Rule) -> dict[SlotKey, list[Planned]]:
-    """Return every slot that a rule keeps for this base model: one file for each (statistic, slot)."""
+def plan_slots(base: Base, method: Method) -> dict[SlotKey, list[Planned]]:
+    """Return every slot that a method keeps for this base model: one file for each (statistic, slot)."""
     plan: dict[SlotKey, list[Planned]] = {}
-    for key, tensor in _slot_plans(base, rule):
+    for key, tensor in _slot_plans(base, method):
         plan.setdefault(key, []).append(tensor)
     return plan
 
 
-def _slot_plans(base: Base, rule: Rule) -> Iterator[tuple[SlotKey, Planned]]:
+def _slot_plans(base: Base, method: Method) -> Iterator[tuple[SlotKey, Planned]]:
     for w in base.weights:
-        for statistic in rule.keeps(w):
+        for statistic in method.keeps(w):
             for slot, spec in statistic.slots(w).items():
                 yield key_of(statistic, slot), Planned(w.name, spec.dtype, spec.shape)
 

@@ -1,5 +1,7 @@
 """Forming: a candidate's tensors become task vectors, weight by weight and block by block; each tensor is hashed once."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -12,14 +14,15 @@ from ..state.reading import ContentDigest, Reader
 from ..state.records import Reason, TensorInfo, Weight
 from .progress import Progress
 
+READING = 2**24  # bytes at a time, of what is read for a seed
 Rows = tuple[int, int] | None  # first and last (exclusive) of a block; None is the whole weight
 
 
 class Forming:
-    """Forms the task vectors of one candidate, over open files."""
+    """Forms the task vectors of one candidate, over open files; `hashed`: whether what is read enters its digest."""
 
-    def __init__(self, candidate: Candidate, base: Reader, reader: Reader) -> None:
-        self._candidate, self._base, self._reader = candidate, base, reader
+    def __init__(self, candidate: Candidate, base: Reader, reader: Reader, *, hashed: bool = True) -> None:
+        self._candidate, self._base, self._reader, self._hashed = candidate, base, reader, hashed
         self._tensors = candidate.contents.layout.tensors
         self._content = ContentDigest(candidate.contents.formulas)
 
@@ -41,7 +44,7 @@ class Forming:
         first, last = rows or (0, w.shape[0] if w.shape else 1)
         shared = last if part.rows is None else max(first, min(last, part.rows))
         theta = self._reader.read(part.tensor, rows if part.rows is None else (first, shared))
-        self._content.add(self._tensors[part.tensor], theta)
+        self._add(self._tensors[part.tensor], theta)
         wide = torch.float64 if torch.float64 in (dtype, theta0.dtype, theta.dtype) else torch.float32
         if shared == last:
             return theta.to(wide).sub(theta0.to(wide)).to(dtype)
@@ -51,8 +54,24 @@ class Forming:
 
     def _read(self, name: str) -> Tensor:
         tensor = self._reader.read(name)
-        self._content.add(self._tensors[name], tensor)
+        self._add(self._tensors[name], tensor)
         return tensor
+
+    def _add(self, info: TensorInfo, block: Tensor) -> None:
+        if self._hashed and self._content.begin(info) < info.nbytes:  # a seed may have needed all of it before
+            self._content.add(info, block)
+
+    def seed(self, w: Weight) -> int:
+        """Return a number from a weight's name and the bytes that its task vector is formed from, 0 <= seed < 2^63.
+
+        The same checkpoint gives it under any name and in any sharding. The bytes are read once more if they are many.
+        """
+        part = self._candidate.parts.get(w.name)
+        tensors = part.tensors if part else ()
+        for name in tensors:
+            gather(self._content, self._reader, self._tensors[name], READING, None)
+        text = json.dumps([w.name, [self._content.of(name) for name in tensors], part.strength[1] if part else 0])
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
     # ------------------------------------------------------------------------------------------------ the whole content
 
@@ -91,11 +110,12 @@ def content_digest(candidate: Candidate, memory: int, progress: Progress) -> str
     return content.hexdigest()
 
 
-def gather(content: ContentDigest, reader: Reader, info: TensorInfo, memory: int, progress: Progress) -> None:
+def gather(content: ContentDigest, reader: Reader, info: TensorInfo, memory: int, progress: Progress | None) -> None:
     """Read for the digest alone what it has not seen of one tensor."""
     for piece in reader.pieces(info.name, memory, content.begin(info)):
         content.add(info, piece)
-        progress.advance(0)  # may end it
+        if progress is not None:
+            progress.advance(0)  # may end it
 
 
 def _rows_of(delta: Tensor | LowRank, rows: Rows) -> Tensor | LowRank:

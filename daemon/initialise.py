@@ -15,10 +15,11 @@ from ..state.records import Checkpoint, CheckpointState, Reason
 from ..state.store import Store
 from ..state.wording import decide, quoted
 from .base import Base, examine, locate
-from .opening import make_rule, make_source, parameters_of, pins_of
+from .method import method_of, parameters_of
+from .opening import make_source, pins_of
 from .progress import Progress
 from .publishing import slots_bytes, spilled_bytes, version_bytes
-from .settings import ArchiveSettings, Limits, Settings, check_apart, check_owner
+from .settings import Settings, Table, check_apart, check_owner
 
 AS_EXISTING: dict[str, CheckpointState] = {"fold": "settling", "hold": "held", "ignore": "refused"}
 
@@ -52,7 +53,7 @@ def initialise(settings: Settings, config: Path, progress: Progress) -> Initiali
     store = Store(settings.state)
     if settings.state.exists() and any(settings.state.iterdir()):
         raise Misconfigured(f"{settings.state} is not empty", "choose a new folder for the state; it is created")
-    rule = make_rule(settings.rule, settings.parameters)
+    method = method_of(settings.method)
     place, commit = locate(settings.base_model)
     base = examine(place, progress, settings.convolutions)
     store.create()
@@ -60,13 +61,13 @@ def initialise(settings: Settings, config: Path, progress: Progress) -> Initiali
     lock.take("mergd init")
     try:
         with History(store.database, write=True) as history:
-            history.pin(pins_of(settings, rule, base, commit))
+            history.pin(pins_of(settings, method, base, commit))
             seen = take_existing(settings, history)
     finally:
         lock.release()
-    write_config(settings.model_copy(update={"parameters": parameters_of(rule)}), config)
-    cost = version_bytes(base, rule, settings.out_dtype, settings.copy_code)
-    return Initialised(base, cost, slots_bytes(base, rule), spilled_bytes(base, rule), seen)
+    write_config(settings.model_copy(update={"parameters": parameters_of(method.rule)}), config)
+    cost = version_bytes(base, method, settings.out_dtype, settings.copy_code)
+    return Initialised(base, cost, slots_bytes(base, method), spilled_bytes(base, method), seen)
 
 
 def take_existing(settings: Settings, history: History) -> list[Checkpoint]:
@@ -110,17 +111,17 @@ def config_text(settings: Settings) -> str:
         if isinstance(value, dict):
             entries = (f"{toml_key(k)} = {toml_value(v)}" for k, v in value.items())
             tables += [f"# {field.description}", f"[{name}]", *entries, ""]
-        elif isinstance(value, Limits | ArchiveSettings):
+        elif isinstance(value, Table):
             tables += [f"# {field.description}", f"[{name}]", *_lines(value)]
     head = "# mergd's configuration. What is commented out has its default."
     return "\n".join([head, "", *_lines(settings), *tables])
 
 
-def _lines(settings: Settings | Limits | ArchiveSettings) -> Iterator[str]:
+def _lines(settings: Table) -> Iterator[str]:
     """Yield what a table says: each setting with its description, as a comment where it was not chosen."""
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
-        if not isinstance(value, dict | Limits | ArchiveSettings):
+        if not isinstance(value, dict | Table):
             mark = "# " if name not in settings.model_fields_set else ""
             yield from (f"# {field.description}", f"{mark}{name} = {toml_value(value)}", "")
 

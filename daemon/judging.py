@@ -45,6 +45,7 @@ class Job:
     folded_here: frozenset[str]  # digests folded from this place before; empty if a person asked for this one too
     known: frozenset[str]  # digests that would be folded for nothing
     past: Past = Past()
+    share: float = 1.0  # what the checkpoint counts
 
     @property
     def name(self) -> str:

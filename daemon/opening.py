@@ -1,54 +1,45 @@
 """Opening a merge: its settings against what init pinned, its base model, its rule and its plugins."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
-
-from pydantic import TypeAdapter, ValidationError
 
 from ..plugins.gates.interface import Gate
 from ..plugins.hooks.interface import Hook
 from ..plugins.registry import load
-from ..plugins.rules.interface import Rule
 from ..plugins.sources.interface import Source
 from ..state.errors import Misconfigured
 from ..state.history import History
+from ..state.records import Version
 from .base import Base, examine, file_stamps, locate, open_base
+from .method import Method, make_rule, method_of, parameters_of
 from .progress import Progress
 from .settings import PINNED, Settings
 from .telling import make_hooks
 
+# What was pinned by a mergd that gave no choice.
+AS_BEFORE: Mapping[str, Any] = {
+    "convolutions": "sum",
+    "scale": "rule",
+    "lines": {"alpha": 1.0, "beta": 0.0},
+    "normalise": False,
+    "also_keep": [],
+}
+
 
 @dataclass(frozen=True)
 class Merge:
-    """What stays as it is while a daemon runs: the base model, the rule, and who judges and who is told."""
+    """What stays as it is while a daemon runs: the base model, the method, and who judges and who is told."""
 
     base: Base
-    rule: Rule
+    method: Method  # that init pinned
     sane: Gate  # ours, always: it judges before anything is published
     gates: Mapping[str, Gate]  # the user's, by name
     hooks: Mapping[str, Hook]
 
-
-def make_rule(name: str, parameters: Mapping[str, Any]) -> Any:
-    """Return a fold rule with checked parameters. Raises Misconfigured naming the wrong one and what there is."""
-    kind = load("rules", name)
-    known = {field.name.rstrip("_"): field.name for field in fields(kind)}
-    hint = f"parameters of {name}: {', '.join(known) or 'none'}"
-    for parameter in parameters:
-        if parameter not in known:
-            raise Misconfigured(f"{name} has no parameter {parameter!r}", hint)
-    try:
-        return TypeAdapter(kind).validate_python({known[name]: value for name, value in parameters.items()})
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]).rstrip("_") or name
-        raise Misconfigured(f"parameters: {key}: {first['msg']}", hint) from None
-
-
-def parameters_of(rule: Rule) -> dict[str, Any]:
-    """Return a rule's parameters as a configuration names them: `lambda_`, which Python reserves, is `lambda`."""
-    return {name.rstrip("_"): value for name, value in asdict(rule).items()}
+    def method_at(self, version: Version | None) -> Method:
+        """Return how a version is folded onto: as init pinned it, or as a read-out or a re-merge since has it."""
+        return method_of(version.method) if version and version.method else self.method
 
 
 def make_source(settings: Settings) -> Source:
@@ -68,26 +59,27 @@ def open_merge(settings: Settings, history: History, progress: Progress) -> Merg
     pins = _pins(history)
     if not pins:
         raise Misconfigured(f"{settings.state} holds no merge", "make one: mergd init --help")
-    rule = make_rule(settings.rule, settings.parameters)
-    check_pins(settings, rule, pins)
+    method = method_of(settings.method)
+    check_pins(settings, method, pins)
     return Merge(
         base=_open_pinned_base(settings, history, pins, progress),
-        rule=rule,
+        method=method,
         **_judges_and_listeners(settings),
     )
 
 
 def _pins(history: History) -> dict[str, Any]:
-    """Return what init pinned; an older mergd, which gave no choice of how to fold convolutions, summed them."""
+    """Return what init pinned; an older mergd, which gave no choice, pinned less."""
     pins = history.pins()
-    if pins and "convolutions" not in pins:
-        history.pin({"convolutions": "sum"})
-    return history.pins()
+    lacking = {name: value for name, value in AS_BEFORE.items() if name not in pins}
+    if pins and lacking:
+        history.pin(lacking)
+    return pins and pins | lacking
 
 
 def reopen_merge(merge: Merge, old: Settings, new: Settings, pins: Mapping[str, Any]) -> Merge:
     """Return the merge under new settings. Raises Misconfigured for what init pinned, or what only a restart changes."""
-    check_pins(new, make_rule(new.rule, new.parameters), pins)
+    check_pins(new, method_of(new.method), pins)
     for key in ("watch", "source", "state"):
         if getattr(new, key) != getattr(old, key):
             raise Misconfigured(
@@ -104,21 +96,24 @@ def _judges_and_listeners(settings: Settings) -> dict[str, Any]:
     }
 
 
-def check_pins(settings: Settings, rule: Any, pins: Mapping[str, Any]) -> None:
+def check_pins(settings: Settings, method: Method, pins: Mapping[str, Any]) -> None:
     """Compare what init pinned with the settings of now."""
-    now = settings.pinned | {"parameters": parameters_of(rule)}
+    now = settings.pinned | {"parameters": parameters_of(method.rule)}
+    pinned = {**AS_BEFORE, **pins}
+    if pinned["rule"] == method.name:  # parameters that it got since have their defaults
+        pinned["parameters"] = parameters_of(make_rule(method.name, pinned["parameters"]))
     for key in PINNED:
-        if now[key] != pins[key]:
+        if now[key] != pinned[key]:
             raise Misconfigured(
-                f"{key} is {now[key]!r} in the configuration, but this state was made with {pins[key]!r}",
+                f"{key} is {now[key]!r} in the configuration, but this state was made with {pinned[key]!r}",
                 f"set {key} back, or make a new state with mergd init",
             )
 
 
-def pins_of(settings: Settings, rule: Any, base: Base, commit: str | None) -> dict[str, Any]:
+def pins_of(settings: Settings, method: Method, base: Base, commit: str | None) -> dict[str, Any]:
     """Return what init fixes for the life of a state."""
     return settings.pinned | {
-        "parameters": parameters_of(rule),
+        "parameters": parameters_of(method.rule),
         "base_commit": commit,
         "base_digest": base.digest,
         "base_norms": dict(base.norms),

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..plugins.rules._sums import finite
-from ..plugins.rules.interface import Rule
 from ..state.errors import Refused
 from ..state.linking import Linking
 from ..state.reading import TORCH_DTYPE, Reader
@@ -21,6 +20,7 @@ from ..state.records import Counts, FileDigest, Readout, Reason, Weight
 from ..state.store import PUBLIC, PUBLIC_FILE, Draft, write_file
 from ..state.writing import Planned, Writer
 from .base import Base, float32_bytes, row_blocks
+from .method import EVEN, Lines, Method
 from .progress import Progress
 from .settings import Settings
 
@@ -54,8 +54,9 @@ def publish(
     settings: Settings,
     progress: Progress,
     linking: Linking,
+    lines: Lines = EVEN,
 ) -> Published:
-    """Write the draft's model folder, or link what the parent's has already.
+    """Write the draft's model folder, base + scale x `lines` at its depth x read-out, or link what the parent's has already.
 
     Raises Refused where a finite weight does not fit into `out_dtype`, Abandoned on request.
     """
@@ -71,7 +72,8 @@ def publish(
         order = writer.order
         progress.begin("publishing", len(order), sum(base.layout.tensors[name].nbytes for name in order))
         for name in order:
-            _write_weight(base, name, source, opened, scale, writer, settings.memory, progress)
+            factor = scale * lines.at(base.depths.get(base.tied.get(name, name), 0.0))
+            _write_weight(base, name, source, opened, factor, writer, settings.memory, progress)
             progress.next_weight()
         layout = writer.finish()
         files = [*writer.files]
@@ -260,33 +262,35 @@ def _json(value: Any) -> bytes:
 # ------------------------------------------------------------------------------------------------ the need of the disk
 
 
-def version_bytes(base: Base, rule: Rule, out_dtype: str, copy_code: bool) -> int:
+def version_bytes(base: Base, method: Method, out_dtype: str, copy_code: bool) -> int:
     """Return what one version takes on disk, in bytes: slots, published weights, and the files beside them."""
     beside = sum((Path(base.folder or "") / path).stat().st_size for path in side_files(base, copy_code))
-    return slots_bytes(base, rule) + sum(tensor.nbytes for tensor in plan(base, OUT_DTYPE[out_dtype])) + beside
+    return slots_bytes(base, method) + sum(tensor.nbytes for tensor in plan(base, OUT_DTYPE[out_dtype])) + beside
 
 
-def slots_bytes(base: Base, rule: Rule) -> int:
+def slots_bytes(base: Base, method: Method) -> int:
     """Return what the slots of one version take, in bytes."""
-    return sum(spec.nbytes for w in base.weights for s in rule.keeps(w) for spec in s.slots(w).values())
+    return sum(spec.nbytes for w in base.weights for s in method.keeps(w) for spec in s.slots(w).values())
 
 
-def spilled_bytes(base: Base, rule: Rule) -> int:
+def spilled_bytes(base: Base, method: Method) -> int:
     """Return what a draft takes besides, in bytes: the read-outs that are no slot, in float32."""
-    return sum(float32_bytes(w.shape) for w in base.weights if not _reads_slot(rule, w))
+    return sum(float32_bytes(w.shape) for w in base.weights if not _reads_slot(method, w))
 
 
-def _reads_slot(rule: Rule, w: Weight) -> bool:
+def _reads_slot(method: Method, w: Weight) -> bool:
     """Whether the read-out is one of the slots, asked with tensors that have no values."""
+    if not method.rule.rowwise(w):  # it may take long, even without values
+        return False
     kept = {
         statistic: {
             name: torch.empty(spec.shape, dtype=TORCH_DTYPE[spec.dtype], device="meta")
             for name, spec in statistic.slots(w).items()
         }
-        for statistic in rule.keeps(w)
+        for statistic in method.keeps(w)
     }
     try:
-        merged = rule.merged(kept, w, Counts(2, 2.0))
+        merged = method.merged(kept, w, Counts(2, 2.0))
     except Exception:  # noqa: BLE001 - a rule that looks at values: then as much as it may need
         return False
     return any(merged is tensor for slots in kept.values() for tensor in slots.values())

@@ -13,14 +13,16 @@ from ..state.database import database_faults
 from ..state.errors import DamagedFiles, MergdError, Misconfigured, Unavailable, Usage
 from ..state.history import History
 from ..state.lock import Lock
+from ..state.manifests import pinned_in
 from ..state.records import Checkpoint, Files, Totals, Version
 from ..state.store import PARTS, Store, size_of, sync_folder
 from .base import Base, examine, locate
 from .checker import Pace, check_version
 from .initialise import take_existing
-from .opening import check_pins, make_rule, pins_of
+from .method import Method, method_of
+from .opening import check_pins, pins_of
 from .progress import Progress
-from .settings import PINNED, Settings
+from .settings import Settings
 from .status import known, write_log, write_status
 
 WHO = "mergd"
@@ -50,11 +52,11 @@ def rebuild(settings: Settings, force: bool, progress: Progress) -> dict[str, An
         if not force:
             _check_need(store)
         manifests, spoilt = _read(store)
-        base, rule, commit = _pinned(settings, manifests, progress)
+        base, method, commit = _pinned(settings, manifests, progress)
         draft = store.drafts / store.database.name
         _remove(draft)
         with History(draft, write=True) as history:
-            history.pin(pins_of(settings, rule, base, commit))
+            history.pin(pins_of(settings, method, base, commit))
             _restore(history, store, manifests, spoilt)
             head = _choose_head(history, store)
             held = _hold(settings, history)
@@ -138,11 +140,11 @@ def _read(store: Store) -> tuple[dict[int, dict[str, Any]], list[int]]:
     return manifests, spoilt
 
 
-def _pinned(settings: Settings, manifests: Manifests, progress: Progress) -> tuple[Base, Any, str | None]:
-    """Return base model, rule and commit as the manifests have them, which the configuration must agree with."""
+def _pinned(settings: Settings, manifests: Manifests, progress: Progress) -> tuple[Base, Method, str | None]:
+    """Return base model, method and commit as the manifests have them, which the configuration must agree with."""
     newest = manifests[max(manifests)]
-    rule = make_rule(settings.rule, settings.parameters)
-    check_pins(settings, rule, {key: newest.get(key, getattr(settings, key)) for key in PINNED})
+    method = method_of(settings.method)
+    check_pins(settings, method, settings.pinned | pinned_in(newest))
     place, commit = locate(settings.base_model, newest.get("base_commit"))
     base = examine(place, progress, settings.convolutions)
     progress.end()
@@ -151,7 +153,7 @@ def _pinned(settings: Settings, manifests: Manifests, progress: Progress) -> tup
         raise Misconfigured(
             f"{found}, the versions were made with {newest['base_digest'][:12]}", "bring the old one back"
         )
-    return base, rule, commit
+    return base, method, commit
 
 
 def _restore(history: History, store: Store, manifests: Manifests, spoilt: Sequence[int]) -> None:
@@ -193,6 +195,7 @@ def _restore_version(history: History, store: Store, manifest: Mapping[str, Any]
         removed=removed["id"] if removed else None,
         arguments=manifest.get("arguments", {}),
         gates=tuple(manifest.get("gates", ())),
+        method=manifest.get("method", {}),
     )
     brought = manifest.get("contribution")
     contribution = from_text(brought, number, row.name) if brought and row else None

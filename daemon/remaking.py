@@ -80,10 +80,10 @@ class Remaking:
 
     def _take(self, job: Remake, draft: Draft, progress: Progress) -> FoldResult:
         """Take every step; each but the last is written aside, where only the next one reads it."""
-        base, rule, memory = self.merge.base, self.merge.rule, self.settings.memory
+        base, method, memory = self.merge.base, self.merge.method_at(job.start), self.settings.memory
         head = head_at(job.start, self._store)
         if not job.route.steps:
-            return keep(base, head, rule, draft, memory, progress)
+            return keep(base, head, method, draft, memory, progress)
         aside: list[Draft] = []
         try:
             for number, step in enumerate(job.route.steps, start=1):
@@ -91,7 +91,7 @@ class Remaking:
                 into = draft if last else self._commit.draft(job.number, f"-step-{number}")
                 aside += [] if last else [into]
                 candidate = self._candidate(job.sightings[step.checkpoint])
-                result = fold(base, candidate, head, rule, into, memory, progress, step.act)
+                result = fold(base, candidate, head, method, into, memory, progress, step.act)
                 self._compare(job, step, result)
                 head = Head(result.totals, self._store.layouts_in(into.slots, result.slots))
                 while len(aside) > (0 if last else 1):
@@ -120,11 +120,14 @@ class Remaking:
 
     def _publish(self, job: Remake, draft: Draft, result: FoldResult, progress: Progress) -> Remade:
         """Write the model folder and the manifest, and say what the version's row will be, or hold it against its row."""
-        scale = self.merge.rule.scale(result.totals)
+        method = self.merge.method_at(job.known or job.parent)
+        scale = method.factor(result.totals)
         linking = Linking(
             self._store, job.parent
         )  # of a known version, nothing: what is damaged may be linked elsewhere
-        published = publish(self.merge.base, result.readouts, scale, draft, self._as_before(job), progress, linking)
+        published = publish(
+            self.merge.base, result.readouts, scale, draft, self._as_before(job), progress, linking, method.lines
+        )
         if job.known is not None:
             self._compare_known(job.known, digest_of(result, published), published)
         version = job.known or self._row(job, result, published, scale, progress)
@@ -165,7 +168,7 @@ class Remaking:
             parent=job.parent.number if job.parent else None,
             cause="remove",
             checkpoint=None,
-            rule=self.settings.rule,
+            rule=self.merge.method_at(job.parent).name,
             totals=result.totals,
             scale=scale,
             digest=digest_of(result, published),
@@ -175,6 +178,7 @@ class Remaking:
             bytes_written=result.bytes_written + published.bytes_written,
             removed=job.about.id if job.about else None,
             arguments=job.arguments or {},
+            method=job.parent.method if job.parent else {},
         )
 
     def _as_before(self, job: Remake) -> Settings:

@@ -10,7 +10,8 @@ from ..state.records import Checkpoint, Contribution, Version
 from ..state.store import version_digest
 from .folding import FoldResult
 from .machine import made_on
-from .opening import Merge, parameters_of
+from .method import parameters_of
+from .opening import Merge
 from .publishing import Published
 from .settings import Settings
 
@@ -35,10 +36,11 @@ def contents_of_manifest(
         "checkpoint": named(about) if folded else None,
         "removed": None if folded else named(about),
         "contribution": as_text(brought) if brought else None,
-        **settings.pinned,
+        "rule": version.rule,
+        "method": dict(version.method),
+        "pinned": settings.pinned | {"parameters": parameters_of(merge.method.rule)},
         "base_commit": base.commit,
         "base_digest": base.digest,
-        "parameters": parameters_of(merge.rule),
         "totals": asdict(version.totals),
         "scale": version.scale,
         "digest": version.digest,

@@ -45,10 +45,14 @@ Limit = Annotated[float, BeforeValidator(_switched), Field(ge=0, allow_inf_nan=F
 Share = Annotated[float, BeforeValidator(_switched), Field(ge=0, le=1)]
 
 
-class Limits(BaseModel):
-    """What the built-in gate holds a checkpoint for; 0 or false switches a limit off."""
+class Table(BaseModel):
+    """A table of the configuration file. The description of each field is its line in the settings table."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Limits(Table):
+    """What the built-in gate holds a checkpoint for; 0 or false switches a limit off."""
 
     norm: Limit = 0.5
     """The largest norm of a task vector, as a multiple of the base model's norm, over all weights together."""
@@ -70,10 +74,8 @@ class Limits(BaseModel):
     """How many folds there may be in 24 hours; those after them are held."""
 
 
-class ArchiveSettings(BaseModel):
+class ArchiveSettings(Table):
     """Which checkpoints are copied into the state as they are folded, so that a replay does not need their places."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     adapters: bool = True
     """Whether every adapter is copied into the archive as it is folded."""
@@ -81,10 +83,17 @@ class ArchiveSettings(BaseModel):
     """The most that copies of full models take in the archive, such as `100GB`; the oldest go first. 0: none is copied."""
 
 
-class Settings(BaseModel):
-    """What the configuration file says. The description of each field is its line in the settings table."""
+class LinesSettings(Table):
+    """LiNeS (arXiv 2410.17146): a weight at depth d, from 0 at the input to 1 at the output, counts alpha + beta x d."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    alpha: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    """The factor at the input, and of all that is in no block and no head. Pinned at init."""
+    beta: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    """What is added to it, linearly, until the output. Pinned at init."""
+
+
+class Settings(Table):
+    """What the configuration file says."""
 
     base_model: str
     """The base model: a folder, a `.safetensors` file, or `org/name@revision` on the Hub. Pinned at init."""
@@ -95,9 +104,17 @@ class Settings(BaseModel):
     source: str = "directory"
     """Where checkpoints come from: `directory`, or a source that a package adds, which is given `watch`."""
     rule: str = "opcm"
-    """The fold rule: `opcm`, `average`, `task_arithmetic`, or one that a package adds. Pinned at init."""
+    """The fold rule: one of many, such as `opcm`, `gram` or `average`. Pinned at init."""
     parameters: dict[str, Any] = Field(default_factory=dict)
-    """The rule's parameters, such as `alpha` and `variant` of opcm. Pinned at init."""
+    """The rule's parameters, such as `alpha` and `variant` of opcm; the page on rules lists them. Pinned at init."""
+    scale: Literal["rule", "mean-norm"] | Annotated[float, Field(allow_inf_nan=False)] = "rule"
+    """What the read-out is multiplied by: the rule's own, `mean-norm` (OPCM's adaptive scale), or a number. Pinned at init."""
+    lines: LinesSettings = LinesSettings()
+    """LiNeS: what the read-out of each weight is multiplied by besides, by its depth in the network. Pinned at init."""
+    normalise: bool = False
+    """Whether each task vector is folded at the mean norm of all, whatever its own. Pinned at init."""
+    also_keep: tuple[str, ...] = ()
+    """Rules whose statistics are kept besides, with their defaults, to read by them too. Pinned at init."""
     out_dtype: Literal["base", "float32", "float16", "bfloat16"] = "base"
     """The dtype of published weights; `base` leaves each as the base model has it. Pinned at init."""
     threads: int = Field(default=1, ge=1, le=1024)
@@ -176,7 +193,20 @@ class Settings(BaseModel):
     @property
     def pinned(self) -> dict[str, Any]:
         """Return what init fixes for the life of the state."""
-        return {name: getattr(self, name) for name in PINNED}
+        values = self.model_dump(mode="json", include=set(PINNED))
+        return {name: values[name] for name in PINNED}
+
+    @property
+    def method(self) -> dict[str, Any]:
+        """Return how checkpoints are folded and read out, as a method is described."""
+        return {
+            "rule": self.rule,
+            "parameters": self.parameters,
+            "also": {name: {} for name in self.also_keep},
+            "scale": self.scale,
+            "lines": self.lines.model_dump(),
+            "normalise": self.normalise,
+        }
 
 
 def keys() -> dict[str, FieldInfo]:
@@ -184,12 +214,14 @@ def keys() -> dict[str, FieldInfo]:
     found: dict[str, FieldInfo] = {}
     for name, field in Settings.model_fields.items():
         table = field.annotation
-        inner = table.model_fields if isinstance(table, type) and issubclass(table, BaseModel) else None
+        inner = table.model_fields if isinstance(table, type) and issubclass(table, Table) else None
         found |= {f"{name}.{key}": part for key, part in inner.items()} if inner else {name: field}
     return found
 
 
-PINNED = ("base_model", "rule", "parameters", "out_dtype", "threads", "convolutions")
+PINNED = (
+    "base_model", "rule", "parameters", "out_dtype", "threads", "convolutions", "scale", "lines", "normalise", "also_keep",
+)  # fmt: skip
 
 
 def read_settings(path: Path) -> Settings:

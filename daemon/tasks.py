@@ -107,7 +107,11 @@ class Tasks:
         row = self._in_model(text, head.number) if head else None
         if head is None or row is None:
             raise Usage(f"{find_checkpoint(self._history, text).name} is not in the model", "see: mergd list")
-        routes = [self._by_subtraction(row, head)] if removable(self.merge.base, self.merge.rule) and not exact else []
+        routes = (
+            [self._by_subtraction(row, head)]
+            if removable(self.merge.base, self.merge.method_at(head)) and not exact
+            else []
+        )
         routes.append(route_without(row.id, head, self._history.with_files(), self._history.recipe, self._version))
         route, sightings = self._possible(routes, row)
         subtracted = any(step.act == "remove" for step in route.steps)
@@ -170,9 +174,11 @@ class Tasks:
 
     def _costs(self, job: Remake, how: str) -> Plan:
         """Return the plan with what it costs. Raises Unavailable where the disk is too small."""
-        base, rule = self.merge.base, self.merge.rule
-        version = version_bytes(base, rule, self.settings.out_dtype, self.settings.copy_code)
-        need = version + spilled_bytes(base, rule) + slots_bytes(base, rule) * min(max(len(job.route.steps) - 1, 0), 2)
+        base, method = self.merge.base, self.merge.method_at(job.known or job.parent)
+        version = version_bytes(base, method, self.settings.out_dtype, self.settings.copy_code)
+        need = (
+            version + spilled_bytes(base, method) + slots_bytes(base, method) * min(max(len(job.route.steps) - 1, 0), 2)
+        )
         free = self._store.free()
         if free < need:
             raise Unavailable(f"it needs {need:,} bytes of the disk, {free:,} are free", "nothing was changed")

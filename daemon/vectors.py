@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..plugins.rules.interface import Rule, Slots, Statistic
+from ..plugins.rules.interface import Slots, Statistic
 from ..state.headers import layout_of
 from ..state.reading import Reader
 from ..state.records import Counts, Layout, Version, Weight
@@ -16,7 +16,7 @@ from .base import Base, float32_bytes, row_blocks
 from .exporting import File, check
 from .folding import SlotKey, key_of
 from .forming import Rows
-from .opening import make_rule
+from .method import Method, method_in
 from .progress import Progress
 
 
@@ -35,11 +35,10 @@ class MergedVector(Protocol):
 def open_vector(version: Version, base: Base, store: Store, progress: Progress, stack: ExitStack) -> MergedVector:
     """Return the version's task vector, once the files that it is read from were compared with the manifest."""
     manifest = store.manifest(version.number)
-    if version.slots_kept:
+    if version.slots_kept and method_in(manifest).name == version.rule:
         files = [File(entry["name"], entry["size"], entry["sha256"]) for entry in manifest["slots"]]
         check(store.versions / folder_name(version.number), files, progress)
-        rule = make_rule(manifest["rule"], manifest["parameters"])
-        return FromSlots(rule, store.slot_layouts(version.number), version, stack)
+        return FromSlots(method_in(manifest), base, store.slot_layouts(version.number), version, stack)
     files = [File(**entry) for entry in manifest["model"] if entry["name"].endswith(".safetensors")]
     check(store.model(version.number), files, progress)
     layout = layout_of([store.model(version.number) / file.name for file in files])
@@ -49,22 +48,24 @@ def open_vector(version: Version, base: Base, store: Store, progress: Progress, 
 class FromSlots:
     """Scale x read-out, from a version's slots."""
 
-    def __init__(self, rule: Rule, slots: Mapping[SlotKey, Layout], version: Version, stack: ExitStack) -> None:
-        self._rule, self._scale = rule, version.scale
+    def __init__(
+        self, method: Method, base: Base, slots: Mapping[SlotKey, Layout], version: Version, stack: ExitStack
+    ) -> None:
+        self._method, self._scale, self._depths = method, version.scale, base.depths
         self._counts = Counts(version.totals.folded, version.totals.shares)
         self._slots = {key: stack.enter_context(Reader(layout)) for key, layout in slots.items()}
 
     def read(self, w: Weight, rows: Rows) -> Tensor:
         """Return one weight's, or a block of its rows."""
-        kept = {statistic: self._kept(statistic, w, rows) for statistic in self._rule.keeps(w)}
-        return self._rule.merged(kept, w, self._counts) * self._scale
+        kept = {statistic: self._kept(statistic, w, rows) for statistic in self._method.keeps(w)}
+        return self._method.merged(kept, w, self._counts) * (self._scale * self._method.lines.at(self._depths[w.name]))
 
     def _kept(self, statistic: Statistic, w: Weight, rows: Rows) -> Slots:
         return {slot: self._slots[key_of(statistic, slot)].read(w.name, rows) for slot in statistic.slots(w)}
 
     def blocks(self, w: Weight, memory: int) -> list[Rows]:
         """Return blocks of rows where the rule can read them, else the whole."""
-        return row_blocks(w.shape, float32_bytes(w.shape), memory) if self._rule.rowwise(w) else [None]
+        return row_blocks(w.shape, float32_bytes(w.shape), memory) if self._method.rowwise(w) else [None]
 
 
 class FromModel:

@@ -61,11 +61,10 @@ class Worker:
         self, settings: Settings, merge: Merge, store: Store, history: History, commit: Commit, sight: Sight
     ) -> None:
         self.settings = settings
-        base, rule = merge.base, merge.rule
-        self._need = version_bytes(base, rule, settings.out_dtype, settings.copy_code) + spilled_bytes(base, rule)
         self.held_up = ""  # why nothing can be folded onto the head, if so
-        self.disk = Disk(store, self._need, self._lacks)
         self.merge, self._store, self._history, self._commit, self._sight = merge, store, history, commit, sight
+        self._needs: dict[str, int] = {}  # bytes of the disk, by method
+        self.disk = Disk(store, self._need(), self._lacks)
         self._archive = Archive(store)
         self._later: dict[int, float] = {}  # checkpoint -> when it may be tried again (monotonic seconds)
 
@@ -73,6 +72,16 @@ class Worker:
     def trouble(self) -> str:
         """Return what keeps folding from going on by itself, such as a full disk; empty if nothing does."""
         return self.disk.trouble or self.held_up
+
+    def _need(self) -> int:
+        """Return the bytes that the next version takes while it is made, by the head's method."""
+        head = self._history.head()
+        key = repr(head.method if head else {})
+        if key not in self._needs:
+            base, method, settings = self.merge.base, self.merge.method_at(head), self.settings
+            version = version_bytes(base, method, settings.out_dtype, settings.copy_code)
+            self._needs[key] = version + spilled_bytes(base, method)
+        return self._needs[key]
 
     # -------------------------------------------------------------------------------------------------------- begin
 
@@ -89,6 +98,7 @@ class Worker:
         head is not as it was written: nothing is folded onto it.
         """
         check_head(self._store, self._history)
+        self.disk.need = self._need()
         if not self.disk.suffices():
             self.retain()
             return None
@@ -114,7 +124,7 @@ class Worker:
         """Return why the settings have no room for another version, if so."""
         head = self._history.head()
         kept = [version.number for version in self._history.with_files()]
-        return lacking(self._store, kept, head.number if head else None, self._need, self.settings.disk)
+        return lacking(self._store, kept, head.number if head else None, self.disk.need, self.settings.disk)
 
     # ------------------------------------------------------------------------------------------------------- finish
 

@@ -1,5 +1,6 @@
 """Finds plugins by name: ours and other people's alike are entry points, in the groups `mergd.formats` and so on."""
 
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
@@ -27,5 +28,7 @@ def load(group: Group, name: str) -> Any:
     raise Misconfigured(f"no {group[:-1]} is called {name!r}", f"installed are: {', '.join(names(group)) or 'none'}")
 
 
+@cache
 def _points(group: Group) -> tuple[EntryPoint, ...]:
+    """Return the entry points of a group; what is installed is looked up once, which takes some milliseconds."""
     return tuple(entry_points(group=f"mergd.{group}"))

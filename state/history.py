@@ -158,8 +158,8 @@ class History:
         """Return what a version's fold did to each weight."""
         row = self._db.conn.execute("select packed from weight_reports where version = ?", [number]).fetchone()
         packed, names = row[0] if row else b"", self.pins("weights")["weights"]
-        new = len(packed) == 4 * len(fields(WeightReport)) * len(names)
-        values = array("f" if new else "d", packed)  # an older mergd wrote doubles, and fewer numbers a weight
+        each = len(packed) // len(names)  # an older mergd wrote fewer numbers a weight, and doubles before that
+        values = array("f" if each in (4 * _WIDTH, 4 * (_WIDTH - 1)) else "d", packed)
         width = len(values) // len(names)
         return {name: WeightReport(*values[i * width : (i + 1) * width]) for i, name in enumerate(names) if width}
 
@@ -308,9 +308,11 @@ class History:
 
 
 _COLUMNS = """number, parent, cause, checkpoint, rule, folded, shares, mean_norm, readout_norm, scale, digest, created_at,
-    seconds, bytes_read, bytes_written, slots_kept, model_kept, removed, arguments, gates, stamps, checked_at, damaged"""
+    seconds, bytes_read, bytes_written, slots_kept, model_kept, removed, arguments, gates, stamps, method,
+    checked_at, damaged"""
 _NUMBERS = attrgetter(*(field.name for field in fields(WeightReport)))
-_JSON = ("seconds", "arguments", "gates", "stamps")  # columns of versions
+_WIDTH = len(fields(WeightReport))  # numbers for each weight
+_JSON = ("seconds", "arguments", "gates", "stamps", "method")  # columns of versions
 
 
 def _version(row: dict[str, Any]) -> Version:

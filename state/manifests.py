@@ -14,6 +14,7 @@ from .errors import DamagedFiles
 from .records import Checkpoint
 
 _LINE = re.compile(rb'^ "sha256": "([0-9a-f]{64})",?\n', re.MULTILINE)  # of the outermost object alone
+PINNED_BEFORE = ("base_model", "rule", "parameters", "out_dtype", "threads", "convolutions")
 SINCE = "made_on"  # what every manifest has that must have the line: older ones have neither
 
 
@@ -52,3 +53,8 @@ def _digest(text: bytes) -> str | None:
 def _damaged(path: Path, what: str) -> DamagedFiles:
     name = "/".join(path.parts[-3:])
     return DamagedFiles(f"{path} {what}", name)
+
+
+def pinned_in(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what init pinned, by a manifest; an older mergd wrote less, and between all else."""
+    return dict(manifest.get("pinned") or {name: manifest[name] for name in PINNED_BEFORE if name in manifest})

@@ -166,3 +166,9 @@ def m007_weight_reports(db: Database) -> None:
     )
     db.execute("insert into weight_reports select number, weights from versions where weights is not null")
     db.execute("alter table versions drop column weights")
+
+
+@migrations()
+def m008_methods(db: Database) -> None:
+    """How a version is folded onto, where that is not what init pinned: after a read-out by another rule, or a re-merge."""
+    db.table("versions").add_column("method", str)  # JSON

@@ -117,6 +117,7 @@ class WeightReport:
     split_rank: float  # leading directions that were protected; 0 where nothing is projected
     survived: float  # share of the newcomer's squared norm that was kept, 0 to 1
     dot: float = 0.0  # inner product of the newcomer's task vector with the parent's read-out, here
+    margin: float = 0.0  # how far the split rank was from being another one, as a share of the singular-value sum
 
 
 # ------------------------------------------------------------------------------------------- checkpoints and verdicts
@@ -246,6 +247,7 @@ class Version:
     arguments: Mapping[str, Any] = field(default_factory=dict)  # of the cause: what a replay needs to repeat it
     gates: tuple[str, ...] = ()  # of the user's, that looked at the draft and let it pass
     stamps: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # file -> size, mtime in ns, as it was written
+    method: Mapping[str, Any] = field(default_factory=dict)  # how it is folded onto; empty: as init pinned it
     checked_at: str | None = None  # UTC, ISO 8601: when all of its files were last read and found sound
     damaged: str | None = None  # what was found not to be as it was written
 

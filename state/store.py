@@ -169,6 +169,14 @@ class Store:
                 raise DamagedFiles(f"{path}: {error}", self._named(path)) from None
         return layouts
 
+    def model_layout(self, number: int) -> Layout | None:
+        """Return where a version's published weights lie; None if they are not there."""
+        files = sorted(self.model(number).glob("*.safetensors"))
+        try:
+            return layout_of(files) if files else None
+        except (Refused, Busy, OSError):
+            return None
+
     def slot_sums(self, number: int) -> dict[str, str]:
         """Return the sha256 of each file of a version's slots, by its path."""
         folder = self._folder(number, "slots")

@@ -1,6 +1,6 @@
-"""Sums of products in float64, a chunk at a time: what is converted stays in the processor's cache."""
+"""Norms: sums of products in float64, a chunk at a time: what is converted stays in the processor's cache."""
 
-from math import sqrt
+from math import isfinite, sqrt
 
 import torch
 from torch import Tensor
@@ -28,3 +28,9 @@ def norm(x: Tensor) -> float:
 def finite(x: Tensor) -> bool:
     """Whether every number is finite."""
     return not x.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(x))).all())
+
+
+def adaptive_scale(mean_norm: float, readout_norm: float) -> float:
+    """Return mean task-vector norm / norm of the read-out (the paper's 1 / lambda); 1 where that is no number."""
+    scale = mean_norm / readout_norm if readout_norm else 1.0
+    return scale if isfinite(scale) and scale else 1.0

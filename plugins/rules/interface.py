@@ -1,13 +1,13 @@
 """What a fold rule is: statistics are what is kept of the checkpoints, a rule is how the merged task vector is read out.
 
-Everything here is pure: no file, clock, log, thread or choice of device.
+Everything here is pure: no file, clock, log, thread or choice of device. docs/writing-a-rule.md shows how to write one.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod, sqrt
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -77,6 +77,12 @@ class Update:
 
     given: Tensor | LowRank  # float32 (float64 where a slot is), in the weight's shape or a block of its rows
     share: float = 1.0  # the checkpoint's weight; 2 means "as if folded twice"
+    seed: int = 0  # of this weight's name and bytes, 0 <= seed < 2^63, where the statistic needs "seed"
+    start: int = 0  # the place of the block's first number in the whole weight, row by row
+    extra: Slots = field(
+        default_factory=dict
+    )  # what else the statistic needs, by name ("fisher"): float32, of these rows
+    whole: "Mapping[Survey, Slots]" = field(default_factory=dict)  # what the statistic's surveys found
 
     @cached_property
     def delta(self) -> Tensor:
@@ -96,10 +102,46 @@ class Folded:
     slots: Slots  # a slot returned as the same object is unchanged
     split_rank: float = 0.0  # leading directions that were protected (mean over a batch of matrices)
     removed: float = 0.0  # squared Frobenius norm of what was not kept of the task vector
+    margin: float = 0.0  # how far the split rank was from being another one, as a share of the singular-value sum
+
+
+class Survey(Protocol):
+    """What must be known of the whole task vector before it is folded; a frozen dataclass: equal ones are made once.
+
+    A sum over all weights, block by block, in one pass over the checkpoint or in several.
+    """
+
+    @property
+    def passes(self) -> int:
+        """How often the checkpoint is read for it."""
+        ...
+
+    def term(self, delta: Tensor, w: Weight, found: Slots) -> Slots:
+        """Return what one block adds to the sums of this pass; `found`: what the pass before came to, nothing at first."""
+        ...
+
+    def found(self, sums: Slots, found: Slots) -> Slots:
+        """Return what a pass came to."""
+        ...
 
 
 class Statistic(Protocol):
     """What is kept of the checkpoints for one weight; a frozen dataclass: equal ones are one shared set of slots."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What an update must have: "seed", or tensors that are shipped beside the checkpoint ("fisher")."""
+        ...
+
+    @property
+    def surveys(self) -> tuple[Survey, ...]:
+        """What must be known of the whole checkpoint before a fold."""
+        ...
+
+    @property
+    def ordered(self) -> bool:
+        """Whether another order of the same checkpoints gives other slots."""
+        ...
 
     def slots(self, w: Weight) -> Mapping[str, SlotSpec]:
         """Return the slots by name. It is not told how many checkpoints were folded: constant by construction."""
@@ -113,27 +155,39 @@ class Statistic(Protocol):
         """Return what a fold needs of `kept` alone, so that it can be computed before a checkpoint is there."""
         ...
 
-    def fold(self, kept: Slots, u: Update, w: Weight, before: int, prepared: Slots) -> Folded:
-        """Return the slots after update `u`; `before` checkpoints were folded earlier. `prepared` may be empty."""
+    def fold(self, kept: Slots, u: Update, w: Weight, before: Counts, prepared: Slots) -> Folded:
+        """Return the slots after update `u`; `before`: what was folded earlier. `prepared` may be empty."""
         ...
 
 
-class Sum:
-    """Every exact statistic: a sum over the checkpoints, in any order. A subclass writes `term` alone."""
+class _Kept:
+    """What most statistics have in common: they need nothing but the task vector, and see each weight whole."""
 
-    def term(self, u: Update, w: Weight) -> Slots:
-        """Return what one checkpoint adds to each slot, for a share of 1."""
-        raise NotImplementedError
+    needs: ClassVar[frozenset[str]] = frozenset()
+    ordered: ClassVar[bool] = False
+
+    @property
+    def surveys(self) -> tuple[Survey, ...]:
+        """None."""
+        return ()
 
     def rowwise(self, w: Weight) -> bool:
-        """A sum may be taken row by row wherever its term may."""
-        return True
+        """Not unless it says so: a block of rows alone may not tell what it adds."""
+        return False
 
     def prepare(self, kept: Slots, w: Weight) -> Slots:
         """Nothing can be done before a checkpoint is there."""
         return NOTHING
 
-    def fold(self, kept: Slots, u: Update, w: Weight, before: int, prepared: Slots) -> Folded:
+
+class Sum(_Kept):
+    """Every exact statistic: a sum over the checkpoints, in any order. A subclass writes `slots` and `term`."""
+
+    def term(self, u: Update, w: Weight) -> Slots:
+        """Return what one checkpoint adds to each slot, for a share of 1."""
+        raise NotImplementedError
+
+    def fold(self, kept: Slots, u: Update, w: Weight, before: Counts, prepared: Slots) -> Folded:
         """Add the checkpoint's term, as often as its share says."""
         return self._added(kept, u, w, u.share)
 
@@ -146,6 +200,28 @@ class Sum:
         return Folded({name: kept[name].add(term.to(kept[name].dtype), alpha=share) for name, term in terms})
 
 
+class Recurrence(_Kept):
+    """Every other statistic: each fold starts from what the last one left. A subclass writes `slots` and `step`.
+
+    A share of 2 is two steps, so that it means what it says whatever the formula.
+    """
+
+    ordered: ClassVar[bool] = True
+
+    def step(self, kept: Slots, u: Update, w: Weight, before: Counts, prepared: Slots) -> Folded:
+        """Return the slots after an update whose share is at most 1."""
+        raise NotImplementedError
+
+    def fold(self, kept: Slots, u: Update, w: Weight, before: Counts, prepared: Slots) -> Folded:
+        """Take as many steps as the share says, the last one with what is left of it."""
+        left, done = u.share - 1, self.step(kept, replace(u, share=min(u.share, 1.0)), w, before, prepared)
+        while left > 0:
+            before = Counts(before.folded, before.shares + 1)
+            more = self.step(done.slots, replace(u, share=min(left, 1.0)), w, before, NOTHING)
+            done, left = replace(more, removed=done.removed + more.removed), left - 1
+        return done
+
+
 @dataclass(frozen=True)
 class TaskSum(Sum):
     """The sum of the task vectors, weighted by share."""
@@ -153,6 +229,10 @@ class TaskSum(Sum):
     def slots(self, w: Weight) -> Mapping[str, SlotSpec]:
         """One slot in the weight's shape."""
         return {"sum": SlotSpec(w.shape)}
+
+    def rowwise(self, w: Weight) -> bool:
+        """Always."""
+        return True
 
     def term(self, u: Update, w: Weight) -> Slots:
         """Return the task vector."""
@@ -166,19 +246,24 @@ class TaskSum(Sum):
 
 
 class Rule(Protocol):
-    """How the merged task vector is read out; a frozen dataclass whose fields are the rule's parameters.
+    """How it is read out; a frozen dataclass whose fields are the rule's parameters, whose docstring says what it does.
 
     A field whose name Python reserves ends in an underscore here, and not in a configuration.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
+    @property
+    def source(self) -> str:
+        """Where the method was published."""
+        ...
+
     def keeps(self, w: Weight) -> tuple[Statistic, ...]:
         """Return the statistics that this rule reads for weight `w`."""
         ...
 
     def rowwise(self, w: Weight) -> bool:
-        """Whether `merged` may be given blocks of rows in place of the whole weight."""
+        """Whether `merged` may be given blocks of rows in place of the whole weight; it costs little then, too."""
         ...
 
     def merged(self, kept: Mapping[Statistic, Slots], w: Weight, counts: Counts) -> Tensor:
@@ -193,7 +278,21 @@ class Rule(Protocol):
         ...
 
 
-class ReadsTaskSum:
+class ReadOut:
+    """What most rules have in common; a subclass writes `keeps` and `merged`."""
+
+    source: ClassVar[str] = ""
+
+    def rowwise(self, w: Weight) -> bool:
+        """Not unless it says so."""
+        return False
+
+    def scale(self, totals: Totals) -> float:
+        """Return 1: the read-out is the merged task vector."""
+        return 1.0
+
+
+class ReadsTaskSum(ReadOut):
     """A rule that reads the sum of the task vectors as it is; a subclass writes `scale` alone."""
 
     def keeps(self, w: Weight) -> tuple[Statistic, ...]:
@@ -207,3 +306,24 @@ class ReadsTaskSum:
     def merged(self, kept: Mapping[Statistic, Slots], w: Weight, counts: Counts) -> Tensor:
         """Return the sum, in the weight's shape."""
         return kept[TaskSum()]["sum"]
+
+
+Others = Literal["mean", "sum"]  # how a matrix rule reads weights that are not matrices
+
+
+def read_others(others: Others, kept: Mapping[Statistic, Slots], counts: Counts) -> Tensor:
+    """Return the mean or the sum of the task vectors, of a weight of which a matrix rule keeps that alone."""
+    total = kept[TaskSum()]["sum"]
+    return total if others == "sum" or not counts.shares else total / counts.shares
+
+
+def check_between(name: str, value: float, least: float, most: float) -> None:
+    """Raise ValueError, naming the parameter, unless it lies between two bounds; it is never NaN."""
+    if not least <= value <= most:
+        raise ValueError(f"{name} must lie between {least:g} and {most:g}")
+
+
+def check_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError, naming the parameter, unless it is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}")

@@ -7,15 +7,28 @@ and lambda, and needs no lambda.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import isfinite
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ...state.records import Counts, SlotSpec, Totals, Weight
-from ._sums import norm, square
-from .interface import NOTHING, Folded, LowRank, Slots, Statistic, TaskSum, Update
+from ._sums import adaptive_scale, norm, square
+from .interface import (
+    NOTHING,
+    Folded,
+    LowRank,
+    Others,
+    ReadOut,
+    Recurrence,
+    Slots,
+    Statistic,
+    TaskSum,
+    Update,
+    check_between,
+    check_one_of,
+    read_others,
+)
 
 Variant = Literal["block", "block_diagonal", "paper"]
 
@@ -74,12 +87,6 @@ def drop_diagonal(D: Tensor, U_t: Tensor, V_t: Tensor) -> Tensor:
     return D - (U_t * diagonal) @ V_t.T
 
 
-def adaptive_scale(mean_norm: float, readout_norm: float) -> float:
-    """Return mean task-vector norm / norm of the read-out (the paper's 1 / lambda); 1 where that is no number."""
-    scale = mean_norm / readout_norm if readout_norm else 1.0
-    return scale if isfinite(scale) and scale else 1.0
-
-
 def leading_directions(A: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """Return U_r (m, r) and V_r (n, r), float32: the split rank's leading singular directions of A (m, n).
 
@@ -132,7 +139,7 @@ def _chunks(tall: Tensor) -> Iterator[Tensor]:
 
 
 @dataclass(frozen=True)
-class Accumulator:
+class Accumulator(Recurrence):
     """OPCM's running, unscaled sum of what was kept of each task vector, for matrices and batches of them."""
 
     alpha: float
@@ -168,7 +175,7 @@ class Accumulator:
             prepared |= {f"U{i}": U, f"V{i}": V, f"r{i}": torch.tensor(r)}
         return prepared
 
-    def fold(self, kept: Slots, u: Update, w: Weight, before: int, prepared: Slots = NOTHING) -> Folded:
+    def step(self, kept: Slots, u: Update, w: Weight, before: Counts, prepared: Slots = NOTHING) -> Folded:
         """A' = A + share x cleaned. The first checkpoint, and one on a weight that none changed, is added whole."""
         factors = u.factors if self.variant == "block" and u.factors and _pairs_up(u.factors, w) else None
         if u.factors is not None and not u.factors.rank:  # it does not change this weight
@@ -223,8 +230,8 @@ def _matrices(tensor: Tensor, w: Weight) -> tuple[Tensor, ...]:
 
 
 @dataclass(frozen=True)
-class Opcm:
-    """OPCM with its split share `alpha` and its variant.
+class Opcm(ReadOut):
+    """Orthogonal projection with adaptive scaling: keeps of each checkpoint what lies outside the leading directions.
 
     - `block` (default): zeroes the r x r leading block, as the released code that produced the published numbers does.
     - `block_diagonal`: and the whole diagonal, as FusionBench does since 2025-03.
@@ -233,14 +240,16 @@ class Opcm:
     The last two lean on every single singular vector of a nearly flat spectrum: rounding changes their results.
     """
 
+    source: ClassVar[str] = "arXiv 2501.09522; FusionBench method/opcm"
+
     alpha: float = 0.5
     variant: Variant = "block"
+    others: Others = "sum"  # as published
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise ValueError("alpha must lie between 0 and 1")
-        if self.variant not in get_args(Variant):
-            raise ValueError(f"variant must be one of {', '.join(get_args(Variant))}")
+        check_between("alpha", self.alpha, 0, 1)
+        check_one_of("variant", self.variant, get_args(Variant))
+        check_one_of("others", self.others, get_args(Others))
 
     def keeps(self, w: Weight) -> tuple[Statistic, ...]:
         """Return the accumulator for matrices, and the plain sum for all else: A' = A + D."""
@@ -253,9 +262,8 @@ class Opcm:
 
     def merged(self, kept: Mapping[Statistic, Slots], w: Weight, counts: Counts) -> Tensor:
         """Return A."""
-        (slots,) = kept.values()
-        (slot,) = slots.values()
-        return slot
+        ((statistic, slots),) = kept.items()
+        return slots["accumulator"] if isinstance(statistic, Accumulator) else read_others(self.others, kept, counts)
 
     def scale(self, totals: Totals) -> float:
         """Return the adaptive scale."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import isfinite
+from typing import ClassVar
 
 from ...state.records import Totals
 from .interface import ReadsTaskSum
@@ -10,6 +11,8 @@ from .interface import ReadsTaskSum
 @dataclass(frozen=True)
 class TaskArithmetic(ReadsTaskSum):
     """Reads the sum of the task vectors, times a constant."""
+
+    source: ClassVar[str] = "arXiv 2212.04089, section 2"
 
     lambda_: float = 0.3  # written lambda in a configuration; 0.3 is the paper's for eight vision tasks
 

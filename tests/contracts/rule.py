@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
-from contracts.streaming import Stream, empty_slots, fold_once, relative_error
+from contracts.streaming import ONE, Stream, empty_slots, fold_once, relative_error
 from torch import Tensor
 
 from mergd.plugins.rules.interface import LowRank, Rule, Statistic, Sum, Update
@@ -162,8 +162,8 @@ class RuleContract:
         for statistic, w in statistics(rule):
             kept = fold_once(statistic, w, empty_slots(statistic, w), checkpoint(1)[w.name]).slots
             update = Update(checkpoint(2)[w.name])
-            fresh = statistic.fold(kept, update, w, 1, {})
-            ready = statistic.fold(kept, update, w, 1, statistic.prepare(kept, w))
+            fresh = statistic.fold(kept, update, w, ONE, {})
+            ready = statistic.fold(kept, update, w, ONE, statistic.prepare(kept, w))
             assert all(torch.equal(slot, fresh.slots[name]) for name, slot in ready.slots.items())
 
     def test_blocks_of_rows_fold_as_the_whole_does(self, rule: Rule) -> None:
@@ -211,6 +211,6 @@ class RuleContract:
         for sum_, statistic, w in sums(rule):
             kept = fold_once(statistic, w, empty_slots(statistic, w), checkpoint(1)[w.name]).slots
             update = Update(checkpoint(2)[w.name], share)
-            removed = sum_.remove(statistic.fold(kept, update, w, 1, {}).slots, update, w).slots
+            removed = sum_.remove(statistic.fold(kept, update, w, ONE, {}).slots, update, w).slots
             size = sum(float(checkpoint(seed)[w.name].norm()) for seed in (1, 2))
             assert all(float((slot - kept[name]).norm()) <= 1e-6 * size for name, slot in removed.items())

@@ -9,6 +9,7 @@ from torch import Tensor
 from mergd.plugins.rules.interface import Folded, LowRank, Rule, Slots, Statistic, Update
 from mergd.state.records import Counts, Totals, Weight
 
+ONE = Counts(1, 1.0)
 TORCH_DTYPE = {"F32": torch.float32, "F64": torch.float64}
 
 
@@ -20,7 +21,7 @@ def empty_slots(statistic: Statistic, w: Weight) -> dict[str, Tensor]:
 def fold_once(statistic: Statistic, w: Weight, kept: Slots, delta: Tensor | LowRank, share: float = 1.0) -> Folded:
     """Fold one task vector with nothing prepared: float64 where a slot is, else float32."""
     wide = any(spec.dtype == "F64" for spec in statistic.slots(w).values())
-    return statistic.fold(kept, Update(delta.to(torch.float64 if wide else torch.float32), share), w, 1, {})
+    return statistic.fold(kept, Update(delta.to(torch.float64 if wide else torch.float32), share), w, ONE, {})
 
 
 def norm(tensors: Iterable[Tensor]) -> float:

@@ -17,12 +17,13 @@ from mergd.daemon.base import Base, read_contents
 from mergd.daemon.base import examine as examine_base
 from mergd.daemon.folding import FoldResult, Head, fold
 from mergd.daemon.forming import content_digest
+from mergd.daemon.method import Method
 from mergd.daemon.progress import Progress
 from mergd.daemon.publishing import publish
 from mergd.daemon.settings import Settings
 from mergd.plugins.formats.interface import Candidate, Contents
 from mergd.plugins.rules.average import Average
-from mergd.plugins.rules.interface import Folded, Rule, Slots, Statistic, Sum, TaskSum, Update
+from mergd.plugins.rules.interface import Folded, ReadOut, Rule, Slots, Statistic, Sum, TaskSum, Update
 from mergd.plugins.rules.opcm import Opcm
 from mergd.plugins.sources.directory import Directory
 from mergd.state.errors import Abandoned, Busy, Refused
@@ -71,7 +72,7 @@ class Bench:
         """Fold a candidate onto the head, which stays where it is."""
         self.count += 1
         draft = Draft(self.root / f"draft-{self.count}")
-        return fold(self.base, candidate, self.head, rule, draft, memory, progress or Progress()), draft
+        return fold(self.base, candidate, self.head, Method("", rule, {}), draft, memory, progress or Progress()), draft
 
     def go_on(self, result: FoldResult, draft: Draft) -> None:
         """Let the head be what was folded."""
@@ -201,7 +202,7 @@ class Extremes(Sum):
 
 
 @dataclass(frozen=True)
-class RootMeanSquare:
+class RootMeanSquare(ReadOut):
     """Reads the sign of the sum times the root mean square: computed, never kept."""
 
     by_rows: bool = False
@@ -436,6 +437,6 @@ def test_a_tied_pair_in_two_dtypes_is_not_told_apart_by_bytes_alone(tmp_path: Pa
 
 def test_a_folded_value_may_share_nothing_with_what_was_kept() -> None:
     kept = {"sum": torch.ones(3)}
-    folded: Folded = TaskSum().fold(kept, Update(torch.ones(3)), Weight("w", (3,), "other"), 1, {})
+    folded: Folded = TaskSum().fold(kept, Update(torch.ones(3)), Weight("w", (3,), "other"), Counts(1, 1.0), {})
     folded.slots["sum"].zero_()
     assert torch.equal(kept["sum"], torch.ones(3))

@@ -43,6 +43,11 @@ BAD: dict[str, list[Any]] = {
     "source": [7, None],
     "rule": [7, None],
     "parameters": ["alpha", 1, None],
+    "scale": ["mean", None, "inf", [1]],
+    "lines.alpha": ["deep", None, "nan"],
+    "lines.beta": ["deep", None, "inf"],
+    "normalise": ["perhaps", 7],
+    "also_keep": ["ties", 7, [1]],
     "out_dtype": ["float8", "F32", None, 16],
     "convolutions": ["fold", None, 7],
     "missing": ["keep", None],
@@ -213,7 +218,7 @@ def test_what_init_writes_is_read_back_as_it_was(tmp_path: Path) -> None:
     merge = make_merge(tmp_path, quiet="0.5s", gates=["a"], parameters={"alpha": 0.25}, keep_last=3)
     found = read_settings(merge.config)
     assert (found.quiet, found.gates, found.keep_last) == (0.5, ("a",), 3)
-    assert found.parameters == {"alpha": 0.25, "variant": "block"}
+    assert found.parameters == {"alpha": 0.25, "variant": "block", "others": "sum"}
     text = merge.config.read_text()
     assert all(re.search(rf"^(# )?{key} = |^\[{key}\]", text, re.MULTILINE) for key in Settings.model_fields)
 

@@ -288,7 +288,7 @@ def test_the_need_counts_what_is_spilled_and_what_lies_beside(
         merge.drop("a", 1)
         most = 0
         with merge.loop() as loop:
-            need = loop._work.worker.disk._version
+            need = loop._work.worker.disk.need
             real = loop._work._drafting._seal
 
             def seal(*arguments: Any, real: Any = real, merge: Sandbox = merge) -> Any:

@@ -111,9 +111,9 @@ def test_bytes_written_are_those_that_were_not_linked(tmp_path: Path) -> None:
     first, second, _ = merge.versions()
     assert first.bytes_written - second.bytes_written == (merge.store.model(1) / UNTOUCHED).stat().st_size
     with merge.loop() as loop:
-        base, rule = loop._merge.base, loop._merge.rule
+        base, method = loop._merge.base, loop._merge.method
     assert all(
-        v.bytes_written <= version_bytes(base, rule, "base", copy_code=False) + 8192 for v in merge.versions()
+        v.bytes_written <= version_bytes(base, method, "base", copy_code=False) + 8192 for v in merge.versions()
     )  # headers
 
 

@@ -152,7 +152,7 @@ def test_settings_and_parameters_can_be_set_at_init(tmp_path: Path) -> None:
     assert made.code == 0, made.err
     with History(tmp_path / "s" / "mergd.db") as history:
         pins = history.pins()
-    assert pins["parameters"] == {"alpha": 0.4, "variant": "paper"}
+    assert pins["parameters"] == {"alpha": 0.4, "variant": "paper", "others": "sum"}
     assert pins["out_dtype"] == "bfloat16"
     assert mergd("run", "--once", "-c", tmp_path / "c.toml", at=tmp_path).code == 0
     wrong = mergd("init", "--base", model.base, *other[:2], "--state", tmp_path / "t", "--set", "alpha", at=tmp_path)

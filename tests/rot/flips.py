@@ -15,9 +15,10 @@ from pathlib import Path
 from support.merges import Sandbox, make_merge
 from support.models import CONFIG, save_model, tiny_base
 
-from mergd.daemon.auditing import IN_MANIFESTS, audit
+from mergd.daemon.auditing import audit
 from mergd.daemon.checker import Pace, check_version
 from mergd.daemon.requests import Verify
+from mergd.daemon.settings import PINNED
 from mergd.daemon.verifying import chosen, verify_here
 from mergd.state.errors import Damaged, Misconfigured, Unavailable
 from mergd.state.history import History
@@ -79,7 +80,7 @@ def told_by(merge: Sandbox) -> list[object]:
             for v in history.versions()
         ]
         rows = [(row.id, row.state, row.digest, row.place, row.source) for row in history.checkpoints.all()]
-        pins = {key: value for key, value in history.pins().items() if key in IN_MANIFESTS}
+        pins = {key: value for key, value in history.pins().items() if key in (*PINNED, "base_commit", "base_digest")}
         return [counted, rows, pins, history.contributions.in_line(3, 9), history.head() == history.version(3)]
 
 

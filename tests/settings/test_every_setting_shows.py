@@ -13,7 +13,7 @@ import pytest
 import torch
 from support.commands import eventually
 from support.merges import NO_LIMITS, Sandbox, make_merge, set_in
-from support.models import CONFIG, Model, drop_adapter, fine_tuned, load_model, save_model, tiny_base
+from support.models import CONFIG, Model, drop_adapter, fine_tuned, load_model, norm, save_model, task_vector, tiny_base
 
 from mergd.daemon.settings import keys
 from mergd.state.archive import Archive
@@ -89,6 +89,58 @@ def rule(bench: Bench) -> None:
 def parameters(bench: Bench) -> None:
     narrow, wide = (bench.merge([1, 2], parameters={"alpha": alpha}) for alpha in (0.1, 0.9))
     assert not torch.equal(matrix(narrow), matrix(wide))
+
+
+def scale(bench: Bench) -> None:
+    mean_norm, own, half = (bench.merge([1, 2], rule="average", scale=how) for how in ("mean-norm", "rule", 0.25))
+    assert len({merge.versions()[-1].scale for merge in (mean_norm, own, half)}) == 3
+    assert half.versions()[-1].scale == 0.25
+    assert norm(task_vector(mean_norm.published(), mean_norm.model)) == pytest.approx(
+        mean_norm.versions()[-1].totals.mean_norm, rel=1e-5
+    )
+
+
+def lines_alpha(bench: Bench) -> None:
+    whole, half = (bench.merge([1], lines={"alpha": alpha}) for alpha in (1.0, 0.5))
+    taus = [task_vector(merge.published(), merge.model)["layer.matrix.weight"] for merge in (whole, half)]
+    torch.testing.assert_close(taus[0], taus[1], atol=1e-6, rtol=1e-5)  # OPCM's scale brings it back
+    whole, half = (bench.merge([1], rule="average", lines={"alpha": alpha}) for alpha in (1.0, 0.5))
+    taus = [task_vector(merge.published(), merge.model)["layer.matrix.weight"] for merge in (whole, half)]
+    torch.testing.assert_close(taus[0], 2 * taus[1], atol=1e-6, rtol=1e-5)
+
+
+def lines_beta(bench: Bench) -> None:
+    base = {f"layers.{i}.weight": torch.zeros(4, 4) for i in range(3)} | {"lm_head.weight": torch.zeros(5, 4)}
+    merge = make_merge(bench.place(), base, rule="average", lines={"beta": 1.0}, limits=NO_LIMITS)
+    merge.drop("a", {name: torch.ones_like(tensor) for name, tensor in base.items()})
+    merge.fold_all()
+    found = {name: float(tensor.mean()) for name, tensor in merge.published().items()}
+    assert found == {"layers.0.weight": 1.0, "layers.1.weight": 1.5, "layers.2.weight": 2.0, "lm_head.weight": 2.0}
+
+
+def normalise(bench: Bench) -> None:
+    base, found = tiny_base(), []
+    for how in (False, True):
+        merge = make_merge(bench.place(), base, rule="average", normalise=how, limits=NO_LIMITS)
+        models = [fine_tuned(base, 1, 0.1), fine_tuned(base, 2, 10.0)]
+        for name, model in zip("ab", models, strict=True):
+            merge.drop(name, model)
+        merge.fold_all()
+        found.append(task_vector(merge.published(), base))
+    taus = [task_vector(model, base) for model in models]
+    units = [{name: tensor / norm(tau) for name, tensor in tau.items()} for tau in taus]
+    mean = sum(norm(tau) for tau in taus) / 2
+    for name in base.keys() & taus[0].keys():
+        torch.testing.assert_close(found[0][name], (taus[0][name] + taus[1][name]) / 2, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found[1][name], mean * (units[0][name] + units[1][name]) / 2, atol=1e-4, rtol=1e-4)
+
+
+def also_keep(bench: Bench) -> None:
+    alone, more = (bench.merge([1], also_keep=names) for names in ((), ("task_arithmetic",)))
+    sums = [[key for key in merge.store.slot_layouts(1) if key[0] == "TaskSum()"] for merge in (alone, more)]
+    layouts = [merge.store.slot_layouts(1)[keys[0]] for merge, keys in zip((alone, more), sums, strict=True)]
+    assert ["layer.matrix.weight" in layout.tensors for layout in layouts] == [False, True]
+    assert torch.equal(matrix(alone), matrix(more))
 
 
 def out_dtype(bench: Bench) -> None:
@@ -572,10 +624,24 @@ def archive_full(bench: Bench) -> None:
 TABLES: tuple[Case, ...] = (
     *(limits_norm, limits_weight_norm, limits_sigmas, limits_cosine, limits_near_copy, limits_share),
     *(limits_per_day, limits_adapter_rank, limits_adapter_scale),
-    *(archive_adapters, archive_full),
+    *(archive_adapters, archive_full, lines_alpha, lines_beta),
 )
 OTHERS: tuple[Case, ...] = (
-    *(base_model, source, rule, parameters, out_dtype, threads, convolutions, watch, state, existing),
+    *(
+        base_model,
+        source,
+        rule,
+        parameters,
+        scale,
+        normalise,
+        also_keep,
+        out_dtype,
+        threads,
+        convolutions,
+        watch,
+        state,
+        existing,
+    ),
     *(missing, extra, skip, rename, vocabulary),
     *(quiet, quiet_unsure, quiet_network, marked_only, on_change, per_run, run_quiet, rescan, events, memory),
     *(shard_size, copy_code, keep_last, keep_within, keep_daily, keep_weekly, keep_slots, disk, scrub, gates, hooks),

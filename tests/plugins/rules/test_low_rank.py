@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mergd.plugins.rules.interface import LowRank
 from mergd.plugins.rules.opcm import Accumulator, leading_directions, low_rank_directions
-from mergd.state.records import Weight
+from mergd.state.records import Counts, Weight
 
 SHAPES = st.sampled_from([(6, 4), (4, 6), (1, 5), (3, 5, 4), (5, 3, 2, 2), (4, 2, 3, 2, 2)])
 
@@ -94,6 +94,6 @@ def test_a_stream_of_adapters_is_never_decomposed_whole(monkeypatch: pytest.Monk
     w, statistic = Weight("w", (256, 320), "matrix"), Accumulator(0.5, "block")
     kept = {"accumulator": torch.zeros(w.shape)}
     for seed in range(8):
-        kept = dict(statistic.fold(kept, Update(of_rank(256, 320, 4, seed)), w, seed).slots)
+        kept = dict(statistic.fold(kept, Update(of_rank(256, 320, 4, seed)), w, Counts(seed, seed), {}).slots)
     with pytest.raises(AssertionError, match="decomposed"):
-        statistic.fold(kept, Update(filled(w.shape)), w, 8)
+        statistic.fold(kept, Update(filled(w.shape)), w, Counts(8, 8.0), {})

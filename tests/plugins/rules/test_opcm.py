@@ -6,14 +6,15 @@ from typing import get_args
 
 import pytest
 import torch
-from contracts.streaming import Stream, empty_slots, fold_once, norm, relative_error
+from contracts.streaming import ONE, Stream, empty_slots, fold_once, norm, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import opcm_published
 from torch import Tensor
 
+from mergd.plugins.rules._sums import adaptive_scale
 from mergd.plugins.rules.interface import Update
-from mergd.plugins.rules.opcm import Accumulator, Opcm, Variant, adaptive_scale, split_rank
+from mergd.plugins.rules.opcm import Accumulator, Opcm, Variant, split_rank
 from mergd.state.records import Totals, Weight, WeightKind
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
@@ -144,7 +145,7 @@ def test_the_first_fold_gives_the_checkpoint_back(m: int, n: int, seed: int, alp
 
 
 @modest
-@given(m=sides, n=sides, seed=seeds, share=st.floats(0.1, 4), variant=st.sampled_from(VARIANTS))
+@given(m=sides, n=sides, seed=seeds, share=st.floats(0.1, 1), variant=st.sampled_from(VARIANTS))
 def test_the_published_norm_is_the_mean_norm(m: int, n: int, seed: int, share: float, variant: Variant) -> None:
     stream = Stream(Opcm(0.5, variant), (matrix(m, n), matrix(n, name="bias", kind="other")))
     shares, norms = (share, 1.0, 2.0), []
@@ -199,7 +200,7 @@ def test_block_removes_exactly_the_leading_block(m: int, n: int, seed: int, data
 
 
 @modest
-@given(m=sides, n=sides, seed=seeds, share=st.floats(0.1, 4), variant=st.sampled_from(VARIANTS))
+@given(m=sides, n=sides, seed=seeds, share=st.floats(0.1, 1), variant=st.sampled_from(VARIANTS))
 def test_a_share_weighs_what_is_kept(m: int, n: int, seed: int, share: float, variant: Variant) -> None:
     statistic, w, D = Accumulator(0.5, variant), matrix(m, n), gaussian(m, n, seed=seed + 1)
     kept = fold_once(statistic, w, empty_slots(statistic, w), gaussian(m, n, seed=seed)).slots
@@ -214,8 +215,8 @@ def test_what_was_prepared_changes_no_byte(shape: tuple[int, ...], alpha: float,
     statistic, w = Accumulator(alpha, variant), matrix(*shape)
     kept = fold_once(statistic, w, empty_slots(statistic, w), gaussian(*shape, seed=1)).slots
     update = Update(gaussian(*shape, seed=2))
-    ready = statistic.fold(kept, update, w, 1, statistic.prepare(kept, w))
-    fresh = statistic.fold(kept, update, w, 1, {})
+    ready = statistic.fold(kept, update, w, ONE, statistic.prepare(kept, w))
+    fresh = statistic.fold(kept, update, w, ONE, {})
     assert torch.equal(ready.slots["accumulator"], fresh.slots["accumulator"])
     assert (ready.split_rank, ready.removed) == (fresh.split_rank, fresh.removed)
 
