@@ -29,6 +29,14 @@ def weighted_sum(taus: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     return total
 
 
+def one_by_one(taus: Sequence[Tensor], shares: Sequence[float]) -> list[tuple[Tensor, float]]:
+    """Return what a recurrence folds: each task vector as often as its share says, the rest of the share as a weight."""
+    folds = []
+    for tau, share in zip(taus, shares, strict=True):
+        folds += [(tau, 1.0)] * int(share) + ([(tau, share % 1)] if share % 1 else [])
+    return folds
+
+
 def plainly(taus: Sequence[Tensor], shares: Sequence[float], others: str) -> Tensor:
     """Return the sum or the mean."""
     total = weighted_sum(taus, shares)

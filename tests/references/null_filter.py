@@ -6,17 +6,17 @@ each linear weight, A the merged task vector so far and V (n, r) its leading rig
 A' = A + tau (I - V V^T). The second half, an adapter trained on a surrogate loss, is no closed form and left out.
 
 Differences: where A is zero the newcomer is added whole (published: the singular vectors of a zero matrix, which take
-away its first 128 inputs); directions of A under 1e-6 of its largest are rounding and not protected; every matrix is
+away its first 128 inputs); directions of A under 1e-4 of its largest are rounding and not protected; every matrix is
 folded so (published: those named `attn` and `fc1`, all else stays that of the base model), and all but matrices are
-averaged. A share counts what is left of the newcomer so often.
+averaged. A share of 2 is two folds; of what is left of a share under 1, so much is added.
 """
 
 import torch
 from references.interface import Checkpoints
-from references.matrices import each_matrix
+from references.matrices import each_matrix, one_by_one
 from torch import Tensor
 
-TOLERANCE = 1e-6
+TOLERANCE = 1e-4
 
 
 def filtered(A: Tensor, tau: Tensor, rank: int) -> Tensor:
@@ -34,7 +34,7 @@ def merge(given: Checkpoints, rank: int = 128, others: str = "mean") -> dict[str
 
     def formula(taus: list[Tensor], shares: list[float]) -> Tensor:
         A = torch.zeros_like(taus[0])
-        for tau, share in zip(taus, shares, strict=True):
+        for tau, share in one_by_one(taus, shares):
             A = A + share * filtered(A, tau, rank)
         return A
 

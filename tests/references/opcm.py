@@ -3,8 +3,8 @@
 Source: arXiv 2501.09522 and FusionBench `method/opcm`; the recurrence is that of opcm_published.py. Differences: a convolution
 is one matrix, of a batch each matrix is projected by itself; checkpoints that equal the base and come first
 are counted in the mean norm but divide nothing by zero; where no earlier checkpoint changed a matrix, the newcomer is added
-whole (published: its coordinates in the basis of the identity lose their diagonal); a share counts what is left of the
-newcomer so often, and its norm so often in the mean. Variant `orthogonal` is this project's: `block`, and then the
+whole (published: its coordinates in the basis of the identity lose their diagonal); a share of 2 is two
+folds, of what is left of a share under 1 so much is added, and norms count in the mean as often as their shares say. Variant `orthogonal` is this project's: `block`, and then the
 component along the accumulator's tail taken away.
 """
 
@@ -12,7 +12,7 @@ from math import sqrt
 
 import torch
 from references.interface import Checkpoints
-from references.matrices import by_formula, plainly
+from references.matrices import by_formula, one_by_one, plainly
 from references.opcm_published import project
 from torch import Tensor
 
@@ -22,7 +22,7 @@ def merge(given: Checkpoints, alpha: float = 0.5, variant: str = "block", others
 
     def formula(taus: list[Tensor], shares: list[float]) -> Tensor:
         A = torch.zeros_like(taus[0])
-        for tau, share in zip(taus, shares, strict=True):
+        for tau, share in one_by_one(taus, shares):
             A = A + share * (project(A, tau, alpha, variant) if bool(A.any()) else tau)
         return A
 

@@ -14,7 +14,7 @@ share under 1 is a block with its singular values times that.
 
 import torch
 from references.interface import Checkpoints
-from references.matrices import each_matrix, plainly
+from references.matrices import each_matrix, one_by_one, plainly
 from torch import Tensor
 
 TOLERANCE = 1e-4
@@ -27,17 +27,9 @@ def polar_factor(stack: Tensor) -> Tensor:
     return factor
 
 
-def counted_once(taus: list[Tensor], shares: list[float]) -> list[tuple[Tensor, float]]:
-    """Return the blocks: each task vector as often as its share says, the rest of the share as a weight."""
-    blocks = []
-    for tau, share in zip(taus, shares, strict=True):
-        blocks += [(tau, 1.0)] * int(share) + ([(tau, share % 1)] if share % 1 else [])
-    return blocks
-
-
 def orthogonalised(taus: list[Tensor], shares: list[float]) -> Tensor:
     """Return sum over the kept triplets, with the polar factors of all left and of all right vectors."""
-    blocks = counted_once(taus, shares)
+    blocks = one_by_one(taus, shares)
     each = min(taus[0].shape) // len(blocks)
     if not each:
         return plainly(taus, shares, "mean")
