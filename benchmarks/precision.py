@@ -19,8 +19,8 @@ from torch import Tensor
 from mergd.plugins.rules.interface import Rule, Update
 from mergd.state.records import Counts, Weight
 
-SHAPES = {"square": (192, 192), "tall": (384, 96), "wide": (96, 384)}
-TIMES = (1, 2, 8, 64, 400)  # 400 is more than any short side
+SHAPES = {"square": (128, 128), "tall": (256, 64), "wide": (64, 256)}
+TIMES = (1, 2, 8, 50, 150)  # 150 is more than any short side
 MOST_STEPPED = 8  # WUDI's reference takes each of its 300 steps over all checkpoints
 RULES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("gram", {}),
