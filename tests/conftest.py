@@ -8,10 +8,13 @@ import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import repository
 from support.merges import Sandbox, make_merge
 
+hypothesis.settings.register_profile("untimed", deadline=None)  # a test says what is right, not how fast the machine is
+hypothesis.settings.load_profile("untimed")
 GRACE = 3.0  # seconds that a thread or a file may take to go away by itself
 # Opened once for the whole process, by whoever needs it first: Python's and torch's random numbers and event polls.
 KEPT_OPEN = ("/dev/null", "/dev/urandom", "anon_inode:[eventpoll]")

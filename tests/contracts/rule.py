@@ -1,17 +1,32 @@
-"""What every fold rule must keep to, whoever wrote it: subclass RuleContract and give it a fixture `rule`."""
+"""What every fold rule must keep to, whoever wrote it: subclass RuleContract, with the fixtures `rule` and `reference`.
 
-from collections.abc import Iterator
+`reference` is the method as its authors published it, in batch and in float64; it shares nothing with the rule.
+"""
+
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from math import inf, isfinite, nan
+from random import Random
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
-from contracts.streaming import ONE, Stream, empty_slots, fold_once, relative_error
+from contracts.streaming import (
+    ONE,
+    Stream,
+    empty_slots,
+    extra_of,
+    fold_once,
+    relative_error,
+    rows_of,
+    seed_of,
+    update_of,
+)
+from references.interface import Checkpoints
 from torch import Tensor
 
-from mergd.plugins.rules.interface import LowRank, Rule, Statistic, Sum, Update
-from mergd.state.records import Totals, Weight
+from mergd.plugins.rules.interface import LowRank, Rule, Statistic, Sum
+from mergd.state.records import Counts, Totals, Weight
 
 WEIGHTS = (
     Weight("tall", (9, 4), "matrix"),
@@ -26,6 +41,7 @@ WEIGHTS = (
 TOTALS = [Totals(), Totals(1, 1.0), Totals(3, 2.5, 1.0, 0.0), Totals(3, 2.5, 0.0, 1.0), Totals(3, 3.0, nan, inf)]
 
 Checkpoint = dict[str, Tensor]
+Reference = Callable[..., dict[str, Tensor]]
 
 
 def checkpoint(seed: int, factor: float = 1.0) -> Checkpoint:
@@ -53,6 +69,17 @@ STREAMS = {
     "very large": [checkpoint(seed, 1e15) for seed in range(3)],
     "of very different norms": [checkpoint(1, 1e-6), checkpoint(2, 1e6), checkpoint(3)],
 }
+
+
+BATCHES = {
+    "one": [checkpoint(1)],
+    "five": [checkpoint(seed) for seed in range(5)],
+    "more than any weight has directions": [checkpoint(seed) for seed in range(20, 32)],
+    "one is the base": [checkpoint(1), checkpoint(2, 0.0), checkpoint(3)],
+    "of other norms": [checkpoint(1, 0.1), checkpoint(2, 3.0), checkpoint(3)],
+}
+FLIPPED = 0.02  # of the numbers, at most, by a change of rounding size
+MOST_SLOTS = 12  # matrices of the longer side squared, for each weight; it takes no T
 
 
 def stream_of(rule: Rule, checkpoints: list[Checkpoint]) -> Stream:
@@ -94,11 +121,30 @@ def sums(rule: Rule) -> Iterator[tuple[Sum, Statistic, Weight]]:
     return ((statistic, statistic, w) for statistic, w in statistics(rule) if isinstance(statistic, Sum))
 
 
+def given(rule: Rule, taus: list[Checkpoint], shares: tuple[float, ...] = ()) -> Checkpoints:
+    """Return what a reference is given: the same checkpoints, with the seeds and extras that a stream makes up."""
+    needs = frozenset(need for statistic, _ in statistics(rule) for need in statistic.needs) - {"seed"}
+    extras = [
+        {need: {n: extra_of(needs, n, t)[need].double() for n, t in tau.items()} for need in needs} for tau in taus
+    ]
+    return Checkpoints(
+        [{name: tensor.double() for name, tensor in tau.items()} for tau in taus],
+        {w.name: w.kind for w in WEIGHTS},
+        shares,
+        [{name: seed_of(name, tensor) for name, tensor in tau.items()} for tau in taus],
+        extras,
+    )
+
+
 class RuleContract:
     """The cases; none may be skipped."""
 
     @pytest.fixture
     def rule(self) -> Rule:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def reference(self) -> Reference:
         raise NotImplementedError
 
     def test_a_rule_is_a_value(self, rule: Rule) -> None:
@@ -161,25 +207,44 @@ class RuleContract:
     def test_what_was_prepared_changes_no_byte(self, rule: Rule) -> None:
         for statistic, w in statistics(rule):
             kept = fold_once(statistic, w, empty_slots(statistic, w), checkpoint(1)[w.name]).slots
-            update = Update(checkpoint(2)[w.name])
+            update = update_of(statistic, w, checkpoint(2)[w.name])
             fresh = statistic.fold(kept, update, w, ONE, {})
             ready = statistic.fold(kept, update, w, ONE, statistic.prepare(kept, w))
             assert all(torch.equal(slot, fresh.slots[name]) for name, slot in ready.slots.items())
 
-    def test_blocks_of_rows_fold_as_the_whole_does(self, rule: Rule) -> None:
+    @pytest.mark.parametrize("rows", [1, 2, 5])
+    def test_blocks_of_rows_fold_as_the_whole_does(self, rule: Rule, rows: int) -> None:
         for statistic, w in statistics(rule):
-            if not statistic.rowwise(w) or not w.shape:
+            if not statistic.rowwise(w) or not w.size:
                 continue
             kept = fold_once(statistic, w, empty_slots(statistic, w), checkpoint(1)[w.name]).slots
-            delta = checkpoint(2)[w.name]
-            whole = fold_once(statistic, w, kept, delta).slots
+            update = update_of(statistic, w, checkpoint(2)[w.name])
+            whole = statistic.fold(kept, update, w, ONE, {}).slots
+            starts = range(0, w.shape[0], rows) if w.shape else ()
             blocks = [
-                fold_once(statistic, w, {name: slot[i : i + 2] for name, slot in kept.items()}, delta[i : i + 2]).slots
-                for i in range(0, w.shape[0], 2)
+                statistic.fold(
+                    {name: slot[i : i + rows] for name, slot in kept.items()}, rows_of(update, i, i + rows), w, ONE, {}
+                ).slots
+                for i in starts
             ]
             for name in whole if blocks else ():
                 found = torch.cat([block[name] for block in blocks])
                 torch.testing.assert_close(found, whole[name], atol=1e-6, rtol=1e-6)
+
+    def test_blocks_of_rows_are_read_out_as_the_whole_is(self, rule: Rule) -> None:
+        stream = stream_of(rule, STREAMS["five checkpoints"])
+        for w in WEIGHTS:
+            if not rule.rowwise(w) or not w.size or not w.shape:
+                continue
+            parts = [
+                rule.merged(
+                    {s: {n: t[i : i + 2] for n, t in slots.items()} for s, slots in stream.kept[w.name].items()},
+                    w,
+                    Counts(5, 5.0),
+                )
+                for i in range(0, w.shape[0], 2)
+            ]
+            torch.testing.assert_close(torch.cat(parts), stream.readouts[w.name], atol=1e-6, rtol=1e-6)
 
     @pytest.mark.parametrize("rank", [0, 1, 2])
     def test_factors_fold_as_their_product_does(self, rule: Rule, rank: int) -> None:
@@ -194,6 +259,51 @@ class RuleContract:
             assert all(relative_error(slot, dense.slots[name]) < 1e-6 for name, slot in found.slots.items())
             assert found.removed == pytest.approx(dense.removed, rel=1e-4, abs=1e-9)
             assert all(torch.equal(slot, before[name]) for name, slot in kept.items())
+
+    @pytest.mark.parametrize("case", BATCHES)
+    @pytest.mark.parametrize("order", [1, 2, 3])
+    def test_it_equals_its_batch_method(self, rule: Rule, reference: Reference, case: str, order: int) -> None:
+        """In any order of arrival; where order matters, the batch method is given them in that order."""
+        taus = BATCHES[case]
+        arrived = Random(order).sample(taus, len(taus))
+        ordered = any(statistic.ordered for statistic, _ in statistics(rule))
+        expected = reference(given(rule, arrived if ordered else taus), **asdict(rule))
+        found = stream_of(rule, arrived).published()
+        errors = {name: relative_error(found[name], expected[name]) for name in found}
+        assert max(errors.values()) < 1e-5, errors
+
+    def test_a_share_of_two_is_folding_twice(self, rule: Rule, reference: Reference) -> None:
+        first, second, third = BATCHES["five"][:3]
+        once, twice = Stream(rule, WEIGHTS), Stream(rule, WEIGHTS)
+        once.fold(first)
+        once.fold(second, share=2.0)
+        once.fold(third)
+        for tau in (first, second, second, third):
+            twice.fold(tau)
+        expected = reference(given(rule, [first, second, third], (1.0, 2.0, 1.0)), **asdict(rule))
+        for name, found in once.published().items():
+            assert relative_error(found, twice.published()[name]) < 1e-5, name
+            assert relative_error(found, expected[name]) < 1e-5, name
+
+    def test_its_slots_take_so_many_bytes(self, rule: Rule) -> None:
+        for w in WEIGHTS[:2]:
+            nbytes = sum(spec.nbytes for s in rule.keeps(w) for spec in s.slots(w).values())
+            print(f"{rule} {w.name} {w.shape}: {nbytes} bytes of slots, {nbytes / (4 * w.size):.2f} per parameter")
+            assert 0 < nbytes <= MOST_SLOTS * 4 * max(w.shape) ** 2
+
+    def test_a_change_of_rounding_size_changes_little(self, rule: Rule) -> None:
+        """Continuous rules change boundedly; those that select flip few numbers, and the others obey the bound."""
+        taus = BATCHES["five"]
+        noise = torch.Generator().manual_seed(7)
+        nearly = [{n: t + 1e-7 * t * torch.randn(t.shape, generator=noise) for n, t in tau.items()} for tau in taus]
+        seeds = [{n: seed_of(n, t) for n, t in tau.items()} for tau in taus]  # not of what was changed
+        one, other = Stream(rule, WEIGHTS), Stream(rule, WEIGHTS)
+        for tau, near, seed in zip(taus, nearly, seeds, strict=True):
+            one.fold(tau, seeds=seed)
+            other.fold(near, seeds=seed)
+        for name, found in one.published().items():
+            moved = (found - other.published()[name]).abs() > 1e-3 * found.norm() / max(found.numel(), 1) ** 0.5
+            assert float(moved.double().mean() if moved.numel() else 0) <= FLIPPED, name
 
     def test_a_sum_does_not_know_its_order(self, rule: Rule) -> None:
         for _, statistic, w in sums(rule):
@@ -210,7 +320,7 @@ class RuleContract:
     def test_a_sum_forgets_what_is_removed(self, rule: Rule, share: float) -> None:
         for sum_, statistic, w in sums(rule):
             kept = fold_once(statistic, w, empty_slots(statistic, w), checkpoint(1)[w.name]).slots
-            update = Update(checkpoint(2)[w.name], share)
+            update = update_of(statistic, w, checkpoint(2)[w.name], share)
             removed = sum_.remove(statistic.fold(kept, update, w, ONE, {}).slots, update, w).slots
             size = sum(float(checkpoint(seed)[w.name].norm()) for seed in (1, 2))
             assert all(float((slot - kept[name]).norm()) <= 1e-6 * size for name, slot in removed.items())

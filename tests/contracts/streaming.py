@@ -1,12 +1,14 @@
 """A stream of folds in memory: drives a rule as the daemon does, weight by weight, without files."""
 
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from math import sqrt
 
 import torch
 from torch import Tensor
 
-from mergd.plugins.rules.interface import Folded, LowRank, Rule, Slots, Statistic, Update
+from mergd.plugins.rules.interface import Folded, LowRank, Rule, Slots, Statistic, Survey, Update
 from mergd.state.records import Counts, Totals, Weight
 
 ONE = Counts(1, 1.0)
@@ -19,9 +21,49 @@ def empty_slots(statistic: Statistic, w: Weight) -> dict[str, Tensor]:
 
 
 def fold_once(statistic: Statistic, w: Weight, kept: Slots, delta: Tensor | LowRank, share: float = 1.0) -> Folded:
-    """Fold one task vector with nothing prepared: float64 where a slot is, else float32."""
+    """Fold one task vector of one weight, as if it were the whole checkpoint, with nothing prepared."""
+    return statistic.fold(kept, update_of(statistic, w, delta, share), w, ONE, {})
+
+
+def update_of(statistic: Statistic, w: Weight, delta: Tensor | LowRank, share: float = 1.0) -> Update:
+    """Return the news of one weight: float64 where a slot is, else float32; surveyed by itself."""
     wide = any(spec.dtype == "F64" for spec in statistic.slots(w).values())
-    return statistic.fold(kept, Update(delta.to(torch.float64 if wide else torch.float32), share), w, ONE, {})
+    dense = delta.dense() if isinstance(delta, LowRank) else delta
+    whole, extra = survey_all(statistic.surveys, [(w, dense)]), extra_of(statistic.needs, w.name, dense)
+    return Update(delta.to(torch.float64 if wide else torch.float32), share, seed_of(w.name, dense), 0, extra, whole)
+
+
+def rows_of(u: Update, first: int, last: int) -> Update:
+    """Return a block of rows of an update."""
+    extra = {name: tensor[first:last] for name, tensor in u.extra.items()}
+    start = first * (u.delta.numel() // u.delta.shape[0])
+    return replace(u, given=u.delta[first:last], start=start, extra=extra)
+
+
+def survey_all(surveys: Iterable[Survey], blocks: Sequence[tuple[Weight, Tensor]]) -> dict[Survey, Slots]:
+    """Return what surveys find over the blocks of one checkpoint."""
+    found: dict[Survey, Slots] = {}
+    for survey in surveys:
+        found[survey] = {}
+        for _ in range(survey.passes):
+            sums: dict[str, Tensor] = {}
+            for w, block in blocks:
+                for name, term in survey.term(block, w, found[survey]).items():
+                    sums[name] = sums[name] + term if name in sums else term
+            found[survey] = survey.found(sums, found[survey])
+    return found
+
+
+def seed_of(name: str, tensor: Tensor) -> int:
+    """Return a seed from a weight's name and bytes."""
+    data = name.encode() + tensor.float().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big") >> 1
+
+
+def extra_of(needs: frozenset[str], name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """Return positive tensors under the names that are needed, made up from a weight's name and bytes."""
+    generator = torch.Generator().manual_seed(seed_of(name, tensor))
+    return {need: torch.rand(tensor.shape, generator=generator) + 0.1 for need in sorted(needs - {"seed"})}
 
 
 def norm(tensors: Iterable[Tensor]) -> float:
@@ -45,13 +87,20 @@ class Stream:
         }
         self.readouts: dict[str, Tensor] = {}
 
-    def fold(self, tau: Mapping[str, Tensor], share: float = 1.0) -> None:
-        """Fold the task vectors of one checkpoint."""
-        counts = Counts(self.totals.folded + 1, self.totals.shares + share)
+    def fold(self, tau: Mapping[str, Tensor], share: float = 1.0, seeds: Mapping[str, int] | None = None) -> None:
+        """Fold the task vectors of one checkpoint; `seeds` by weight, in place of those of its bytes."""
+        before = Counts(self.totals.folded, self.totals.shares)
+        counts = Counts(before.folded + 1, before.shares + share)
+        surveys = dict.fromkeys(survey for kept in self.kept.values() for s in kept for survey in s.surveys)
+        whole = survey_all(surveys, [(w, tau[w.name]) for w in self.weights])
         for w in self.weights:
-            kept = self.kept[w.name]
-            self.kept[w.name] = {s: fold_once(s, w, kept[s], tau[w.name], share).slots for s in kept}
-            self.readouts[w.name] = self.rule.merged(self.kept[w.name], w, counts)
+            kept, after = self.kept[w.name], dict[Statistic, Slots]()
+            for statistic, slots in kept.items():
+                u = replace(update_of(statistic, w, tau[w.name], share), whole=whole)
+                u = replace(u, seed=seeds[w.name]) if seeds else u
+                after[statistic] = statistic.fold(slots, u, w, before, {}).slots
+            self.kept[w.name] = after
+            self.readouts[w.name] = self.rule.merged(after, w, counts)
         self.totals = self.totals.with_checkpoint(norm(tau.values()), share, norm(self.readouts.values()))
 
     @property

@@ -1,17 +1,24 @@
 """Every registered fold rule, held to the contract of fold rules."""
 
+import ast
+from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
-from contracts.rule import WEIGHTS, RuleContract, examples_of
+from contracts.rule import WEIGHTS, Reference, RuleContract, examples_of
 
 from mergd.plugins.rules.average import Average
 from mergd.plugins.rules.interface import Rule
 from mergd.plugins.rules.opcm import Opcm
 from mergd.plugins.rules.task_arithmetic import TaskArithmetic
 
-REGISTERED = [rule for entry in entry_points(group="mergd.rules") for rule in examples_of(entry.load())]
+REFERENCES = Path(__file__).parents[2] / "references"
+OURS = [entry for entry in entry_points(group="mergd.rules") if entry.value.startswith("mergd.")]
+NAMES = {entry.load(): entry.name for entry in OURS}
+REGISTERED = [rule for kind in NAMES for rule in examples_of(kind)]
 
 
 class TestRegisteredRules(RuleContract):
@@ -19,6 +26,25 @@ class TestRegisteredRules(RuleContract):
     def rule(self, request: pytest.FixtureRequest) -> Rule:
         rule: Rule = request.param
         return rule
+
+    @pytest.fixture
+    def reference(self, rule: Rule) -> Reference:
+        merge: Reference = import_module(f"references.{NAMES[type(rule)]}").merge
+        return merge
+
+
+@pytest.mark.parametrize("path", sorted(REFERENCES.glob("*.py")), ids=lambda path: path.name)
+def test_a_reference_shares_nothing_with_what_it_judges(path: Path) -> None:
+    assert "mergd" not in {name.partition(".")[0] for name in imports_of(path)}
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Yield the modules that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
 
 
 def test_the_rules_of_mergd_are_registered() -> None:
