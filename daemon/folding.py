@@ -257,7 +257,7 @@ class _Trip:
         for slot, tensor in folded.slots.items():
             self._slots[key_of(statistic, slot)].write(w.name, tensor)
         gathered.split_rank = max(gathered.split_rank, folded.split_rank)
-        gathered.margin = max(gathered.margin, folded.margin)
+        gathered.margin = min(filter(None, (gathered.margin, folded.margin)), default=0.0)
         gathered.removed += folded.removed
         return folded.slots
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...state.records import Counts, SlotSpec, Weight
 from ._matrices import MergesMatrices, matrices, sides, stacked
+from ._spectral import thin_svd
 from .interface import Others, Slots, Statistic, Sum, Update, check_between, check_one_of
 
 TINY = 1e-12  # the authors'
@@ -59,10 +60,10 @@ def weighted(kept: Slots, epsilon: float, unlike: bool) -> tuple[Tensor, Tensor]
 
 
 def refinement(fused: Tensor, fraction: float) -> Tensor:
-    """Return the leading directions of a matrix (m, n), each with the mean of their singular values."""
-    U, S, Vh = torch.linalg.svd(fused, full_matrices=False)
-    k = int(len(S) * fraction)
-    return S[:k].mean() * U[:, :k] @ Vh[:k] if k else torch.zeros_like(fused)
+    """Return the leading directions of a matrix (m, n), those that are there, each with the mean of their singular values."""
+    U, S, V = thin_svd(fused)
+    k = min(int(min(fused.shape) * fraction), len(S))
+    return S[:k].mean() * U[:, :k] @ V[:, :k].T if k else torch.zeros_like(fused)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class Ace(MergesMatrices):
 
     Where gamma, how unlike the checkpoints' norms are, is above `threshold`, the covariances are brought to trace 1, and the leading
     `fraction` of the singular directions is added once more with its mean singular value. `epsilon` is the ridge.
-    A checkpoint that does not change a matrix has no say in it.
+    Directions under 1e-4 of the largest are not added (published: they are, and are arbitrary). A checkpoint that does not change
+    a matrix has no say in it.
     """
 
     source: ClassVar[str] = "arXiv 2603.02945; unravel-xu/ACE-Merging src/merge/strategy.py"

@@ -52,9 +52,9 @@ class Filtered(Recurrence):
     rank: int
 
     def slots(self, w: Weight) -> Mapping[str, SlotSpec]:
-        """One slot of the weight's size."""
+        """One slot of the weight's size, float64: see docs/decisions/0005."""
         batch, m, n = sides(w)
-        return {"filtered": SlotSpec((*batch, m, n))}
+        return {"filtered": SlotSpec((*batch, m, n), "F64")}
 
     def rowwise(self, w: Weight) -> bool:
         """Of a batch, each matrix is for itself."""
