@@ -163,7 +163,8 @@ def set_in(config: Path, **values: str) -> None:
     """Set keys of a configuration that init wrote, in place: uncomment and replace."""
     lines = config.read_text().splitlines()
     for key, value in values.items():
-        at = [i for i, line in enumerate(lines) if line.removeprefix("# ").startswith(f"{key} = ")]
+        chosen = [i for i, line in enumerate(lines) if line.startswith(f"{key} = ")]
+        at = chosen or [i for i, line in enumerate(lines) if line.startswith(f"# {key} = ")]
         assert len(at) == 1, f"{key} stands {len(at)} times"
         lines[at[0]] = f"{key} = {value}"
     config.write_text("\n".join(lines) + "\n")
