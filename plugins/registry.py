@@ -35,5 +35,5 @@ def _points(group: Group) -> tuple[EntryPoint, ...]:
 
 @cache
 def _installed(group: Group, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """Return the entry points of a group: what is installed on a path is looked up once, which takes a while."""
-    return tuple(entry_points(group=f"mergd.{group}", path=list(path)))
+    """Return the entry points of a group: they are looked up once for each `path` of modules, which takes a while."""
+    return tuple(entry_points(group=f"mergd.{group}"))
