@@ -218,7 +218,7 @@ class _Trip:
         folded = self._entered(w, statistic, kept, update)
         out.write(w, statistic, folded.slots)
         gathered.split_rank = max(gathered.split_rank, folded.split_rank)
-        gathered.margin = max(gathered.margin, folded.margin)
+        gathered.margin = min(filter(None, (gathered.margin, folded.margin)), default=0.0)
         gathered.removed += folded.removed
         return folded.slots
 
