@@ -1,8 +1,8 @@
 """Replaying: from which kept version, and by repeating which causes, is a state of the model reached? Pure plans."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from ..state.errors import Unavailable
 from ..state.records import Version
@@ -13,13 +13,21 @@ Recipe = Callable[
 ]  # the checkpoints that are in the model at a version, in the order of their folds
 
 
+Alike = Callable[[Version, Version], bool]
+Share = Callable[[int], float]  # of a checkpoint, by the id of its row
+Act = Literal["fold", "remove", "keep", "merge"]
+
+
 @dataclass(frozen=True)
 class Step:
     """One cause to repeat."""
 
-    act: Literal["fold", "remove"]
-    checkpoint: int  # id of its row
+    act: Act
+    checkpoint: int | None = None  # id of its row; none where the slots are only read, or many are merged at once
     makes: int | None = None  # the version whose slots must come of it, byte for byte; none where the state is new
+    share: float = 1.0  # what the checkpoint counts
+    method: Mapping[str, Any] = field(default_factory=dict)  # by which it is done, as versions have it
+    merged: tuple[tuple[int, float], ...] = ()  # of a re-merge: the rows, and what each counts
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,8 @@ class Route:
     @property
     def checkpoints(self) -> tuple[int, ...]:
         """The rows whose sources are needed."""
-        return tuple(step.checkpoint for step in self.steps)
+        rows = [[step.checkpoint] if step.checkpoint else [row for row, _ in step.merged] for step in self.steps]
+        return tuple(row for each in rows for row in each)
 
 
 def route_to(number: int, get: Get, anew: bool = False) -> Route:
@@ -45,22 +54,40 @@ def route_to(number: int, get: Get, anew: bool = False) -> Route:
     while at is not None and (not sound(get(at)) or (anew and at == number)):
         version = get(at)
         steps[:0] = _causes(version)
-        at = version.arguments["onto"] if by_replay(version) else version.parent
+        at = _origin(version)
     return Route(at, tuple(steps))
+
+
+def _origin(version: Version) -> int | None:
+    """Return the version that this one was made of; none: of nothing but checkpoints."""
+    if version.cause == "re-merge":
+        return None
+    onto: int | None = version.arguments["onto"] if by_replay(version) else version.parent
+    return onto
 
 
 def _causes(version: Version) -> list[Step]:
     """Return the steps that made a version of what it was made from; the last makes it. Raises Unavailable."""
     if not version.is_known:
         raise unknown(version)
+    number, method, said = version.number, version.method, version.arguments
+    if version.cause == "read-out":
+        return [Step("keep", None, number, method=method)]
+    if version.cause == "re-merge":
+        return [
+            Step("merge", None, number, method=method, merged=tuple(zip(said["folds"], said["shares"], strict=True)))
+        ]
     if version.checkpoint is not None:
-        return [Step("fold", version.checkpoint, version.number)]
+        return [Step("fold", version.checkpoint, number, said.get("share", 1.0), method)]
     if not by_replay(version):
-        assert version.removed is not None
-        return [Step("remove", version.removed, version.number)]
-    *earlier, last = version.arguments["folds"] or [None]
-    steps = [Step("fold", checkpoint) for checkpoint in earlier]
-    return steps + ([Step("fold", last, version.number)] if last is not None else [])
+        return [Step("remove", version.removed, number, said.get("share", 1.0), method)]
+    folds = [Step("fold", row, None, share, method) for row, share in _shared(said)]
+    return [*folds[:-1], *(replace(last, makes=number) for last in folds[-1:])]
+
+
+def _shared(said: Mapping[str, Any]) -> list[tuple[int, float]]:
+    """Return the folds of a removal by replay, and what each counts."""
+    return list(zip(said["folds"], said.get("shares") or [1.0] * len(said["folds"]), strict=True))
 
 
 def reachable(versions: Iterable[Version], found: Callable[[int], bool]) -> set[int]:
@@ -70,22 +97,32 @@ def reachable(versions: Iterable[Version], found: Callable[[int], bool]) -> set[
     """
     there: set[int | None] = {None}
     for version in versions:
-        before = version.arguments["onto"] if by_replay(version) else version.parent
-        again = version.is_known and before in there and all(found(step.checkpoint) for step in _causes(version))
+        again = (
+            version.is_known
+            and _origin(version) in there
+            and all(map(found, Route(None, tuple(_causes(version))).checkpoints))
+        )
         if sound(version) or again:
             there.add(version.number)
     return {number for number in there if number is not None}
 
 
-def route_without(checkpoint: int, head: Version, kept: Iterable[Version], recipe: Recipe, get: Get) -> Route:
+def route_without(
+    checkpoint: int, head: Version, kept: Iterable[Version], recipe: Recipe, get: Get, alike: Alike, share: Share
+) -> Route:
     """Return how the model without one checkpoint is reached by folding the others, from as late a version as can be.
 
-    kept: the versions whose files are there.
+    kept: the versions whose files are there. alike: whether what two versions keep is folded in the same way. share: what
+    a checkpoint counts.
     """
     target = tuple(row for row in recipe(head.number) if row != checkpoint)
-    starts = [(len(made), version.number) for version in kept if (made := _prefix(version, target, recipe, get))]
+    starts = [
+        (len(made), version.number)
+        for version in kept
+        if alike(version, head) and (made := _prefix(version, target, recipe, get))
+    ]
     length, start = max(starts, default=(0, None))
-    return Route(start, tuple(Step("fold", row) for row in target[length:]))
+    return Route(start, tuple(Step("fold", row, None, share(row), head.method) for row in target[length:]))
 
 
 def _prefix(version: Version, target: Sequence[int], recipe: Recipe, get: Get) -> Sequence[int]:
@@ -101,7 +138,7 @@ def _only_folds(version: Version, get: Get) -> bool:
         now = get(at)
         if now.removed is not None and not by_replay(now):
             return False
-        at = now.arguments["onto"] if by_replay(now) else now.parent
+        at = _origin(now)
     return True
 
 

@@ -69,6 +69,8 @@ def describe_version(version: Version, history: History, head: int | None) -> di
         else None,
         "removed": history.checkpoints.get(version.removed).name if version.removed is not None else None,
         "rule": version.rule,
+        "method": dict(version.method),
+        "arguments": dict(version.arguments),
         "totals": asdict(version.totals),
         "scale": version.scale,
         "digest": version.digest,

@@ -112,4 +112,5 @@ WITHOUT: dict[str, tuple[list[Version], int, Route]] = {
 def test_how_the_model_without_a_checkpoint_is_reached(case: str) -> None:
     versions, checkpoint, expected = WITHOUT[case]
     get = {version.number: version for version in versions}.__getitem__
-    assert route_without(checkpoint, versions[-1], versions, lambda n: recipe(versions, n), get) == expected
+    past = versions, lambda n: recipe(versions, n), get, lambda one, other: one.method == other.method, lambda row: 1.0
+    assert route_without(checkpoint, versions[-1], *past) == expected
