@@ -132,7 +132,7 @@ def fold_rule(name: str, parameters: Mapping[str, Any]) -> Rule:
         there = [other for other in names("rules") if not is_batch(load("rules", other))]
         raise Misconfigured(
             f"{name} must see all checkpoints at once: it cannot fold them as they arrive",
-            f"rules that fold are: {', '.join(there)}",
+            f"to merge what was folded anew by it: mergd remerge --rule {name}; rules that fold are: {', '.join(there)}",
         )
     rule: Rule = make_rule(name, parameters)
     return rule
