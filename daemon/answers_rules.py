@@ -21,6 +21,8 @@ def rules(answer: Mapping[str, Any]) -> None:
     out.print()
     lines(base_legend(base) if base else FORMS_LEGEND)
     lines(LEGEND)
+    if any(rule["in_use"] for rule in found):
+        out.print("*: the configuration's rule, with its parameters and with what also_keep keeps besides.")
     lines(large for rule in found for large in dominated(rule))
 
 
@@ -51,7 +53,7 @@ def base_legend(base: Mapping[str, Any]) -> tuple[str, ...]:
 
 def row(rule: Mapping[str, Any], base: bool) -> list[str]:
     """Return what the table says of a rule."""
-    name = f"[bold]{safe(rule['rule'])}[/]" + ("*" if rule.get("in_use") else "")
+    name = f"[bold]{safe(rule['rule'])}[/]" + ("*" if rule["in_use"] else "")
     return [name, *(figures(rule) if base else form_figures(rule)), *asks(rule), words(rule)]
 
 
@@ -134,6 +136,8 @@ def promises(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"needs beside each checkpoint: {', '.join(map(safe, found['needs']))}"
     if found["seeded"]:
         yield "draws random numbers, from a seed of each weight's name and bytes"
+    if found["read_by"]:
+        yield f"what it keeps is read by {', '.join(map(safe, found['read_by']))} too: mergd publish --rule NAME"
 
 
 def taken(found: Mapping[str, Any]) -> Iterator[str]:

@@ -277,9 +277,9 @@ def rules(settings: Settings | None, base_model: str | None, name: str | None) -
     groups = alike(base.weights) if base else ()
     dtype, code = (settings.out_dtype, settings.copy_code) if settings else ("base", False)
     model = model_bytes(base, dtype, code) if base else 0
-    used = (settings.rule, settings.parameters) if settings else ("", {})
+    used = settings.method if settings else {"rule": ""}
     found = [
-        describe(rule, groups, used[1] if rule == used[0] else {}, model) | {"in_use": rule == used[0]}
+        describe(rule, groups, model, used if rule == used["rule"] else None) | {"in_use": rule == used["rule"]}
         for rule in ([name] if name else names("rules"))
     ]
     return {"base": base and _facts_of(base, model), "trouble": trouble, "rules": found}

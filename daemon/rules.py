@@ -6,17 +6,18 @@ Reads no checkpoint and no state: the weights' names, shapes and kinds are enoug
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
+from functools import cache
 from inspect import cleandoc
 from math import prod
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ..plugins.registry import load, package
+from ..plugins.registry import load, names, package
 from ..plugins.rules.batch_interface import is_batch
 from ..plugins.rules.interface import Statistic, Sum
 from ..state.errors import MergdError
 from ..state.records import Weight
 from .base import float32_bytes
-from .method import Method, make_rule
+from .method import Method, make_rule, method_of
 from .publishing import reads_slot
 
 # What a rule is asked about where there is no base model: matrices of each form, and a weight of each other kind.
@@ -44,6 +45,7 @@ UNKNOWN: Mapping[str, Any] = {
     "seeded": None,
     "order_matters": None,
     "exact_removal": None,
+    "read_by": [],
     "slots_bytes": None,
     "spilled_bytes": None,
     "version_bytes": None,
@@ -72,19 +74,19 @@ def alike(weights: Iterable[Weight]) -> tuple[Alike, ...]:
 
 
 def describe(
-    name: str, groups: Sequence[Alike] = (), parameters: Mapping[str, Any] | None = None, model_bytes: int = 0
+    name: str, groups: Sequence[Alike] = (), model_bytes: int = 0, configured: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return all there is to say about one rule; what could not be found out is empty, and `error` says why.
 
     groups: the weights of a base model, of which a published model takes `model_bytes`; none: what is said is about FORMS.
+    configured: the method that a configuration describes, if it is by this rule; else the rule is as by default.
     """
     facts = {"rule": name, "package": package("rules", name), **UNKNOWN}
     try:
         facts |= _told(load("rules", name))
-        rule = make_rule(name, parameters or {})
-        if is_batch(rule):
+        method = method_of(configured or {"rule": name})
+        if is_batch(method.rule):
             return facts | {"remerge_only": True}
-        method = Method(name, rule, {})
         facts |= _asked(method, groups or alike(EXAMPLES))
         facts |= _sizes(method, groups, model_bytes) if groups else _multiples(method)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one package's rule, the others are shown
@@ -142,7 +144,22 @@ def _asked(method: Method, groups: Sequence[Alike]) -> dict[str, Any]:
         "seeded": any("seed" in statistic.needs for statistic in statistics),
         "order_matters": any(statistic.ordered for statistic in statistics),
         "exact_removal": all(isinstance(statistic, Sum) for statistic in statistics),
+        "read_by": [name for name in names("rules") if name != method.name and _reads(name, method, weights)],
     }
+
+
+def _reads(name: str, method: Method, weights: tuple[Weight, ...]) -> bool:
+    """Whether another rule, as by default, reads what a method keeps."""
+    try:
+        rule = _by_default(name)
+        return not is_batch(rule) and not method.cannot_read(rule, weights)
+    except Exception:  # noqa: BLE001 - what is wrong with it is said where it is described itself
+        return False
+
+
+@cache
+def _by_default(name: str) -> Any:
+    return make_rule(name, {})
 
 
 def _statistics(method: Method, groups: Sequence[Alike]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 from mergd.daemon import answers_rules, asking, display
 from mergd.daemon.base import open_base, outline
 from mergd.daemon.method import method_of
-from mergd.daemon.publishing import slots_bytes, spilled_bytes, version_bytes
+from mergd.daemon.publishing import model_bytes, slots_bytes, spilled_bytes, version_bytes
 from mergd.daemon.rules import FORMS, UNKNOWN, alike, describe, patterns
 from mergd.plugins.registry import names
 from mergd.plugins.rules.interface import ReadOut, Slots, Statistic, Sum, Update
@@ -121,11 +121,10 @@ def rows(answer: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", FOLD_RULES)
-def test_what_a_version_takes_is_what_init_says(merge: Sandbox, name: str) -> None:
-    with History(merge.store.database) as history:
-        base = open_base(merge.base, history.pins())
+def test_what_a_version_takes_is_what_init_says(tmp_path: Path, name: str) -> None:
+    base = outline(save_model(tmp_path / "base", tiny_base()))
     method = method_of({"rule": name})
-    found = rows(asking.rules(merge.settings, None, name))[name]
+    found = describe(name, alike(base.weights), model_bytes(base, "base", False))
     assert found["slots_bytes"] == slots_bytes(base, method) > 0
     assert found["spilled_bytes"] == spilled_bytes(base, method)
     assert found["version_bytes"] == version_bytes(base, method, "base", False)
@@ -149,9 +148,29 @@ def test_opcm_and_the_average_are_told_apart() -> None:
     assert [found[name]["order_matters"] for name in found] == [True, False]
     assert [found[name]["exact_removal"] for name in found] == [False, True]
     assert found["average"]["multiples"] == dict.fromkeys(FORMS, 1.0)
-    assert {parameter["name"]: parameter["type"] for parameter in found["opcm"]["parameters"]}["variant"] == (
-        "block | block_diagonal | paper"
-    )
+    types = {parameter["name"]: parameter["type"] for parameter in found["opcm"]["parameters"]}
+    assert types["alpha"] == "float"
+    assert types["variant"].startswith("block | ")
+
+
+def test_what_a_rule_keeps_is_read_by_those_that_keep_no_more() -> None:
+    found = {name: set(describe(name)["read_by"]) for name in FOLD_RULES}
+    assert "task_arithmetic" in found["average"]
+    assert "average" in found["task_arithmetic"]
+    assert "opcm" not in found["average"]
+    assert not any("karcher" in others for others in found.values())
+
+
+def test_the_configurations_rule_is_shown_with_what_is_kept_besides(new_merge: Callable[..., Sandbox]) -> None:
+    plain, more = new_merge("plain"), new_merge("more", also_keep=("average",), parameters={"alpha": 0.25})
+    one, other = (rows(asking.rules(merge.settings, None, "opcm"))["opcm"] for merge in (plain, more))
+    assert other["slots_bytes"] > one["slots_bytes"]
+    assert "average" in other["read_by"]
+    assert "average" not in one["read_by"]
+    assert "alpha=0.25" in str(other["statistics"])
+    with History(more.store.database) as history:
+        base = open_base(more.base, history.pins())
+    assert other["version_bytes"] == version_bytes(base, method_of(more.settings.method), "base", False)
 
 
 def test_a_rule_for_a_remerge_has_no_slots() -> None:
