@@ -22,7 +22,7 @@ def rules(answer: Mapping[str, Any]) -> None:
     lines(base_legend(base) if base else FORMS_LEGEND)
     lines(LEGEND)
     if any(rule["in_use"] for rule in found):
-        out.print("*: the configuration's rule, with its parameters and with what also_keep keeps besides.")
+        out.print("*: in use, with its parameters and with all that is kept besides.")
     lines(large for rule in found for large in dominated(rule))
 
 

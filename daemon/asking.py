@@ -29,7 +29,6 @@ from .status import describe_checkpoint, describe_log, describe_version, in_mode
 from .status import status as describe_status
 
 if TYPE_CHECKING:
-    from .base import Base
     from .requests import AnyRequest
 
 LIKE_A_VERSION = re.compile(r"v?\d{1,5}|head(~\d+)?")
@@ -254,66 +253,3 @@ def dropping(settings: Settings) -> dict[str, Any]:
     """Return what is kept and what would be dropped now, by these settings; changes nothing."""
     with history_of(settings) as history:
         return describe(decide(history, Keep.of(settings)), store_of(settings))
-
-
-def rules(settings: Settings | None, base_model: str | None, name: str | None) -> dict[str, Any]:
-    """Return every installed rule, or the one of this name, by what it takes of a base model: that one, or the settings'.
-
-    Whatever keeps the settings' base model from being read, is said in `trouble`: the rules are there without it.
-    """
-    from ..plugins.registry import load, names
-    from .publishing import model_bytes
-    from .rules import alike, describe
-
-    if name is not None and name not in names("rules"):
-        load("rules", name)  # raises, with the names that there are
-    base, trouble = None, ""
-    try:
-        base = _outlined(settings, base_model)
-    except MergdError as error:
-        if base_model is not None:
-            raise
-        trouble = str(error)
-    groups = alike(base.weights) if base else ()
-    dtype, code = (settings.out_dtype, settings.copy_code) if settings else ("base", False)
-    model = model_bytes(base, dtype, code) if base else 0
-    used = settings.method if settings else {"rule": ""}
-    found = [
-        describe(rule, groups, model, used if rule == used["rule"] else None) | {"in_use": rule == used["rule"]}
-        for rule in ([name] if name else names("rules"))
-    ]
-    return {"base": base and _facts_of(base, model), "trouble": trouble, "rules": found}
-
-
-def _outlined(settings: Settings | None, base_model: str | None) -> "Base | None":
-    """Return a base model as its headers show it: the one of that name, else the settings'; None without either."""
-    from .base import locate, open_base, outline
-
-    convolutions = settings.convolutions if settings else "sum"
-    if base_model is not None:
-        return outline(locate(base_model)[0], convolutions)
-    if settings is None:
-        return None
-    pins = _pins_if_any(settings)
-    place, _ = locate(settings.base_model, pins.get("base_commit"))
-    return open_base(place, pins) if "base_norms" in pins else outline(place, convolutions)
-
-
-def _pins_if_any(settings: Settings) -> dict[str, Any]:
-    """Return what init pinned; nothing where there is no state yet, or we may not read it."""
-    try:
-        with open_history(store_to_look_at(settings)) as history:
-            return history.pins()
-    except (Misconfigured, NotPermitted):
-        return {}
-
-
-def _facts_of(base: "Base", model_bytes: int) -> dict[str, Any]:
-    from .base import float32_bytes
-
-    return {
-        "place": str(base.folder or base.layout.files[0]),
-        "weights": len(base.weights),
-        "float32_bytes": sum(float32_bytes(w.shape) for w in base.weights),
-        "model_bytes": model_bytes,
-    }

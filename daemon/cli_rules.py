@@ -5,7 +5,6 @@ from typing import Annotated
 import typer
 
 from . import answers_rules as answers
-from . import asking
 from .cli_options import ConfigOption, JsonOption, LongNameOption, settings_if_any, show_as
 
 
@@ -27,7 +26,9 @@ def rules(
     Reads headers alone, and needs no state. Without a base model, for matrices of three forms. Exit 78 if the rule that
     is asked for cannot be used.
     """
-    answer = asking.rules(settings_if_any(context, config, name), base, called)
+    from .asking_rules import rules as all_there_is  # which imports torch
+
+    answer = all_there_is(settings_if_any(context, config, name), base, called)
     show_as(answer, as_json, lambda: answers.rule(answer) if called else answers.rules(answer))
     if called and answer["rules"][0]["error"]:
         raise typer.Exit(78)

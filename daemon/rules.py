@@ -83,10 +83,12 @@ def describe(
     """
     facts = {"rule": name, "package": package("rules", name), **UNKNOWN}
     try:
-        facts |= _told(load("rules", name))
-        method = method_of(configured or {"rule": name})
-        if is_batch(method.rule):
+        kind = load("rules", name)
+        facts |= _told(kind)
+        if is_batch(kind):
+            make_rule(name, {})
             return facts | {"remerge_only": True}
+        method = method_of(configured or {"rule": name})
         facts |= _asked(method, groups or alike(EXAMPLES))
         facts |= _sizes(method, groups, model_bytes) if groups else _multiples(method)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one package's rule, the others are shown

@@ -17,7 +17,8 @@ from support.merges import Sandbox, make_merge
 from support.models import CONFIG, save_model, tiny_base
 from torch import Tensor
 
-from mergd.daemon import answers_rules, asking, display
+from mergd.daemon import answers_rules, display
+from mergd.daemon import asking_rules as asking
 from mergd.daemon.base import open_base, outline
 from mergd.daemon.method import method_of
 from mergd.daemon.publishing import model_bytes, slots_bytes, spilled_bytes, version_bytes
@@ -318,6 +319,15 @@ def test_the_configurations_rule_has_its_parameters_and_its_mark(merge: Sandbox)
     found = rows(merge.mergd("rules", "--json").json)
     assert [name for name, rule in found.items() if rule["in_use"]] == ["opcm"]
     assert "opcm*" in merge.mergd("rules").out
+
+
+def test_the_rule_in_use_is_that_of_the_head(new_merge: Callable[..., Sandbox]) -> None:
+    merge = new_merge(rule="average")
+    merge.drop("a", 1)
+    merge.fold_all()
+    assert merge.mergd("publish", "--rule", "task_arithmetic").code == 0
+    found = rows(merge.mergd("rules", "--json").json)
+    assert [name for name, rule in found.items() if rule["in_use"]] == ["task_arithmetic"]
 
 
 def test_the_rules_are_there_when_the_base_model_is_not(merge: Sandbox) -> None:
