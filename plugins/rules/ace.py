@@ -55,7 +55,7 @@ def weighted(kept: Slots, epsilon: float, unlike: bool) -> tuple[Tensor, Tensor]
     pull, Sigma = (kept["pull_per_trace"], kept["Sigma_per_trace"]) if unlike else (kept["pull"], kept["Sigma"])
     centred, ridges = (kept["W_per_trace"], kept["per_trace"]) if unlike else (W - W.mean(0), T)
     prior = Sigma.mean(0) / (kept["traces"] / T + TINY if unlike else 1.0)  # c, (n,): added to every row
-    total = Sigma + epsilon * ridges * torch.eye(len(Sigma), dtype=Sigma.dtype)
+    total = Sigma + epsilon * ridges * torch.eye(len(Sigma), dtype=Sigma.dtype, device=Sigma.device)
     return torch.linalg.solve(total + prior, pull + epsilon * centred, left=False), total
 
 
