@@ -80,7 +80,7 @@ class Triplets(Recurrence):
             "S": SlotSpec((*batch, k)),
             "V": SlotSpec((*batch, n, k)),
             "blocks": SlotSpec(batch),
-            "shares": SlotSpec(batch, "F64"),
+            "shares": SlotSpec(batch),
         }
 
     def rowwise(self, w: Weight) -> bool:
