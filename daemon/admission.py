@@ -11,6 +11,7 @@ from ..state.headers import COUNTING, FLOATING
 from ..state.records import ADMITTED, Reason, Sighting, Verdict
 from ..state.wording import quoted, shown, size
 from .base import Base, read_contents
+from .links import link_elsewhere
 from .matching import Match, closest, match, rename_hint
 from .settings import Settings
 
@@ -45,7 +46,7 @@ class Admission:
 
     def _examine(self, sighting: Sighting, place: Path) -> tuple[Candidate | None, Verdict]:
         contents = read_contents(place, self.most_tensors)
-        if link := _link(place, contents):
+        if link := link_elsewhere(place, contents.layout.files):
             return None, Verdict("refused", (link,))
         found = match(contents, self.base, self.settings, place)
         candidate = Candidate(
@@ -90,17 +91,6 @@ def _then_again(reason: Reason, place: Path) -> Reason:
     if reason.code not in BY_SETTING:
         return reason
     return replace(reason, next_step=f"{reason.next_step}; then: mergd retry {quoted(str(place))}")
-
-
-def _link(place: Path, contents: Contents) -> Reason | None:
-    """Return why a link to elsewhere is refused; a snapshot in the Hub client's cache may lead to its own blobs."""
-    home = place.resolve()
-    inside = [home] + ([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])
-    for path in map(Path, contents.layout.files):
-        if path.is_symlink() and not any(path.resolve().is_relative_to(folder) for folder in inside):
-            found = f"{path.name}, a link to {path.resolve()}"
-            return Reason("link", found, "links that stay in the folder", "copy the files themselves: cp -rL")
-    return None
 
 
 def _missing(found: Match) -> Reason | None:

@@ -23,6 +23,7 @@ from .opening import Merge, check_pins, make_sane
 from .progress import Progress
 from .requests import Look
 from .settings import Settings
+from .sidecar import counted
 from .worker import job_for, known_content
 
 PINS = ("base_digest", "base_commit", "tied")  # that headers are compared by
@@ -31,7 +32,8 @@ PINS = ("base_digest", "base_commit", "tied")  # that headers are compared by
 def check(settings: Settings, path: Path, deep: bool, progress: Progress) -> dict[str, Any]:
     """Return the verdict on a checkpoint, from its headers or, if `deep`, from all of it. Writes nothing anywhere.
 
-    `decision` is admitted, refused, held, known or incomplete; `daemon` says what the running daemon cannot read.
+    `decision` is admitted, refused, held, known or incomplete; `share` is what it would count; `daemon` says what the
+    running daemon cannot read.
     Headers are read as whoever asks, who need not be the state's owner. Raises NotPermitted where they cannot be.
     """
     place, store = absolute(path), store_to_look_at(settings)
@@ -41,12 +43,15 @@ def check(settings: Settings, path: Path, deep: bool, progress: Progress) -> dic
     base = _base(settings, store, deep)
     try:
         candidate, answer = _of_headers(sighting, Admission(base, settings))
+        counts = counted(place, settings)
+        if counts.doubt is not None and answer["decision"] == "admitted":
+            answer = _answer(Verdict("held", (counts.doubt,)))
         daemon = _ask_daemon(store, place)
         if deep and candidate is not None and answer["decision"] == "admitted":
             answer = _of_content(settings, sighting, candidate, base, progress)
     except Busy as error:
-        return _incomplete(str(error), error.hint) | {"daemon": None}
-    return answer | {"daemon": daemon}
+        return _incomplete(str(error), error.hint) | {"share": None, "daemon": None}
+    return answer | {"share": counts.share, "daemon": daemon}
 
 
 def _base(settings: Settings, store: Store, deep: bool) -> Base:
@@ -78,11 +83,11 @@ def _of_content(
         method = method_of(settings.method)
         check_pins(settings, method, history.pins())
         row = _row(sighting)
-        job = job_for(row, candidate, history)
+        job = job_for(row, candidate, history, settings)
         merge = Merge(base, method, make_sane(settings), {}, {})
         head, method = head_at(job.start.parent, store), merge.method_at(job.start.parent)
         try:
-            result = fold(base, candidate, head, method, None, settings.memory, progress)
+            result = fold(base, candidate, head, method, None, settings.memory, progress, share=job.share)
         except Refused as refusal:
             return _answer(Verdict("refused", refusal.reasons))
         progress.end()

@@ -91,7 +91,7 @@ class Remaking:
                 into = draft if last else self._commit.draft(job.number, f"-step-{number}")
                 aside += [] if last else [into]
                 candidate = self._candidate(job.sightings[step.checkpoint])
-                result = fold(base, candidate, head, method, into, memory, progress, step.act)
+                result = fold(base, candidate, head, method, into, memory, progress, step.act, step.share)
                 self._compare(job, step, result)
                 head = Head(result.totals, self._store.layouts_in(into.slots, result.slots))
                 while len(aside) > (0 if last else 1):

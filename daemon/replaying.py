@@ -1,8 +1,8 @@
 """Replaying: from which kept version, and by repeating which causes, is a state of the model reached? Pure plans."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from ..state.errors import Unavailable
 from ..state.records import Version
@@ -20,6 +20,7 @@ class Step:
     act: Literal["fold", "remove"]
     checkpoint: int  # id of its row
     makes: int | None = None  # the version whose slots must come of it, byte for byte; none where the state is new
+    share: float = 1.0  # what the checkpoint counted when it was folded
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,40 @@ def _causes(version: Version) -> list[Step]:
     if not version.is_known:
         raise unknown(version)
     if version.checkpoint is not None:
-        return [Step("fold", version.checkpoint, version.number)]
+        return [Step("fold", version.checkpoint, version.number, share_of(version))]
     if not by_replay(version):
         assert version.removed is not None
-        return [Step("remove", version.removed, version.number)]
-    *earlier, last = version.arguments["folds"] or [None]
-    steps = [Step("fold", checkpoint) for checkpoint in earlier]
-    return steps + ([Step("fold", last, version.number)] if last is not None else [])
+        return [Step("remove", version.removed, version.number, share_of(version))]
+    folds = version.arguments["folds"]
+    shares = version.arguments.get("shares", [1.0] * len(folds))
+    steps = [Step("fold", checkpoint, None, share) for checkpoint, share in zip(folds, shares, strict=True)]
+    return [*steps[:-1], *(replace(last, makes=version.number) for last in steps[-1:])]
+
+
+def share_of(version: Version) -> float:
+    """Return what a version's cause folded or took out counts."""
+    return float(version.arguments.get("share", 1.0))
+
+
+def shares_at(number: int | None, get: Get) -> dict[int, float]:
+    """Return what each checkpoint counts that is in the model at a version: as it was folded last."""
+    shares: dict[int, float] = {}
+    while number is not None:
+        version = get(number)
+        if version.checkpoint is not None:
+            shares.setdefault(version.checkpoint, share_of(version))
+        number = version.parent
+    return shares
+
+
+def arguments_of(route: Route) -> dict[str, Any]:
+    """Return what must be known of a route to a model without a checkpoint, so that it can be taken once more."""
+    steps = route.steps
+    if any(step.act == "remove" for step in steps):
+        return {"how": "subtraction"} | ({"share": steps[-1].share} if steps[-1].share != 1.0 else {})
+    shares = [step.share for step in steps]
+    counts = {"shares": shares} if any(share != 1.0 for share in shares) else {}
+    return {"how": "replay", "onto": route.start, "folds": list(route.checkpoints)} | counts
 
 
 def reachable(versions: Iterable[Version], found: Callable[[int], bool]) -> set[int]:
@@ -82,16 +110,21 @@ def route_without(checkpoint: int, head: Version, kept: Iterable[Version], recip
 
     kept: the versions whose files are there.
     """
-    target = tuple(row for row in recipe(head.number) if row != checkpoint)
-    starts = [(len(made), version.number) for version in kept if (made := _prefix(version, target, recipe, get))]
+    shares = shares_at(head.number, get)
+    target = tuple(Step("fold", row, None, shares[row]) for row in recipe(head.number) if row != checkpoint)
+    starts = [(made, version.number) for version in kept if (made := _prefix(version, target, recipe, get))]
     length, start = max(starts, default=(0, None))
-    return Route(start, tuple(Step("fold", row) for row in target[length:]))
+    return Route(start, target[length:])
 
 
-def _prefix(version: Version, target: Sequence[int], recipe: Recipe, get: Get) -> Sequence[int]:
-    """Return a version's checkpoints if its slots are what folding the first of the target ones gives; else nothing."""
+def _prefix(version: Version, target: Sequence[Step], recipe: Recipe, get: Get) -> int:
+    """Return how many checkpoints a version has if its slots are what the first so many steps give; else 0."""
     made = tuple(recipe(version.number))
-    return made if sound(version) and made == tuple(target[: len(made)]) and _only_folds(version, get) else ()
+    if not sound(version) or made != tuple(step.checkpoint for step in target[: len(made)]):
+        return 0
+    shares = shares_at(version.number, get)
+    alike = all(shares[step.checkpoint] == step.share for step in target[: len(made)])
+    return len(made) if alike and _only_folds(version, get) else 0
 
 
 def _only_folds(version: Version, get: Get) -> bool:

@@ -28,7 +28,7 @@ from .pinning import Sources
 from .publishing import slots_bytes, spilled_bytes, version_bytes
 from .recovery import STRIKES
 from .remaking import Remade, Remake
-from .replaying import Route, Step, route_to, route_without, unknown
+from .replaying import Route, Step, arguments_of, route_to, route_without, shares_at, unknown
 from .room import lacking
 from .settings import Settings
 
@@ -114,12 +114,9 @@ class Tasks:
         )
         routes.append(route_without(row.id, head, self._history.with_files(), self._history.recipe, self._version))
         route, sightings = self._possible(routes, row)
-        subtracted = any(step.act == "remove" for step in route.steps)
-        how = "subtraction" if subtracted else "replay"
-        folds = {"onto": route.start, "folds": list(route.checkpoints)} if not subtracted else {}
-        number, arguments = self._history.next_number(), {"how": how} | folds
-        job = self._job(task, number, route, sightings)
-        return self._costs(replace(job, parent=head, about=row, arguments=arguments), how)
+        arguments = arguments_of(route)
+        job = self._job(task, self._history.next_number(), route, sightings)
+        return self._costs(replace(job, parent=head, about=row, arguments=arguments), arguments["how"])
 
     def _in_model(self, text: str, head: int) -> Checkpoint | None:
         """Return the row that is in the model of a checkpoint, by its whole digest or as people call it.
@@ -138,7 +135,8 @@ class Tasks:
         if self._history.recipe(head.number) == (row.id,):  # nothing is left: not even what rounding leaves
             return Route(None)
         route = route_to(head.number, self._version)
-        return Route(route.start, (*route.steps, Step("remove", row.id)))
+        share = shares_at(head.number, self._version)[row.id]
+        return Route(route.start, (*route.steps, Step("remove", row.id, None, share)))
 
     def _replay(self, task: Task, text: str, check: bool) -> Plan:
         version = find_version(self._history, text)

@@ -251,6 +251,12 @@ def changed(make: Make, **settings: object) -> Checkpoint:
     return after(merge)
 
 
+def sidecar(make: Make) -> Checkpoint:
+    merge = make(trust_sidecar=True)
+    (merge.drop("new", 1) / "checkpoint.toml").write_text("share = -2.0")
+    return after(merge)
+
+
 def known_content(make: Make) -> Checkpoint:
     merge = make()
     merge.drop("old", 1)
@@ -308,6 +314,7 @@ CASES: dict[str, tuple[str, Case]] = {
     "no-verdict": ("held", no_verdict),
     "run-counted": ("held", lambda make, _: run_counted(make)),
     "replace-later": ("held", lambda make, _: replace_later(make)),
+    "sidecar": ("held", lambda make, _: sidecar(make)),
     "wild-adapter": ("held", lambda make, _: adapter(make, lora_alpha=1000)),
     "far-from-base": ("held", lambda make, _: far_from_base(make)),
     "far-weight": ("held", lambda make, _: far_weight(make)),
