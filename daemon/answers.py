@@ -100,13 +100,22 @@ FILES = {
 
 
 def _version(entry: Mapping[str, Any]) -> str:
-    name = entry["checkpoint"]["name"] if entry["checkpoint"] else f"without {entry['removed']}"
+    name = cause_of(entry)
     head = " [bold green]<- head[/]" if entry["head"] else ""
     kept = f" [dim]({FILES[entry['files']]})[/]" if FILES[entry["files"]] else ""
     kept += f" [bold yellow]{safe(', '.join(entry['tags']))}[/]" if entry["tags"] else ""
     folded = f"{entry['totals']['folded']} folded, scale {entry['scale']:.4g}"
-    counts = f" counts {entry['share']:g}" if entry["share"] != 1.0 else ""
+    counts = f" counts {entry['share']:g}" if entry["share"] not in (None, 1.0) else ""
     return f"[bold]v{entry['version']}[/] {_when(entry['created_at'])}  {safe(name)}{counts}  ({folded}){kept}{head}"
+
+
+def cause_of(entry: Mapping[str, Any]) -> str:
+    """Return what made a version, in few words."""
+    if entry["cause"] == "read-out":
+        return f"read out by {entry['rule']}"
+    if entry["cause"] == "re-merge":
+        return f"merged anew by {entry['rule']}"
+    return str(entry["checkpoint"]["name"]) if entry["checkpoint"] else f"without {entry['removed']}"
 
 
 def _when(at: str) -> str:
@@ -235,6 +244,8 @@ def remade(answer: Mapping[str, Any]) -> None:
     if answer["planned"]:
         out.print(f"{answer['words']}; {size(answer['disk'])} of the disk meanwhile")
     else:
+        if answer["left_out"]:
+            out.print(f"left out, because their sources are gone: {safe(', '.join(answer['left_out']))}")
         out.print(f"v{answer['version']} is there; the head is v{answer['head']}")
 
 

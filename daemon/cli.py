@@ -13,6 +13,7 @@ from . import display
 from .cli_checkpoints import approve, check, fold, list_, refuse, remove, retry
 from .cli_keeping import gc, tag
 from .cli_options import ConfigOption, NameOption
+from .cli_reading import publish, remerge
 from .cli_service import init, rebuild, run
 from .cli_versions import export, log, pause, replay, resume, rollback, show, status, verify
 from .logs import log_to_stderr
@@ -59,6 +60,8 @@ for command in (
     resume,
     remove,
     replay,
+    publish,
+    remerge,
     export,
     tag,
     gc,

@@ -112,7 +112,7 @@ class Desk:
                 self.again.update(rows if request.again else ())
                 self.waiting.append(_Waiting(ask, rows))
                 return None
-            case requests.Remove() | requests.Replay() as request:
+            case requests.Remove() | requests.Replay() | requests.Publish() | requests.Remerge() as request:
                 return self._begin_task(ask, request)
         return self._look_after(ask)
 
@@ -126,7 +126,7 @@ class Desk:
                 return dropping.collect(self._history, self._store, self.keep)
         return self._decide(ask)
 
-    def _begin_task(self, ask: Ask, request: requests.Remove | requests.Replay) -> Answer | None:
+    def _begin_task(self, ask: Ask, request: requests.AnyTask) -> Answer | None:
         """Say what it will take, and let it be done; or only say it. Nothing is recorded of what cannot be done."""
         assert self._tasks is not None, "a task needs the whole loop"
         arguments = request.model_dump(exclude={"verb", "plan"})

@@ -5,7 +5,7 @@ Large weights go by in blocks of rows where statistic and rule allow it. Nothing
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
 from typing import Any, Literal
@@ -15,19 +15,19 @@ from torch import Tensor
 
 from ..plugins.formats.interface import Candidate, Contents
 from ..plugins.rules._sums import inner, square
-from ..plugins.rules.interface import NOTHING, Folded, LowRank, Slots, Statistic, Sum, Survey, Update
+from ..plugins.rules.interface import NOTHING, Folded, LowRank, Slots, Statistic, Sum, Update
 from ..state.errors import Busy, DamagedFiles, Unavailable
 from ..state.reading import TORCH_DTYPE, Reader
 from ..state.records import Counts, FileDigest, Layout, Readout, Totals, Weight, WeightReport
 from ..state.store import Draft
-from ..state.writing import Planned, Writer
 from .base import Base, float32_bytes, read_contents, row_blocks
 from .forming import Forming, Rows
-from .method import NORM, Method
+from .method import Method
+from .outgoing import Outgoing, SlotKey, key_of
 from .progress import Progress
 from .sketch import Projection, Sketch
+from .surveying import Surveyed, survey
 
-SlotKey = tuple[str, str]  # (statistic, slot), as the manifest names them
 Act = Literal["fold", "remove", "keep"]
 MORE: Mapping[Act, int] = {"fold": 1, "remove": -1, "keep": 0}  # checkpoints that are in the model after it
 NOBODY = Candidate("", "nothing", Contents(Layout({}, ()), {}), {}, ())  # has a task vector of zero everywhere
@@ -132,25 +132,16 @@ class _Trip:
         self._kept = {
             key: stack.enter_context(Reader(layout, hashed=bool(head.sums))) for key, layout in head.slots.items()
         }
-        plans = enumerate(plan_slots(base, method).items() if draft else (), start=1)
-        self._slots = {key: stack.enter_context(self._slot_writer(i, key, planned)) for i, (key, planned) in plans}
+        self._out = Outgoing(base, method, draft, stack) if draft else None
         self._published = stack.enter_context(Reader(head.published)) if head.published else None
         self._candidate, self._share = candidate, share
         self._vectors, self._sketch = Forming(candidate, self._base, self.candidate), Sketch()
         before = head.totals
         self._before = Counts(before.folded, before.shares)
         self._after = Counts(before.folded + MORE[act], before.shares + MORE[act] * share)
-        self._surveyed: dict[Survey, Slots] = {}
-        self._unit = 1.0  # what each task vector is multiplied by before it is folded
+        self._surveyed = Surveyed()
         self._reports: dict[str, WeightReport] = {}
-        self._readouts: dict[str, Readout] = {}
-        self._task_square = self._readout_square = 0.0
-        self._spilled: list[Writer] = []
-
-    def _slot_writer(self, number: int, key: SlotKey, planned: list[Planned]) -> Writer:
-        assert self._draft is not None
-        metadata = {"format": "pt", "statistic": key[0], "slot": key[1]}
-        return Writer(self._draft.slots, f"slots-{number:05d}", planned, metadata, holes=True)
+        self._task_square = 0.0
 
     def all_weights(self, doing: str) -> None:
         """Take every weight, one after the other."""
@@ -159,40 +150,13 @@ class _Trip:
             self.fold_weight(weight)
             self._progress.next_weight()
 
-    # --------------------------------------------------------------------------------------------------- surveys
-
     def survey(self) -> None:
-        """Learn of the whole candidate what its fold needs to know beforehand, in as many passes as that takes."""
-        if self._method.normalise:
-            self._survey_all((NORM,))
-            norm = float(self._surveyed[NORM]["norm"])
-            self._unit = 1.0 / norm if norm else 1.0
-        self._survey_all(self._method.surveys(self._model.weights))
+        """Learn of the whole candidate what its fold needs to know beforehand."""
 
-    def _survey_all(self, surveys: tuple[Survey, ...]) -> None:
-        self._surveyed |= dict.fromkeys(surveys, NOTHING)
-        for number in range(max((survey.passes for survey in surveys), default=0)):
-            due = [survey for survey in surveys if survey.passes > number]
-            sums = self._survey_once(due)
-            self._surveyed |= {survey: survey.found(sums[survey], self._surveyed[survey]) for survey in due}
+        def again() -> Forming:
+            return Forming(self._candidate, self._base, self.candidate, hashed=False)
 
-    def _survey_once(self, surveys: list[Survey]) -> dict[Survey, dict[str, Tensor]]:
-        """Go over all weights once, and return each survey's sums."""
-        vectors = Forming(self._candidate, self._base, self.candidate, hashed=False)
-        sums: dict[Survey, dict[str, Tensor]] = {survey: {} for survey in surveys}
-        self._progress.begin("surveying", len(self._model.weights), self._model.layout.nbytes)
-        for w in self._model.weights:
-            for _, given in vectors.of(w, row_blocks(w.shape, float32_bytes(w.shape), self._memory), torch.float32):
-                delta = self._scaled(given.dense() if isinstance(given, LowRank) else given)
-                for survey, summed in sums.items():
-                    for name, term in survey.term(delta, w, self._surveyed[survey]).items():
-                        summed[name] = summed[name] + term if name in summed else term
-            self._progress.advance(self._model.layout.tensors[w.name].nbytes)
-            self._progress.next_weight()
-        return sums
-
-    def _scaled(self, delta: Tensor) -> Tensor:
-        return delta if self._unit == 1.0 else delta * self._unit
+        self._surveyed = survey(self._model, again, self._method, self._memory, self._progress)
 
     # ------------------------------------------------------------------------------------------------- one weight
 
@@ -209,16 +173,14 @@ class _Trip:
             self._sketch.add(projection, delta, rows)
             before = {statistic: self._kept_blocks(w, statistic, rows) for statistic in statistics}
             gathered.dot += factor * self._dot(w, rows, before, delta)
-            if self._draft is not None:
+            if self._out is not None:
                 update = self._update(w, rows, delta, seed)
-                after = {s: self._fold_block(w, s, kept, update, gathered) for s, kept in before.items()}
-                gathered.zero &= self._read_out(w, rows, after, factor)
+                after = {s: self._fold_block(self._out, w, s, kept, update, gathered) for s, kept in before.items()}
+                gathered.zero &= self._out.read_out(w, self._method.merged(after, w, self._after), after)
             whole = self._model.layout.tensors[w.name].nbytes
             self._progress.advance(whole * (rows[1] - rows[0]) // w.shape[0] if rows else whole)
-        if self._spilled and w.name in self._spilled[-1].order:
-            self._spilled[-1].finish()  # one file at a time is open
-        if w.name in self._readouts and gathered.zero:
-            self._readouts[w.name] = replace(self._readouts[w.name], zero=True)
+        if self._out is not None:
+            self._out.end(w, gathered.zero)
         self._task_square += gathered.task
         self._reports[w.name] = gathered.report(self._model.norms[w.name])
 
@@ -228,10 +190,8 @@ class _Trip:
 
     def _update(self, w: Weight, rows: Rows, delta: Tensor | LowRank, seed: int) -> Update:
         """Return one block's news, normalised where the method wants it so."""
-        if self._unit != 1.0:
-            delta = replace(delta, B=delta.B * self._unit) if isinstance(delta, LowRank) else delta * self._unit
         start = rows[0] * (w.size // w.shape[0]) if rows else 0
-        return Update(delta, self._share, seed, start, NOTHING, self._surveyed)
+        return Update(self._surveyed.scaled(delta), self._share, seed, start, NOTHING, self._surveyed.whole)
 
     def _dot(self, w: Weight, rows: Rows, before: Mapping[Statistic, Slots], delta: Tensor | LowRank) -> float:
         """Return the task vector's inner product with the head's read-out, in one block."""
@@ -252,10 +212,11 @@ class _Trip:
         theta, theta0 = self._published.read(w.name, rows), self._base.read(w.name, rows)
         return (theta.float() - theta0.float()) / factor
 
-    def _fold_block(self, w: Weight, statistic: Statistic, kept: Slots, update: Update, gathered: "_Gathered") -> Slots:
+    def _fold_block(
+        self, out: Outgoing, w: Weight, statistic: Statistic, kept: Slots, update: Update, gathered: "_Gathered"
+    ) -> Slots:
         folded = self._entered(w, statistic, kept, update)
-        for slot, tensor in folded.slots.items():
-            self._slots[key_of(statistic, slot)].write(w.name, tensor)
+        out.write(w, statistic, folded.slots)
         gathered.split_rank = max(gathered.split_rank, folded.split_rank)
         gathered.margin = max(gathered.margin, folded.margin)
         gathered.removed += folded.removed
@@ -282,29 +243,6 @@ class _Trip:
         shape = (rows[1] - rows[0], *spec.shape[1:]) if rows is not None else spec.shape
         return torch.zeros(shape, dtype=TORCH_DTYPE[spec.dtype])
 
-    def _read_out(self, w: Weight, rows: Rows, after: Mapping[Statistic, Slots], factor: float) -> bool:
-        """Read the merged task vector, and return whether it is zero everywhere.
-
-        Unless it is itself a slot it is spilled, for the scale is not known yet.
-        """
-        merged = self._method.merged(after, w, self._after)
-        whole = square(merged)
-        self._readout_square += factor**2 * whole
-        zero = not whole and not merged.any()  # the squares of tiny numbers are zero too
-        places = (key_of(s, slot) for s, slots in after.items() for slot, tensor in slots.items() if tensor is merged)
-        key = next(places, None)
-        if key is not None:
-            self._readouts[w.name] = Readout(self._slots[key].layout, w.name)
-            return zero
-        if w.name not in self._readouts:
-            planned = [Planned(w.name, "F32", w.shape)]
-            assert self._draft is not None
-            spill = Writer(self._draft.folder, f"spill-{len(self._spilled):05d}", planned, {"format": "pt"})
-            self._spilled.append(self._stack.enter_context(spill))
-            self._readouts[w.name] = Readout(spill.layout, w.name)
-        self._spilled[-1].write(w.name, merged)
-        return zero
-
     # --------------------------------------------------------------------------------------------------- all weights
 
     def read_the_rest(self) -> None:
@@ -321,22 +259,19 @@ class _Trip:
 
     def finish(self) -> FoldResult:
         """Close the files that were written, and add up."""
-        slots, files = [], []
-        for key, writer in self._slots.items():
-            writer.finish()
-            for file in writer.files:
-                files.append(file)
-                slots.append({**vars(file), "statistic": key[0], "slot": key[1]})
-        share = MORE[self._act] * self._share
+        share, out = MORE[self._act] * self._share, self._out
+        norms = sqrt(self._task_square), share, sqrt(out.readout_square) if out else 0.0
+        if out is not None:
+            out.finish()
         return FoldResult(
             digest=self._vectors.hexdigest(),
-            totals=self._head.totals.with_checkpoint(sqrt(self._task_square), share, sqrt(self._readout_square)),
+            totals=self._head.totals.with_checkpoint(*norms),
             reports=self._reports,
-            readouts=self._readouts,
-            slots=slots,
-            files=files,
+            readouts=out.readouts if out else {},
+            slots=out.slots if out else [],
+            files=out.files if out else [],
             bytes_read=sum(reader.nbytes for reader in (self._base, self.candidate, *self._kept.values())),
-            bytes_written=sum(writer.nbytes for writer in (*self._slots.values(), *self._spilled)),
+            bytes_written=out.nbytes if out else 0,
             sketch=self._sketch.tobytes(),
         )
 
@@ -365,23 +300,3 @@ class _Gathered:
     def report(self, base_norm: float) -> WeightReport:
         survived = 1.0 - self.removed / self.task if self.task else 1.0
         return WeightReport(sqrt(self.task), base_norm, self.split_rank, survived, self.dot, self.margin)
-
-
-def plan_slots(base: Base, method: Method) -> dict[SlotKey, list[Planned]]:
-    """Return every slot that a method keeps for this base model: one file for each (statistic, slot)."""
-    plan: dict[SlotKey, list[Planned]] = {}
-    for key, tensor in _slot_plans(base, method):
-        plan.setdefault(key, []).append(tensor)
-    return plan
-
-
-def _slot_plans(base: Base, method: Method) -> Iterator[tuple[SlotKey, Planned]]:
-    for w in base.weights:
-        for statistic in method.keeps(w):
-            for slot, spec in statistic.slots(w).items():
-                yield key_of(statistic, slot), Planned(w.name, spec.dtype, spec.shape)
-
-
-def key_of(statistic: Statistic, slot: str) -> SlotKey:
-    """Return how the manifest names a slot: a frozen dataclass prints its fields, so equal ones are one."""
-    return repr(statistic), slot

@@ -80,9 +80,18 @@ class Method:
             case number:
                 return unit * float(number)
 
-    def can_read(self, other: Rule, weights: tuple[Weight, ...]) -> list[str]:
+    def keeps_as(self, other: "Method", weights: tuple[Weight, ...]) -> bool:
+        """Whether another method keeps the same statistics of the same task vectors."""
+        return self.normalise == other.normalise and all(set(self.keeps(w)) == set(other.keeps(w)) for w in weights)
+
+    def cannot_read(self, other: Rule, weights: tuple[Weight, ...]) -> list[str]:
         """Return the weights of which the statistics that another rule reads are not kept."""
         return [w.name for w in weights if not set(other.keeps(w)) <= set(self.keeps(w))]
+
+    def read_at_once(self, by: Mapping[str, Any]) -> "Method":
+        """Return this method with the scale and the rule by which a re-merge reads all task vectors at once."""
+        rule = make_rule(by["rule"], by.get("parameters", {}))
+        return replace(self, name=by["rule"], rule=rule, scale=by.get("scale", self.scale), lines=Lines(**by["lines"]))
 
     def describe(self) -> dict[str, Any]:
         """Return what `method_of` makes it again from."""

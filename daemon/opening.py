@@ -39,7 +39,11 @@ class Merge:
 
     def method_at(self, version: Version | None) -> Method:
         """Return how a version is folded onto: as init pinned it, or as a read-out or a re-merge since has it."""
-        return method_of(version.method) if version and version.method else self.method
+        return self.method_of(version.method if version else {})
+
+    def method_of(self, described: Mapping[str, Any]) -> Method:
+        """Return a method as a version has it: nothing means as init pinned it."""
+        return method_of(described) if described else self.method
 
 
 def make_source(settings: Settings) -> Source:

@@ -4,20 +4,23 @@ It runs on the folding thread and touches only files, as drafting does: no row o
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any
 
 from ..plugins.formats.interface import Candidate
+from ..plugins.rules.batch_interface import BatchRule
 from ..state.clock import utc_now
 from ..state.committing import Commit
 from ..state.errors import Busy, Damaged, DamagedFiles, Refused
 from ..state.linking import Linking
-from ..state.records import ADMITTED, Checkpoint, Contribution, Sighting, Task, Version
+from ..state.records import ADMITTED, Cause, Checkpoint, Contribution, Sighting, Task, Version
 from ..state.store import Draft, Store
 from .admission import Admission
 from .drafting import head_at
 from .folding import FoldResult, Head, fold, keep
+from .merging import Source, remerge
+from .method import Method, make_rule
 from .opening import Merge
 from .progress import Progress
 from .publishing import Published, publish
@@ -40,12 +43,17 @@ class Remake:
     check: bool = False  # whether what is made of a known version is only held against it
     parent: Version | None = None  # the head that a new version comes after
     about: Checkpoint | None = None  # what the version folded, or is made without
-    arguments: Mapping[str, Any] | None = None  # of its cause
+    cause: Cause = "remove"  # of a new version
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of its cause
+    method: Mapping[str, Any] = field(default_factory=dict)  # by which it is folded onto, as versions have it
 
     @property
     def name(self) -> str:
         """What people call it."""
-        return f"removing {self.about.name}" if self.about and not self.known else f"replaying v{self.number}"
+        if self.known is not None:
+            return f"replaying v{self.number}"
+        doing = {"remove": f"removing {self.about.name if self.about else ''}", "read-out": "reading out anew"}
+        return doing.get(self.cause, "merging anew")
 
 
 @dataclass(frozen=True)
@@ -80,19 +88,18 @@ class Remaking:
 
     def _take(self, job: Remake, draft: Draft, progress: Progress) -> FoldResult:
         """Take every step; each but the last is written aside, where only the next one reads it."""
-        base, method, memory = self.merge.base, self.merge.method_at(job.start), self.settings.memory
         head = head_at(job.start, self._store)
         if not job.route.steps:
-            return keep(base, head, method, draft, memory, progress)
+            at = job.known.method if job.known else job.method
+            return self._take_step(job, Step("keep", method=at), head, draft, progress)
         aside: list[Draft] = []
         try:
             for number, step in enumerate(job.route.steps, start=1):
                 last = number == len(job.route.steps)
                 into = draft if last else self._commit.draft(job.number, f"-step-{number}")
                 aside += [] if last else [into]
-                candidate = self._candidate(job.sightings[step.checkpoint])
-                result = fold(base, candidate, head, method, into, memory, progress, step.act, step.share)
-                self._compare(job, step, result)
+                result = self._take_step(job, step, head, into, progress)
+                self._compare_slots(step, result)
                 head = Head(result.totals, self._store.layouts_in(into.slots, result.slots))
                 while len(aside) > (0 if last else 1):
                     aside.pop(0).drop()
@@ -101,17 +108,41 @@ class Remaking:
             for left in aside:
                 left.drop()
 
+    def _take_step(self, job: Remake, step: Step, head: Head, into: Draft, progress: Progress) -> FoldResult:
+        base, method, memory = self.merge.base, self.merge.method_of(step.method), self.settings.memory
+        if step.act == "keep":
+            return keep(base, head, method, into, memory, progress)
+        if step.act == "merge":
+            sources = [Source(self._candidate(job.sightings[row]), share) for row, share in step.merged]
+            result, digests = remerge(base, sources, method, self._batch(job, step), into, memory, progress)
+            for (row, _), digest in zip(step.merged, digests, strict=True):
+                self._compare_source(job.rows[row], digest)
+            return result
+        assert step.checkpoint is not None
+        candidate = self._candidate(job.sightings[step.checkpoint])
+        result = fold(base, candidate, head, method, into, memory, progress, step.act, step.share)
+        self._compare_source(job.rows[step.checkpoint], result.digest)
+        return result
+
+    def _batch(self, job: Remake, step: Step) -> BatchRule | None:
+        """Return the batch rule by which the version that a re-merge makes is read, if that is one."""
+        makes_it = job.known is None or step.makes == job.known.number
+        by = (job.known or job).arguments.get("by") if makes_it else None
+        return make_rule(by["rule"], by["parameters"]) if by else None
+
     def _candidate(self, sighting: Sighting) -> Candidate:
         candidate, verdict = Admission(self.merge.base, self.settings).examine(sighting)
         if candidate is None or verdict != ADMITTED:
             raise Refused(*verdict.reasons)
         return candidate
 
-    def _compare(self, job: Remake, step: Step, result: FoldResult) -> None:
-        """Hold what a step came to against what it came to before."""
-        row = job.rows[step.checkpoint]
-        if result.digest != row.digest:
+    def _compare_source(self, row: Checkpoint, digest: str) -> None:
+        """Hold what a source had against what it had when it was folded."""
+        if digest != row.digest:
             raise Busy(f"the source of {row.name} holds other content now", "bring the old one back")
+
+    def _compare_slots(self, step: Step, result: FoldResult) -> None:
+        """Hold what a step came to against what it came to before."""
         if step.makes is None:
             return
         before = self._readable_manifest(step.makes)
@@ -120,7 +151,7 @@ class Remaking:
 
     def _publish(self, job: Remake, draft: Draft, result: FoldResult, progress: Progress) -> Remade:
         """Write the model folder and the manifest, and say what the version's row will be, or hold it against its row."""
-        method = self.merge.method_at(job.known or job.parent)
+        method = self._read_by(job)
         scale = method.factor(result.totals)
         linking = Linking(
             self._store, job.parent
@@ -133,6 +164,12 @@ class Remaking:
         version = job.known or self._row(job, result, published, scale, progress)
         self._commit.seal(draft, self._manifest(job, version, result, published))
         return Remade(draft, version, result)
+
+    def _read_by(self, job: Remake) -> Method:
+        """Return the method by which a version is read out: that by which it is folded onto, or a batch rule."""
+        made = job.known or job
+        method, by = self.merge.method_of(made.method), made.arguments.get("by")
+        return method.read_at_once(by) if by else method
 
     def _compare_known(self, version: Version, digest: str, published: Published) -> None:
         """Hold what came out against what it was. Raises Damaged."""
@@ -166,9 +203,9 @@ class Remaking:
         return Version(
             number=job.number,
             parent=job.parent.number if job.parent else None,
-            cause="remove",
+            cause=job.cause,
             checkpoint=None,
-            rule=self.merge.method_at(job.parent).name,
+            rule=self._read_by(job).name,
             totals=result.totals,
             scale=scale,
             digest=digest_of(result, published),
@@ -177,8 +214,8 @@ class Remaking:
             bytes_read=result.bytes_read + published.bytes_read,
             bytes_written=result.bytes_written + published.bytes_written,
             removed=job.about.id if job.about else None,
-            arguments=job.arguments or {},
-            method=job.parent.method if job.parent else {},
+            arguments=job.arguments,
+            method=job.method,
         )
 
     def _as_before(self, job: Remake) -> Settings:

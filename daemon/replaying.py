@@ -1,7 +1,7 @@
 """Replaying: from which kept version, and by repeating which causes, is a state of the model reached? Pure plans."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..state.errors import Unavailable
@@ -13,14 +13,20 @@ Recipe = Callable[
 ]  # the checkpoints that are in the model at a version, in the order of their folds
 
 
+Alike = Callable[[Version, Version], bool]
+Act = Literal["fold", "remove", "keep", "merge"]
+
+
 @dataclass(frozen=True)
 class Step:
     """One cause to repeat."""
 
-    act: Literal["fold", "remove"]
-    checkpoint: int  # id of its row
+    act: Act
+    checkpoint: int | None = None  # id of its row; none where the slots are only read, or many are merged at once
     makes: int | None = None  # the version whose slots must come of it, byte for byte; none where the state is new
-    share: float = 1.0  # what the checkpoint counted when it was folded
+    share: float = 1.0  # what the checkpoint counts
+    method: Mapping[str, Any] = field(default_factory=dict)  # by which it is done, as versions have it
+    merged: tuple[tuple[int, float], ...] = ()  # of a re-merge: the rows, and what each counts
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class Route:
     @property
     def checkpoints(self) -> tuple[int, ...]:
         """The rows whose sources are needed."""
-        return tuple(step.checkpoint for step in self.steps)
+        rows = [[step.checkpoint] if step.checkpoint else [row for row, _ in step.merged] for step in self.steps]
+        return tuple(row for each in rows for row in each)
 
 
 def route_to(number: int, get: Get, anew: bool = False) -> Route:
@@ -46,32 +53,49 @@ def route_to(number: int, get: Get, anew: bool = False) -> Route:
     while at is not None and (not sound(get(at)) or (anew and at == number)):
         version = get(at)
         steps[:0] = _causes(version)
-        at = version.arguments["onto"] if by_replay(version) else version.parent
+        at = _origin(version)
     return Route(at, tuple(steps))
+
+
+def _origin(version: Version) -> int | None:
+    """Return the version that this one was made of; none: of nothing but checkpoints."""
+    if version.cause == "re-merge":
+        return None
+    onto: int | None = version.arguments["onto"] if by_replay(version) else version.parent
+    return onto
 
 
 def _causes(version: Version) -> list[Step]:
     """Return the steps that made a version of what it was made from; the last makes it. Raises Unavailable."""
     if not version.is_known:
         raise unknown(version)
+    number, method, said = version.number, version.method, version.arguments
+    if version.cause == "read-out":
+        return [Step("keep", None, number, method=method)]
+    if version.cause == "re-merge":
+        return [
+            Step("merge", None, number, method=method, merged=tuple(zip(said["folds"], said["shares"], strict=True)))
+        ]
     if version.checkpoint is not None:
-        return [Step("fold", version.checkpoint, version.number, share_of(version))]
+        return [Step("fold", version.checkpoint, number, share_of(version), method)]
     if not by_replay(version):
-        assert version.removed is not None
-        return [Step("remove", version.removed, version.number, share_of(version))]
-    folds = version.arguments["folds"]
-    shares = version.arguments.get("shares", [1.0] * len(folds))
-    steps = [Step("fold", checkpoint, None, share) for checkpoint, share in zip(folds, shares, strict=True)]
-    return [*steps[:-1], *(replace(last, makes=version.number) for last in steps[-1:])]
+        return [Step("remove", version.removed, number, share_of(version), method)]
+    folds = [Step("fold", row, None, share, method) for row, share in _shared(said)]
+    return [*folds[:-1], *(replace(last, makes=number) for last in folds[-1:])]
+
+
+def _shared(said: Mapping[str, Any]) -> list[tuple[int, float]]:
+    """Return the folds of a removal by replay, and what each counts."""
+    return list(zip(said["folds"], said.get("shares") or [1.0] * len(said["folds"]), strict=True))
 
 
 def share_of(version: Version) -> float:
-    """Return what a version's cause folded or took out counts."""
+    """Return what counted that a version's cause folded or took out."""
     return float(version.arguments.get("share", 1.0))
 
 
 def shares_at(number: int | None, get: Get) -> dict[int, float]:
-    """Return what each checkpoint counts that is in the model at a version: as it was folded last."""
+    """Return what each checkpoint counts that is in the model at a version: in another line it may count otherwise."""
     shares: dict[int, float] = {}
     while number is not None:
         version = get(number)
@@ -81,16 +105,6 @@ def shares_at(number: int | None, get: Get) -> dict[int, float]:
     return shares
 
 
-def arguments_of(route: Route) -> dict[str, Any]:
-    """Return what must be known of a route to a model without a checkpoint, so that it can be taken once more."""
-    steps = route.steps
-    if any(step.act == "remove" for step in steps):
-        return {"how": "subtraction"} | ({"share": steps[-1].share} if steps[-1].share != 1.0 else {})
-    shares = [step.share for step in steps]
-    counts = {"shares": shares} if any(share != 1.0 for share in shares) else {}
-    return {"how": "replay", "onto": route.start, "folds": list(route.checkpoints)} | counts
-
-
 def reachable(versions: Iterable[Version], found: Callable[[int], bool]) -> set[int]:
     """Return the versions whose slots are there, or can be made once more. versions: all, oldest first.
 
@@ -98,21 +112,32 @@ def reachable(versions: Iterable[Version], found: Callable[[int], bool]) -> set[
     """
     there: set[int | None] = {None}
     for version in versions:
-        before = version.arguments["onto"] if by_replay(version) else version.parent
-        again = version.is_known and before in there and all(found(step.checkpoint) for step in _causes(version))
+        again = (
+            version.is_known
+            and _origin(version) in there
+            and all(map(found, Route(None, tuple(_causes(version))).checkpoints))
+        )
         if sound(version) or again:
             there.add(version.number)
     return {number for number in there if number is not None}
 
 
-def route_without(checkpoint: int, head: Version, kept: Iterable[Version], recipe: Recipe, get: Get) -> Route:
+def route_without(
+    checkpoint: int, head: Version, kept: Iterable[Version], recipe: Recipe, get: Get, alike: Alike
+) -> Route:
     """Return how the model without one checkpoint is reached by folding the others, from as late a version as can be.
 
-    kept: the versions whose files are there.
+    kept: the versions whose files are there. alike: whether what two versions keep is folded in the same way.
     """
     shares = shares_at(head.number, get)
-    target = tuple(Step("fold", row, None, shares[row]) for row in recipe(head.number) if row != checkpoint)
-    starts = [(made, version.number) for version in kept if (made := _prefix(version, target, recipe, get))]
+    target = tuple(
+        Step("fold", row, None, shares[row], head.method) for row in recipe(head.number) if row != checkpoint
+    )
+    starts = [
+        (made, version.number)
+        for version in kept
+        if alike(version, head) and (made := _prefix(version, target, recipe, get))
+    ]
     length, start = max(starts, default=(0, None))
     return Route(start, target[length:])
 
@@ -123,7 +148,7 @@ def _prefix(version: Version, target: Sequence[Step], recipe: Recipe, get: Get) 
     if not sound(version) or made != tuple(step.checkpoint for step in target[: len(made)]):
         return 0
     shares = shares_at(version.number, get)
-    alike = all(shares[step.checkpoint] == step.share for step in target[: len(made)])
+    alike = all(shares[row] == step.share for row, step in zip(made, target, strict=False))
     return len(made) if alike and _only_folds(version, get) else 0
 
 
@@ -134,7 +159,7 @@ def _only_folds(version: Version, get: Get) -> bool:
         now = get(at)
         if now.removed is not None and not by_replay(now):
             return False
-        at = now.arguments["onto"] if by_replay(now) else now.parent
+        at = _origin(now)
     return True
 
 

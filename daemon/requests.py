@@ -117,6 +117,28 @@ class Replay(_Request):
     plan: bool = False
 
 
+class _Reading(_Request):
+    """By which rule, and how scaled, a version is to be read; what is None stays as it is at the head."""
+
+    rule: str | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    scale: Literal["rule", "mean-norm"] | Annotated[float, Field(allow_inf_nan=False)] | None = None
+    lines: dict[Literal["alpha", "beta"], Annotated[float, Field(allow_inf_nan=False)]] | None = None
+    plan: bool = False
+
+
+class Publish(_Reading):
+    """Make a version of what is kept, read out otherwise; `plan`: only say what that would mean."""
+
+    verb: Literal["publish"] = "publish"
+
+
+class Remerge(_Reading):
+    """Make a version by merging anew the checkpoints in the model that are still at their sources."""
+
+    verb: Literal["remerge"] = "remerge"
+
+
 class Verify(_Request):
     """Read the files of a version, or of all, again, and hold the database against the folders."""
 
@@ -132,11 +154,19 @@ class Look(_Request):
 
 
 AnyRequest = (
-    Rollback | Pause | Resume | Fold | Approve | Refuse | Retry | Tag | Untag | Gc | Remove | Replay | Verify | Look
+    Rollback | Pause | Resume | Fold | Approve | Refuse | Retry | Tag | Untag | Gc | Remove | Replay | Publish | Remerge
+    | Verify | Look
 )  # fmt: skip
+AnyTask = Remove | Replay | Publish | Remerge
 REQUEST: TypeAdapter[AnyRequest] = TypeAdapter(Annotated[AnyRequest, Field(discriminator="verb")])
 PREEMPTING = (Rollback, Pause, Refuse)  # these abandon a running fold, whose checkpoint waits again
-LONG = ("fold", "remove", "replay")  # verbs of requests that need the whole loop, not the history alone
+LONG = (
+    "fold",
+    "remove",
+    "replay",
+    "publish",
+    "remerge",
+)  # verbs of requests that need the whole loop, not the history alone
 
 
 def parse(line: bytes) -> AnyRequest:

@@ -38,8 +38,8 @@ def status(history: History, store: Store, live: Mapping[str, Any] | None = None
         "paused": history.paused(),
         "doing": "",
         "trouble": "",
-        "rule": pins.get("rule"),
-        "parameters": pins.get("parameters"),
+        "rule": head.rule if head else pins.get("rule"),
+        "parameters": _parameters(head, pins),
         "totals": asdict(head.totals) if head else None,
         "scale": head.scale if head else None,
         "versions": {"all": history.count_versions(), "kept": sum(version.kept for version in kept)},
@@ -51,6 +51,14 @@ def status(history: History, store: Store, live: Mapping[str, Any] | None = None
         "disk": {"used": store.used(version.number for version in kept), "free": shutil.disk_usage(store.root).free},
         "daemon": None,
     } | dict(live or {})
+
+
+def _parameters(head: Version | None, pins: Mapping[str, Any]) -> Any:
+    """Return the parameters of the rule by which the head is read."""
+    if head is None:
+        return pins.get("parameters")
+    read_by = head.arguments.get("by") or head.method or pins
+    return read_by.get("parameters")
 
 
 def known(settings: Settings) -> dict[str, Any]:
@@ -65,12 +73,14 @@ def describe_version(version: Version, history: History, head: int | None) -> di
         "version": version.number,
         "parent": version.parent,
         "cause": version.cause,
-        "share": share_of(version),
+        "share": share_of(version) if version.checkpoint is not None else None,
         "checkpoint": {"name": row.name, "digest": row.digest, "source": row.source, "place": row.place}
         if row
         else None,
         "removed": history.checkpoints.get(version.removed).name if version.removed is not None else None,
         "rule": version.rule,
+        "method": dict(version.method),
+        "arguments": dict(version.arguments),
         "totals": asdict(version.totals),
         "scale": version.scale,
         "digest": version.digest,

@@ -22,13 +22,15 @@ from ..state.store import Store
 from ..state.wording import size
 from .disk import LONGEST, RETRY_AFTER, Disk
 from .folding import removable
+from .method import Method
 from .naming import find_checkpoint, find_version
 from .opening import Merge
 from .pinning import Sources
 from .publishing import slots_bytes, spilled_bytes, version_bytes
 from .recovery import STRIKES
 from .remaking import Remade, Remake
-from .replaying import Route, Step, arguments_of, route_to, route_without, shares_at, unknown
+from .replaying import Route, Step, route_to, route_without, shares_at, unknown
+from .rereading import Asked, read_out, remerged_by
 from .room import lacking
 from .settings import Settings
 
@@ -43,10 +45,11 @@ class Plan:
     """What doing a task would mean."""
 
     job: Remake
-    how: str  # "subtraction" or "replay"
+    how: str  # "subtraction", "replay", "read-out" or "re-merge"
     nbytes: int  # that are read of sources
     seconds: float  # by the folds so far
     need: int  # bytes of the disk, while it is done
+    left_out: tuple[str, ...] = ()  # checkpoints of the model whose sources are gone
 
     def describe(self) -> dict[str, Any]:
         """Return it as scripts see it."""
@@ -58,17 +61,22 @@ class Plan:
             "bytes": self.nbytes,
             "seconds": round(self.seconds, 1),
             "disk": self.need,
+            "left_out": list(self.left_out),
             "words": str(self),
         }
 
     def __str__(self) -> str:
+        cost = f"{size(self.nbytes)} to read, about {self.seconds / 60:.1f} minutes"
+        gone = f"; without {', '.join(self.left_out)}, whose sources are gone" if self.left_out else ""
+        return f"{self._how()}: {cost}{gone}"
+
+    def _how(self) -> str:
         steps, start = len(self.job.route.steps), self.job.start or "the base model"
-        how = (
-            "by subtraction"
-            if self.how == "subtraction"
-            else f"{steps} {'fold' if steps == 1 else 'folds'} onto {start}"
-        )
-        return f"{how}: {size(self.nbytes)} to read, about {self.seconds / 60:.1f} minutes"
+        if self.how == "re-merge":
+            return f"all {len(self.job.rows)} at once, onto the base model"
+        if self.how in ("subtraction", "read-out"):
+            return f"by {self.how}" + (f", after {steps - 1} folds onto {start}" if steps > 1 else "")
+        return f"{steps} {'fold' if steps == 1 else 'folds'} onto {start}"
 
 
 class Tasks:
@@ -97,6 +105,8 @@ class Tasks:
         """Return what a task would mean now. Raises Usage or Unavailable, saying why it cannot be done."""
         if task.verb == "remove":
             return self._removal(task, str(task.arguments["checkpoint"]), bool(task.arguments["exact"]))
+        if task.verb in ("publish", "remerge"):
+            return self._rereading(task)
         return self._replay(task, str(task.arguments["version"]), bool(task.arguments.get("check")))
 
     def _removal(self, task: Task, text: str, exact: bool) -> Plan:
@@ -112,11 +122,59 @@ class Tasks:
             if removable(self.merge.base, self.merge.method_at(head)) and not exact
             else []
         )
-        routes.append(route_without(row.id, head, self._history.with_files(), self._history.recipe, self._version))
+        history = self._history
+        routes.append(route_without(row.id, head, history.with_files(), history.recipe, self._version, self._alike))
         route, sightings = self._possible(routes, row)
-        arguments = arguments_of(route)
+        subtracted = any(step.act == "remove" for step in route.steps)
+        how = "subtraction" if subtracted else "replay"
+        shares = [step.share for step in route.steps]
+        folds = {"onto": route.start, "folds": list(route.checkpoints), "shares": shares}
+        arguments = {"how": how} | ({"share": shares[-1]} if subtracted else folds)
         job = self._job(task, self._history.next_number(), route, sightings)
-        return self._costs(replace(job, parent=head, about=row, arguments=arguments), arguments["how"])
+        return self._costs(replace(job, parent=head, about=row, arguments=arguments, method=head.method), how)
+
+    def _alike(self, one: Version, other: Version) -> bool:
+        """Whether two versions keep the same statistics of the same task vectors."""
+        methods = [self.merge.method_at(version) for version in (one, other)]
+        return one.method == other.method or methods[0].keeps_as(methods[1], self.merge.base.weights)
+
+    def _rereading(self, task: Task) -> Plan:
+        """Plan a read-out of what is kept, or a re-merge. Raises Usage or Unavailable."""
+        head = self._history.head()
+        if head is None:
+            raise Usage("there is no version yet", "fold a checkpoint first")
+        asked = Asked.of(task.arguments)
+        return self._reading(task, head, asked) if task.verb == "publish" else self._merging(task, head, asked)
+
+    def _reading(self, task: Task, head: Version, asked: Asked) -> Plan:
+        method = read_out(self.merge.method_at(head), asked, self.merge.base.weights)
+        described = self._described(method)
+        if described == head.method and method.name == head.rule:
+            raise Usage(f"{head} is read out so already", "see: mergd status")
+        kept = route_to(head.number, self._version)
+        route, sightings = self._possible([Route(kept.start, (*kept.steps, Step("keep", method=described)))], None)
+        job = self._job(task, self._history.next_number(), route, sightings)
+        return self._costs(replace(job, parent=head, cause="read-out", method=described), "read-out")
+
+    def _merging(self, task: Task, head: Version, asked: Asked) -> Plan:
+        method, by = remerged_by(self.merge.method_at(head), asked)
+        rows = [self._history.checkpoints.get(row) for row in self._history.recipe(head.number)]
+        sightings = {row.id: found for row in rows if (found := self._sources.find(row)) is not None}
+        if not sightings:
+            raise Unavailable("no checkpoint in the model is still at its source", "nothing was changed")
+        described, gone = self._described(method), tuple(row.name for row in rows if row.id not in sightings)
+        shares = shares_at(head.number, self._version)
+        merged = tuple((row, shares[row]) for row in sightings)
+        route = Route(None, (Step("merge", method=described, merged=merged),))
+        said = {"folds": [row for row, _ in merged], "shares": [share for _, share in merged], "left_out": list(gone)}
+        job = self._job(task, self._history.next_number(), route, sightings)
+        job = replace(job, parent=head, cause="re-merge", arguments=by | said, method=described)
+        return replace(self._costs(job, "re-merge"), left_out=gone)
+
+    def _described(self, method: Method) -> dict[str, Any]:
+        """Return a method as a version has it: nothing where it is as init pinned it."""
+        described = method.describe()
+        return {} if described == self.merge.method.describe() else described
 
     def _in_model(self, text: str, head: int) -> Checkpoint | None:
         """Return the row that is in the model of a checkpoint, by its whole digest or as people call it.
@@ -136,7 +194,7 @@ class Tasks:
             return Route(None)
         route = route_to(head.number, self._version)
         share = shares_at(head.number, self._version)[row.id]
-        return Route(route.start, (*route.steps, Step("remove", row.id, None, share)))
+        return Route(route.start, (*route.steps, Step("remove", row.id, None, share, head.method)))
 
     def _replay(self, task: Task, text: str, check: bool) -> Plan:
         version = find_version(self._history, text)
@@ -144,7 +202,8 @@ class Tasks:
             raise Usage(f"the files of {version} are there", f"to go back to it: mergd rollback {version}")
         route, sightings = self._possible([route_to(version.number, self._version, anew=check)], None)
         job = self._job(task, version.number, route, sightings)
-        about = self._history.checkpoints.get(version.checkpoint or version.removed or 0)  # its cause is known
+        row = version.checkpoint or version.removed
+        about = self._history.checkpoints.get(row) if row else None
         return self._costs(replace(job, known=version, about=about, check=check), "replay")
 
     def _version(self, number: int) -> Version:
@@ -172,7 +231,7 @@ class Tasks:
 
     def _costs(self, job: Remake, how: str) -> Plan:
         """Return the plan with what it costs. Raises Unavailable where the disk is too small."""
-        base, method = self.merge.base, self.merge.method_at(job.known or job.parent)
+        base, method = self.merge.base, self.merge.method_of((job.known or job).method)
         version = version_bytes(base, method, self.settings.out_dtype, self.settings.copy_code)
         need = (
             version + spilled_bytes(base, method) + slots_bytes(base, method) * min(max(len(job.route.steps) - 1, 0), 2)
@@ -194,7 +253,8 @@ class Tasks:
         """Record a task that can be done; raises what keeps it from being done."""
         plan = self.plan(Task(0, verb, arguments, who, ""))
         about = plan.job.about
-        meant = {"checkpoint": about.digest} if verb == "remove" and about else {"version": str(plan.job.number)}
+        meant = {"checkpoint": about.digest} if verb == "remove" and about else {}
+        meant |= {"version": str(plan.job.number)} if verb == "replay" else {}
         return self._history.tasks.add(verb, {**arguments, **meant}, who), plan  # names may mean something else later
 
     def bring_back_head(self) -> str | None:

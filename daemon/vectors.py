@@ -14,9 +14,9 @@ from ..state.records import Counts, Layout, Version, Weight
 from ..state.store import Store, folder_name
 from .base import Base, float32_bytes, row_blocks
 from .exporting import File, check
-from .folding import SlotKey, key_of
 from .forming import Rows
 from .method import Method, method_in
+from .outgoing import SlotKey, key_of
 from .progress import Progress
 
 

@@ -1,5 +1,6 @@
 """Finds plugins by name: ours and other people's alike are entry points, in the groups `mergd.formats` and so on."""
 
+import sys
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
@@ -28,7 +29,11 @@ def load(group: Group, name: str) -> Any:
     raise Misconfigured(f"no {group[:-1]} is called {name!r}", f"installed are: {', '.join(names(group)) or 'none'}")
 
 
-@cache
 def _points(group: Group) -> tuple[EntryPoint, ...]:
-    """Return the entry points of a group; what is installed is looked up once, which takes some milliseconds."""
+    return _installed(group, tuple(sys.path))
+
+
+@cache
+def _installed(group: Group, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Return the entry points of a group: they are looked up once for each `path` of modules, which takes a while."""
     return tuple(entry_points(group=f"mergd.{group}"))

@@ -17,10 +17,16 @@ from .migrations import migrations
 
 # A version's number and those of its ancestors, as the table `line`; takes the number.
 LINE = "with recursive line(n) as (select ? union all select parent from versions join line on number = n)"
-# The checkpoints that a version and its ancestors folded, and none of them removed, as the table `model`.
-IN_MODEL = f"""{LINE}, model(n, checkpoint) as (select n, checkpoint from line join versions on number = n
-    where checkpoint is not null and checkpoint not in
-    (select removed from line join versions on number = n where removed is not null))"""  # noqa: S608
+# The checkpoints that are in the model at a version, each with the version that folded it, as the table `model`: those that
+# it and its ancestors folded, back to a re-merge, which says itself what it merged; without those that one of them removed.
+IN_MODEL = """with recursive line(n) as (select ? union all
+        select parent from versions join line on number = n where cause != 're-merge'),
+    folds(n, checkpoint) as (select n, checkpoint from line join versions on number = n union
+        select folded.number, folded.checkpoint from line join versions merged on merged.number = n,
+        json_each(merged.arguments, '$.folds') join versions folded on folded.checkpoint = value
+        where merged.cause = 're-merge'),
+    model(n, checkpoint) as (select n, checkpoint from folds where checkpoint is not null and checkpoint not in
+        (select removed from line join versions on number = n where removed is not null))"""
 FAULTS = 20  # that are told of, at most
 _COMMON = "PRAGMA busy_timeout=5000; PRAGMA foreign_keys=on;"
 # FULL: each commit is on the disk before anybody is told of it. The published files are there before the commit.

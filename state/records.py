@@ -259,7 +259,7 @@ class Version:
     @property
     def is_known(self) -> bool:
         """Whether it is known what made it; not so where a rebuild found its manifest damaged."""
-        return self.checkpoint is not None or self.removed is not None
+        return self.checkpoint is not None or self.removed is not None or self.cause in ("read-out", "re-merge")
 
     def harmed(self, part: Files) -> bool:
         """Whether files of this part are known to be damaged; the manifest is one of the slots'."""

@@ -51,6 +51,10 @@ class LowRank:
         """Return it with both factors in another dtype."""
         return LowRank(self.B.to(dtype), self.A.to(dtype), self.shape)
 
+    def times(self, factor: float) -> "LowRank":
+        """Return it multiplied by a number."""
+        return LowRank(self.B * factor, self.A, self.shape)
+
     def norm(self) -> float:
         """Return the Frobenius norm: ||B A||^2 = sum of (B^T B) * (A A^T), in float64, at the cost of the factors."""
         B, A = self.B.double(), self.A.double()

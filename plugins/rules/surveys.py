@@ -1,7 +1,7 @@
-"""What a statistic may ask of the whole checkpoint before it is folded: its norm, the magnitude that its largest numbers reach."""
+"""What a statistic may ask of the whole checkpoint before it is folded: norms, and what its largest numbers reach."""
 
 from dataclasses import dataclass
-from math import inf
+from math import frexp, ldexp
 from typing import ClassVar
 
 import torch
@@ -30,15 +30,47 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class Energy:
+    """The mean square of each weight of the task vector, in float64, by the weight's name.
+
+    To 24 bits, as a float32 has them: how its rows were cut into blocks, which the last bits of a sum tell, is not to show.
+    """
+
+    passes: ClassVar[int] = 1
+
+    def term(self, delta: Tensor, w: Weight, found: Slots) -> Slots:
+        """Return what a block adds to the mean square of its weight."""
+        return {w.name: torch.tensor(square(delta) / max(w.size, 1), dtype=torch.float64)}
+
+    def found(self, sums: Slots, found: Slots) -> Slots:
+        """Return the sums, rounded."""
+        return {name: torch.tensor(_rounded(float(energy)), dtype=torch.float64) for name, energy in sums.items()}
+
+
+def _rounded(x: float) -> float:
+    """Return a number to 24 bits."""
+    mantissa, exponent = frexp(x)
+    return ldexp(round(mantissa * 2**24), exponent - 24)
+
+
+@dataclass(frozen=True)
 class Magnitude:
     """The magnitude that the largest share `density` of all numbers reach, exactly, in float32: "least".
+
+    Of n numbers these are floor(density n) + `more`, but one at least, and all where it is 1; and what equals the
+    smallest of them.
 
     Numbers are counted by the high bits of their magnitude, and then, by the low bits, those that share the high bits of
     the one that is looked for: two passes and some 100,000 counters, whatever the model's size.
     """
 
     density: float
+    more: int = 0
     passes: ClassVar[int] = 2
+
+    def wanted(self, n: int) -> int:
+        """Return how many of n numbers are to reach it."""
+        return min(max(int(n * self.density) + self.more, 1), n) if self.density < 1 else n
 
     def term(self, delta: Tensor, w: Weight, found: Slots) -> Slots:
         """Return how many numbers have each high half; then, of those that matter, each low half."""
@@ -50,11 +82,7 @@ class Magnitude:
     def found(self, sums: Slots, found: Slots) -> Slots:
         """Return the half that holds the number, and how many larger halves hold; then the number."""
         counts = sums["counts"]
-        wanted = found["left"] if found else (counts.sum() * self.density).long()
-        if not found and wanted == 0:
-            return {"half": torch.tensor(-1), "left": wanted}
-        if wanted == 0:
-            return {"least": torch.tensor(inf)}
+        wanted = found["left"] if found else torch.tensor(self.wanted(int(counts.sum())))
         reached = counts.flip(0).cumsum(0)  # how many numbers are at least that large, from the largest on
         steps = int((reached < wanted).sum())
         place = counts.numel() - 1 - steps

@@ -1,15 +1,14 @@
 """Task arithmetic: published = base + lambda x sum of task vectors. Source: arXiv 2212.04089, section 2."""
 
 from dataclasses import dataclass
-from math import isfinite
 from typing import ClassVar
 
-from ...state.records import Totals
+from ._reading import TimesLambda, check_finite
 from .interface import ReadsTaskSum
 
 
 @dataclass(frozen=True)
-class TaskArithmetic(ReadsTaskSum):
+class TaskArithmetic(TimesLambda, ReadsTaskSum):
     """Reads the sum of the task vectors, times a constant."""
 
     source: ClassVar[str] = "arXiv 2212.04089, section 2"
@@ -17,9 +16,4 @@ class TaskArithmetic(ReadsTaskSum):
     lambda_: float = 0.3  # written lambda in a configuration; 0.3 is the paper's for eight vision tasks
 
     def __post_init__(self) -> None:
-        if not isfinite(self.lambda_):
-            raise ValueError("lambda must be a finite number")
-
-    def scale(self, totals: Totals) -> float:
-        """Return lambda."""
-        return self.lambda_
+        check_finite("lambda", self.lambda_)

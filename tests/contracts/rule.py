@@ -121,6 +121,11 @@ def sums(rule: Rule) -> Iterator[tuple[Sum, Statistic, Weight]]:
     return ((statistic, statistic, w) for statistic, w in statistics(rule) if isinstance(statistic, Sum))
 
 
+def subtractable(rule: Rule) -> bool:
+    """Whether a checkpoint can be taken out of everything that a rule keeps."""
+    return all(isinstance(statistic, Sum) for statistic, _ in statistics(rule))
+
+
 def given(rule: Rule, taus: list[Checkpoint], shares: tuple[float, ...] = ()) -> Checkpoints:
     """Return what a reference is given: the same checkpoints, with the seeds and extras that a stream makes up."""
     needs = frozenset(need for statistic, _ in statistics(rule) for need in statistic.needs) - {"seed"}
@@ -285,6 +290,32 @@ class RuleContract:
             assert relative_error(found, twice.published()[name]) < 1e-5, name
             assert relative_error(found, expected[name]) < 1e-5, name
 
+    @pytest.mark.parametrize("shares", [(0.5, 0.5, 0.5), (0.5, 1.0, 3.0)])
+    def test_shares_count_as_in_the_batch_method(
+        self, rule: Rule, reference: Reference, shares: tuple[float, ...]
+    ) -> None:
+        """Shares may be fractions where what is kept is a sum."""
+        if not subtractable(rule):
+            shares = (1.0, 2.0, 3.0)
+        taus, stream = BATCHES["five"][:3], Stream(rule, WEIGHTS)
+        for tau, share in zip(taus, shares, strict=True):
+            stream.fold(tau, share)
+        expected = reference(given(rule, taus, shares), **asdict(rule))
+        errors = {name: relative_error(found, expected[name]) for name, found in stream.published().items()}
+        assert max(errors.values()) < 1e-5, errors
+
+    def test_without_a_checkpoint_it_equals_the_batch_method_of_the_others(
+        self, rule: Rule, reference: Reference
+    ) -> None:
+        """By subtraction where that can be, else the others are folded anew."""
+        gone, *others = BATCHES["five"]
+        stream = stream_of(rule, [gone, *others] if subtractable(rule) else others)
+        if subtractable(rule):
+            stream.remove(gone)
+        expected = reference(given(rule, others), **asdict(rule))
+        errors = {name: relative_error(found, expected[name]) for name, found in stream.published().items()}
+        assert max(errors.values()) < 1e-5, errors
+
     def test_its_slots_take_so_many_bytes(self, rule: Rule) -> None:
         for w in WEIGHTS[:2]:
             nbytes = sum(spec.nbytes for s in rule.keeps(w) for spec in s.slots(w).values())
@@ -296,11 +327,10 @@ class RuleContract:
         taus = BATCHES["five"]
         noise = torch.Generator().manual_seed(7)
         nearly = [{n: t + 1e-7 * t * torch.randn(t.shape, generator=noise) for n, t in tau.items()} for tau in taus]
-        seeds = [{n: seed_of(n, t) for n, t in tau.items()} for tau in taus]  # not of what was changed
         one, other = Stream(rule, WEIGHTS), Stream(rule, WEIGHTS)
-        for tau, near, seed in zip(taus, nearly, seeds, strict=True):
-            one.fold(tau, seeds=seed)
-            other.fold(near, seeds=seed)
+        for tau, near in zip(taus, nearly, strict=True):
+            one.fold(tau)
+            other.fold(near, origin=tau)
         for name, found in one.published().items():
             moved = (found - other.published()[name]).abs() > 1e-3 * found.norm() / max(found.numel(), 1) ** 0.5
             assert float(moved.double().mean() if moved.numel() else 0) <= FLIPPED, name

@@ -1,15 +1,17 @@
 """A stream of folds in memory: drives a rule as the daemon does, weight by weight, without files."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import sqrt
 
 import torch
 from torch import Tensor
 
-from mergd.plugins.rules.interface import Folded, LowRank, Rule, Slots, Statistic, Survey, Update
+from mergd.plugins.rules.interface import Folded, LowRank, Rule, Slots, Statistic, Sum, Survey, Update
 from mergd.state.records import Counts, Totals, Weight
+
+Checkpoint = Mapping[str, Tensor]  # task vectors by weight
 
 ONE = Counts(1, 1.0)
 TORCH_DTYPE = {"F32": torch.float32, "F64": torch.float64}
@@ -87,21 +89,34 @@ class Stream:
         }
         self.readouts: dict[str, Tensor] = {}
 
-    def fold(self, tau: Mapping[str, Tensor], share: float = 1.0, seeds: Mapping[str, int] | None = None) -> None:
-        """Fold the task vectors of one checkpoint; `seeds` by weight, in place of those of its bytes."""
+    def fold(self, tau: Checkpoint, share: float = 1.0, origin: Checkpoint | None = None) -> None:
+        """Fold the task vectors of one checkpoint, with seeds and extras of `origin` where it is a change of that."""
         before = Counts(self.totals.folded, self.totals.shares)
-        counts = Counts(before.folded + 1, before.shares + share)
+        for w, statistic, u in self._updates(tau, share, origin or tau):
+            self.kept[w.name][statistic] = statistic.fold(self.kept[w.name][statistic], u, w, before, {}).slots
+        self._read_out(tau, share)
+
+    def remove(self, tau: Checkpoint, share: float = 1.0) -> None:
+        """Take one checkpoint out again; every statistic is a sum."""
+        for w, statistic, u in self._updates(tau, share, tau):
+            assert isinstance(statistic, Sum)
+            self.kept[w.name][statistic] = statistic.remove(self.kept[w.name][statistic], u, w).slots
+        self._read_out(tau, -share)
+
+    def _updates(self, tau: Checkpoint, share: float, origin: Checkpoint) -> Iterator[tuple[Weight, Statistic, Update]]:
         surveys = dict.fromkeys(survey for kept in self.kept.values() for s in kept for survey in s.surveys)
         whole = survey_all(surveys, [(w, tau[w.name]) for w in self.weights])
         for w in self.weights:
-            kept, after = self.kept[w.name], dict[Statistic, Slots]()
-            for statistic, slots in kept.items():
-                u = replace(update_of(statistic, w, tau[w.name], share), whole=whole)
-                u = replace(u, seed=seeds[w.name]) if seeds else u
-                after[statistic] = statistic.fold(slots, u, w, before, {}).slots
-            self.kept[w.name] = after
-            self.readouts[w.name] = self.rule.merged(after, w, counts)
-        self.totals = self.totals.with_checkpoint(norm(tau.values()), share, norm(self.readouts.values()))
+            for statistic in tuple(self.kept[w.name]):
+                seed, extra = seed_of(w.name, origin[w.name]), extra_of(statistic.needs, w.name, origin[w.name])
+                u = update_of(statistic, w, tau[w.name], share)
+                yield w, statistic, replace(u, seed=seed, extra=extra, whole=whole)
+
+    def _read_out(self, tau: Checkpoint, share: float) -> None:
+        before = self.totals
+        counts = Counts(before.folded + (share > 0) - (share < 0), before.shares + share)
+        self.readouts = {w.name: self.rule.merged(self.kept[w.name], w, counts) for w in self.weights}
+        self.totals = before.with_checkpoint(norm(tau.values()), share, norm(self.readouts.values()))
 
     @property
     def scale(self) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mergd.daemon.replaying import Route, Step, arguments_of, route_to, route_without, shares_at
+from mergd.daemon.replaying import Route, Step, route_to, route_without, shares_at
 from mergd.state.records import Totals, Version
 
 
@@ -112,7 +112,13 @@ WITHOUT: dict[str, tuple[list[Version], int, Route]] = {
 def test_how_the_model_without_a_checkpoint_is_reached(case: str) -> None:
     versions, checkpoint, expected = WITHOUT[case]
     get = {version.number: version for version in versions}.__getitem__
-    assert route_without(checkpoint, versions[-1], versions, lambda n: recipe(versions, n), get) == expected
+    assert without(checkpoint, versions, get) == expected
+
+
+def without(checkpoint: int, versions: Sequence[Version], get: Callable[[int], Version]) -> Route:
+    """Return the route to the last version without a checkpoint."""
+    alike = lambda one, other: one.method == other.method
+    return route_without(checkpoint, versions[-1], versions, lambda n: recipe(versions, n), get, alike)
 
 
 # -------------------------------------------------------------------------------------------------------------- shares
@@ -147,20 +153,13 @@ def test_so_are_a_subtraction_and_a_replay() -> None:
 
 
 def test_without_one_the_others_count_what_they_did() -> None:
-    route = route_without(1, WEIGHTED[-1], WEIGHTED, lambda n: recipe(WEIGHTED, n), numbered(WEIGHTED))
+    route = without(1, WEIGHTED, numbered(WEIGHTED))
     assert route == Route(None, (fold(2), Step("fold", 3, None, 0.5)))
-    assert arguments_of(route) == {"how": "replay", "onto": None, "folds": [2, 3], "shares": [1.0, 0.5]}
-
-
-def test_where_all_count_one_nothing_is_said_of_it() -> None:
-    assert arguments_of(Route(1, (fold(3), fold(4)))) == {"how": "replay", "onto": 1, "folds": [3, 4]}
-    assert arguments_of(Route(4, (Step("remove", 2),))) == {"how": "subtraction"}
-    assert arguments_of(Route(4, (fold(4, 4), Step("remove", 2, None, 3.0)))) == {"how": "subtraction", "share": 3.0}
 
 
 def test_a_line_in_which_one_counted_otherwise_is_not_begun_from() -> None:
     versions = [*LINE[:3], counts(folded(4, parent=1, row=3), 2.0), folded(5, parent=3, row=4)]
-    route = route_without(2, versions[-1], versions, lambda n: recipe(versions, n), numbered(versions))
+    route = without(2, versions, numbered(versions))
     assert route == Route(1, (fold(3), fold(4)))
 
 

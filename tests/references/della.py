@@ -40,8 +40,7 @@ def sampled(tau: Tensor, seed: int, convolution: bool, density: float, epsilon: 
     """Return tau as MagPrune leaves it."""
     if not tau.numel():
         return tau
-    rows = tau.reshape(tau.shape[0] if convolution else -1, -1) if tau.ndim < 2 or convolution else tau.flatten(0, -2)
-    rows = tau.reshape(1, -1) if tau.ndim < 2 else rows
+    rows = tau.reshape(1, -1) if tau.ndim < 2 else tau.flatten(1) if convolution else tau.flatten(0, -2)
     p = keep_probability(rows, density, epsilon)
     kept = uniform(seed, tau.numel()).reshape(rows.shape) < p
     return torch.where(kept, rows / p, 0.0).reshape(tau.shape)

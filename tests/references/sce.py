@@ -18,7 +18,7 @@ def merge(given: Checkpoints, lambda_: float = 1.0) -> dict[str, Tensor]:
     for name in given.taus[0]:
         taus = torch.stack([tau[name] for tau in given.taus])  # (T, ...)
         shares = torch.tensor(given.counted, dtype=torch.float64).reshape(-1, *[1] * (taus.ndim - 1))
-        energy = taus.square().flatten(1).mean(1).reshape(shares.shape) if taus.numel() else shares
+        energy = taus.square().reshape(len(taus), -1).mean(1).reshape(shares.shape) if taus.numel() else shares
         sums, masses = (shares * taus).sum(0), (shares * taus.abs()).sum(0)
         majority = torch.where(sums >= -EPSILON * masses, 1.0, -1.0)
         weight = shares * energy * (taus.sign() == majority)  # (T, ...)

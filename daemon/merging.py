@@ -1,0 +1,187 @@
+"""Merging anew: all checkpoints stream by together, weight by weight; each weight is folded from nothing and read out once.
+
+Memory is that of one weight for a fold rule; a batch rule holds one weight of every checkpoint.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..plugins.formats.interface import Candidate
+from ..plugins.rules._sums import square
+from ..plugins.rules.batch_interface import BatchRule
+from ..plugins.rules.interface import NOTHING, LowRank, Slots, Statistic, Update
+from ..state.errors import Busy
+from ..state.reading import TORCH_DTYPE, Reader
+from ..state.records import Counts, Totals, Weight, WeightReport
+from ..state.store import Draft
+from .base import Base, float32_bytes, read_contents, row_blocks
+from .folding import FoldResult
+from .forming import Forming, Rows
+from .method import Method
+from .outgoing import Outgoing
+from .progress import Progress
+from .surveying import Surveyed, survey
+
+
+@dataclass(frozen=True)
+class Source:
+    """One checkpoint that is merged, and what it counts."""
+
+    candidate: Candidate
+    share: float = 1.0
+
+
+def remerge(
+    base: Base,
+    sources: Sequence[Source],
+    method: Method,
+    batch: BatchRule | None,
+    draft: Draft,
+    memory: int,
+    progress: Progress,
+) -> tuple[FoldResult, list[str]]:
+    """Merge checkpoints from nothing, in their order, into the draft; returns the digest of each one's content too.
+
+    What is kept is as if they had been folded one after the other. It is read out by the method's rule, or at once from
+    all task vectors by a batch rule. Raises what `fold` raises.
+    """
+    with ExitStack() as stack:
+        together = _Together(base, sources, method, batch, draft, memory, progress, stack)
+        together.all_weights()
+        return together.finish()
+
+
+class _Open:
+    """One checkpoint with its open files, and what was gathered of it."""
+
+    def __init__(self, base: Base, theta0: Reader, source: Source, method: Method, stack: ExitStack) -> None:
+        self.candidate, self.share = source.candidate, source.share
+        self.reader = stack.enter_context(Reader(source.candidate.contents.layout))
+        self._base, self._theta0, self._method = base, theta0, method
+        self.vectors = self.again(hashed=True)
+        self.surveyed = Surveyed()
+        self.square = 0.0  # of the task vector's norm, float64
+        contents = read_contents(Path(self.candidate.place))
+        if contents != self.candidate.contents or not self.reader.opened_as(self.candidate.stamps):
+            raise Busy(f"{self.candidate.name} was changed before it was merged")
+
+    def again(self, *, hashed: bool = False) -> Forming:
+        """Begin to form its task vectors."""
+        return Forming(self.candidate, self._theta0, self.reader, hashed=hashed)
+
+    def survey(self, memory: int, progress: Progress) -> None:
+        """Learn what the fold needs to know of all of it."""
+        self.surveyed = survey(self._base, self.again, self._method, memory, progress)
+
+    def digest(self, memory: int, progress: Progress) -> str:
+        """Read the rest, and return the digest of its content."""
+        self.vectors.read_the_rest(memory, progress)
+        self.vectors.check_ties()
+        if not self.reader.same_as_before():
+            raise Busy(f"{self.candidate.name} was changed while it was merged")
+        return self.vectors.hexdigest()
+
+
+class _Together:
+    """One pass over all weights of all checkpoints."""
+
+    def __init__(
+        self,
+        base: Base,
+        sources: Sequence[Source],
+        method: Method,
+        batch: BatchRule | None,
+        draft: Draft,
+        memory: int,
+        progress: Progress,
+        stack: ExitStack,
+    ) -> None:
+        self._model, self._method, self._batch, self._memory, self._progress = base, method, batch, memory, progress
+        self._base = stack.enter_context(Reader(base.layout))
+        self._sources = [_Open(base, self._base, source, method, stack) for source in sources]
+        self._out = Outgoing(base, method, draft, stack)
+        self._reports: dict[str, WeightReport] = {}
+        for source in self._sources:
+            source.survey(memory, progress)
+
+    def all_weights(self) -> None:
+        """Take every weight, one after the other."""
+        self._progress.begin("merging", len(self._model.weights), len(self._sources) * self._model.layout.nbytes)
+        for w in self._model.weights:
+            self._merge_weight(w)
+            self._progress.next_weight()
+
+    def _merge_weight(self, w: Weight) -> None:
+        """Fold one weight of every checkpoint, block by block, and read it out."""
+        wide = any(spec.dtype == "F64" for s in self._method.keeps(w) for spec in s.slots(w).values())
+        dtype, blocks, zero, whole = torch.float64 if wide else torch.float32, self._blocks(w), True, 0.0
+        seeded = any("seed" in statistic.needs for statistic in self._method.keeps(w))
+        seeds = [source.vectors.seed(w) if seeded else 0 for source in self._sources]
+        streams = [source.vectors.of(w, blocks, dtype) for source in self._sources]
+        for news in zip(*streams, strict=True):
+            rows = news[0][0]
+            start = rows[0] * (w.size // w.shape[0]) if rows else 0
+            updates = list(self._updates([delta for _, delta in news], seeds, start))
+            whole += sum(self._gather(source, delta) for source, (_, delta) in zip(self._sources, news, strict=True))
+            slots = {statistic: self._folded(w, statistic, updates, rows) for statistic in self._method.keeps(w)}
+            for statistic, kept in slots.items():
+                self._out.write(w, statistic, kept)
+            zero &= self._out.read_out(w, self._merged(w, updates, slots), slots)
+            self._progress.advance(len(news) * sum(update.delta.numel() for update in updates[:1]))
+        self._out.end(w, zero)
+        self._reports[w.name] = WeightReport(sqrt(whole / len(self._sources)), self._model.norms[w.name], 0.0, 1.0)
+
+    def _blocks(self, w: Weight) -> list[Rows]:
+        by_rows = self._method.rowwise(w) and self._batch is None
+        return row_blocks(w.shape, float32_bytes(w.shape) * 2, self._memory) if by_rows else [None]
+
+    def _updates(self, deltas: Sequence[Tensor | LowRank], seeds: Sequence[int], start: int) -> Iterator[Update]:
+        for source, delta, seed in zip(self._sources, deltas, seeds, strict=True):
+            scaled, whole = source.surveyed.scaled(delta), source.surveyed.whole
+            yield Update(scaled, source.share, seed, start, NOTHING, whole)
+
+    def _gather(self, source: _Open, delta: Tensor | LowRank) -> float:
+        """Add a block's squared norm to its checkpoint's."""
+        one = delta.norm() ** 2 if isinstance(delta, LowRank) else square(delta)
+        source.square += one
+        return one
+
+    def _folded(self, w: Weight, statistic: Statistic, updates: Sequence[Update], rows: Rows) -> Slots:
+        """Return the slots of one block, or of the whole weight, after all folds."""
+        kept: Slots = {
+            name: torch.zeros(
+                (rows[1] - rows[0], *spec.shape[1:]) if rows else spec.shape, dtype=TORCH_DTYPE[spec.dtype]
+            )
+            for name, spec in statistic.slots(w).items()
+        }
+        before = Counts(0, 0.0)
+        for update in updates:
+            kept = statistic.fold(kept, update, w, before, NOTHING).slots
+            before = Counts(before.folded + 1, before.shares + update.share)
+        return kept
+
+    def _merged(self, w: Weight, updates: Sequence[Update], slots: Mapping[Statistic, Slots]) -> Tensor:
+        """Return the read-out of one block, or of the whole weight."""
+        shares = [source.share for source in self._sources]
+        if self._batch is None:
+            return self._method.merged(slots, w, Counts(len(shares), sum(shares)))
+        theta0 = self._base.read(w.name).float() if self._batch.needs_base else torch.empty(0)
+        return self._batch.merge([update.delta.float() for update in updates], w, shares, theta0)
+
+    def finish(self) -> tuple[FoldResult, list[str]]:
+        """Close the files, and add up."""
+        digests = [source.digest(self._memory, self._progress) for source in self._sources]
+        self._out.finish()
+        totals = Totals()
+        for source in self._sources:
+            totals = totals.with_checkpoint(sqrt(source.square), source.share, sqrt(self._out.readout_square))
+        read = self._base.nbytes + sum(source.reader.nbytes for source in self._sources)
+        out = self._out
+        result = FoldResult("", totals, self._reports, out.readouts, out.slots, out.files, read, out.nbytes, sketch=b"")
+        return result, digests
