@@ -42,7 +42,7 @@ def check(settings: Settings, path: Path, deep: bool, progress: Progress) -> dic
         raise Usage(f"there is no checkpoint at {path}", "give a model folder or a .safetensors file")
     base = _base(settings, store, deep)
     try:
-        candidate, answer = _of_headers(sighting, Admission(base, settings))
+        candidate, answer = _of_headers(sighting, Admission(base, settings, method_of(settings.method)))
         counts = counted(place, settings)
         if counts.doubt is not None and answer["decision"] == "admitted":
             answer = _answer(Verdict("held", (counts.doubt,)))

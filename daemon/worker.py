@@ -116,7 +116,8 @@ class Worker:
             sighting = self._sight(Path(row.place))
             if sighting is None or sighting.fingerprint != row.fingerprint:
                 return None
-            candidate, verdict = Admission(self.merge.base, self.settings).examine(sighting)
+            method = self.merge.method_at(self._history.head())
+            candidate, verdict = Admission(self.merge.base, self.settings, method).examine(sighting)
         except (NotPermitted, Unavailable, OSError):
             return None
         return candidate if verdict == ADMITTED else None

@@ -306,6 +306,7 @@ CASES: dict[str, tuple[str, Case]] = {
     "not-a-file": ("refused", lambda make, _: not_a_file(make)),
     "unreadable": ("refused", lambda make, _: unreadable(make)),
     "bad-index": ("refused", lambda make, _: sharded(make, layer__matrix__bias="../elsewhere.safetensors")),
+    "needs-fisher": ("refused", lambda make, _: dropped(make(rule="fisher"))),
     "not-finite": ("refused", lambda make, _: dropped(make(), layer__matrix__bias=torch.full((6,), torch.nan))),
     "overflow": ("refused", lambda make, _: overflow(make)),
     "refused-by-hand": ("refused", lambda make, _: refused_by_hand(make)),
