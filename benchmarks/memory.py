@@ -91,6 +91,7 @@ def main() -> None:
     )
     parser.add_argument("--tensors", type=int, help="so many matrices of 8 kB are the whole model")
     parser.add_argument("--folds", type=int, default=2)
+    parser.add_argument("--rule", default="opcm")
     parser.add_argument("--limit-mb", type=float, default=700.0, help="exit 1 if the peak is above")
     arguments = parser.parse_args()
     planned = list(shapes(arguments.gb, arguments.rows))
@@ -106,7 +107,7 @@ def main() -> None:
         copying = copy_seconds(work / "base" / "model.safetensors", work / "copy")
         config = str(work / "mergd.toml")
         mergd("init", "--base", str(work / "base"), "--watch", str(work / "drop"), "--state", str(work / "state"),
-              "--existing", "fold", "--config", config)  # fmt: skip
+              "--existing", "fold", "--rule", arguments.rule, "--config", config)  # fmt: skip
         initial = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         seconds = mergd("run", "--once", "-c", config)
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

@@ -20,7 +20,7 @@ from ..state.errors import Busy, DamagedFiles, Unavailable
 from ..state.reading import TORCH_DTYPE, Reader
 from ..state.records import Counts, FileDigest, Layout, Readout, Totals, Weight, WeightReport
 from ..state.store import Draft
-from .base import Base, float32_bytes, read_contents, row_blocks
+from .base import COPIES, Base, float32_bytes, read_contents, row_blocks
 from .forming import Forming, Rows
 from .method import Method
 from .outgoing import Outgoing, SlotKey, key_of
@@ -32,6 +32,10 @@ from .surveying import Surveyed, survey
 Act = Literal["fold", "remove", "keep"]
 MORE: Mapping[Act, int] = {"fold": 1, "remove": -1, "keep": 0}  # checkpoints that are in the model after it
 NOBODY = Candidate("", "nothing", Contents(Layout({}, ()), {}), {}, ())  # has a task vector of zero everywhere
+OTHERS, PER_SLOT = (
+    6,
+    3,
+)  # blocks that are alive at once: both weights, what is made of them; of a slot, the old, the term, the new
 
 
 @dataclass(frozen=True)
@@ -197,7 +201,9 @@ class _Trip:
 
     def _blocks(self, w: Weight) -> list[Rows]:
         by_rows = self._method.rowwise(w)
-        return row_blocks(w.shape, float32_bytes(w.shape), self._memory) if by_rows else [None]
+        kept = sum(spec.nbytes for statistic in self._method.keeps(w) for spec in statistic.slots(w).values())
+        alive = (OTHERS * float32_bytes(w.shape) + PER_SLOT * kept) // COPIES
+        return row_blocks(w.shape, max(float32_bytes(w.shape), alive), self._memory) if by_rows else [None]
 
     def _update(self, w: Weight, rows: Rows, delta: Tensor | LowRank, seed: int, extra: Slots) -> Update:
         """Return one block's news, normalised where the method wants it so."""
@@ -229,7 +235,7 @@ class _Trip:
         folded = self._entered(w, statistic, kept, update)
         out.write(w, statistic, folded.slots)
         gathered.split_rank = max(gathered.split_rank, folded.split_rank)
-        gathered.margin = max(gathered.margin, folded.margin)
+        gathered.margin = min(filter(None, (gathered.margin, folded.margin)), default=0.0)
         gathered.removed += folded.removed
         return folded.slots
 

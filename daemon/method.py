@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..plugins.registry import load
 from ..plugins.rules._sums import adaptive_scale
+from ..plugins.rules.batch_interface import is_batch
 from ..plugins.rules.interface import Rule, Slots, Statistic, Survey
 from ..plugins.rules.surveys import Norm
 from ..state.errors import Misconfigured
@@ -110,8 +111,8 @@ def method_of(described: Mapping[str, Any]) -> Method:
     name = described["rule"]
     return Method(
         name,
-        make_rule(name, described.get("parameters", {})),
-        {other: make_rule(other, given) for other, given in described.get("also", {}).items()},
+        fold_rule(name, described.get("parameters", {})),
+        {other: fold_rule(other, given) for other, given in described.get("also", {}).items()},
         described.get("scale", "rule"),
         Lines(**described.get("lines", {})),
         described.get("normalise", False),
@@ -125,8 +126,19 @@ def method_in(manifest: Mapping[str, Any]) -> Method:
     return method_of(manifest.get("method") or pinned | {"also": also})
 
 
+def fold_rule(name: str, parameters: Mapping[str, Any]) -> Rule:
+    """Return a rule that folds, with checked parameters. Raises Misconfigured of one that must see all checkpoints."""
+    if is_batch(load("rules", name)):
+        raise Misconfigured(
+            f"{name} must see all checkpoints at once: it cannot fold them as they arrive",
+            f"to merge what was folded anew by it: mergd remerge --rule {name}; which rules fold: mergd rules",
+        )
+    rule: Rule = make_rule(name, parameters)
+    return rule
+
+
 def make_rule(name: str, parameters: Mapping[str, Any]) -> Any:
-    """Return a fold rule with checked parameters. Raises Misconfigured naming the wrong one and what there is."""
+    """Return a rule with checked parameters. Raises Misconfigured naming the wrong one and what there is."""
     kind = load("rules", name)
     known = {field.name.rstrip("_"): field.name for field in fields(kind)}
     hint = f"parameters of {name}: {', '.join(known) or 'none'}"

@@ -2,16 +2,15 @@
 
 from collections.abc import Sequence
 from math import isfinite
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ...state.records import Weight
-
-Others = Literal["mean", "sum"]  # how weights that are not matrices are read
+from .interface import Others
 
 RANK_TOLERANCE = 1e-4  # directions under this share of the largest singular value are rounding of task vectors
+MOST = 10**6  # what no count among a rule's parameters can mean to exceed
 CHUNK = 2**16  # numbers that are in float64 at a time
 
 
@@ -81,17 +80,7 @@ def row_slices(A: Tensor) -> list[slice]:
     return [slice(first, first + step) for first in range(0, A.shape[0], step)]
 
 
-def require(met: bool, says: str) -> None:
-    """Raise ValueError with what a parameter must be, unless it is."""
-    if not met:
-        raise ValueError(says)
-
-
-def require_finite(name: str, value: float) -> None:
-    """Raise ValueError unless a parameter is a finite number."""
-    require(isfinite(value), f"{name} must be a finite number")
-
-
-def require_choice(name: str, value: str, choices: object) -> None:
-    """Raise ValueError unless a parameter is one of a Literal's choices."""
-    require(value in get_args(choices), f"{name} must be one of {', '.join(get_args(choices))}")
+def check_finite(name: str, value: float) -> None:
+    """Raise ValueError, naming the parameter, unless it is a finite number."""
+    if not isfinite(value):
+        raise ValueError(f"{name} must be a finite number")

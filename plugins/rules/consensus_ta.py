@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ...state.records import Totals, Weight
-from ._batch import CHUNK, require, require_finite
+from ._batch import CHUNK, MOST, check_finite
 from .batch_interface import MergesAtOnce
+from .interface import check_between
 
 ROUNDING = 1e-9  # of a sum of shares that are not whole numbers
 
@@ -46,10 +47,9 @@ class ConsensusTa(MergesAtOnce):
     lambda_: float = 0.3  # written lambda in a configuration; task arithmetic's: the authors choose it by data
 
     def __post_init__(self) -> None:
-        require(self.prun_thre_k >= 0, "prun_thre_k must not be negative")
-        require_finite("tall_mask_lambda", self.tall_mask_lambda)
-        require(self.tall_mask_lambda >= 0, "tall_mask_lambda must not be negative")
-        require_finite("lambda", self.lambda_)
+        check_between("prun_thre_k", self.prun_thre_k, 0, MOST)
+        check_between("tall_mask_lambda", self.tall_mask_lambda, 0, MOST)
+        check_finite("lambda", self.lambda_)
 
     def merge(self, taus: Sequence[Tensor], w: Weight, shares: Sequence[float], theta0: Tensor) -> Tensor:
         """Return the merged task vector of one weight, whatever its kind."""

@@ -8,35 +8,40 @@ here each weight keeps its own share `density`.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ...state.records import Weight
-from ._batch import is_matrix, leading, matrices, plain, require, require_choice, require_finite, row_slices, total
+from ._batch import MOST, check_finite, is_matrix, leading, matrices, plain, row_slices, total
 from ._sums import norm
 from .batch_interface import MergesAtOnce
+from .interface import check_between, check_one_of
 
 Others = Literal["mean", "sum", "base"]  # how weights that are not matrices are read; base: the code leaves them alone
 Taus = Sequence[Tensor]
 Shares = Sequence[float]
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's
+ALIKE = 1e-6  # singular values that are nearer to each other are one
 
 
 def shared_subspace(taus: Taus, shares: Shares, subspace: int) -> Tensor:
     """Return P (m, q), float64 orthonormal columns: the leading directions of the tasks' own leading left ones.
 
-    taus: (m, n) each, k = min(m, n): floor(k / T) directions of each task, floor(k / subspace) of all.
+    taus: (m, n) each, k = min(m, n): floor(k / T) directions of each task, floor(k / subspace) of all; and those that
+    cannot be told from the last one, as where all checkpoints are alike: which of them came first would be chance.
     """
     k = min(taus[0].shape)
     own = int(k / sum(shares))
     stack = torch.cat([sqrt(share) * leading(tau, own)[0] for tau, share in zip(taus, shares, strict=True)], 1)
-    return leading(stack, k // subspace)[0]
+    P, S, _ = leading(stack, k)
+    q = min(k // subspace, len(S))
+    return P[:, : int((S[q - 1] * (1 - ALIKE) <= S).sum()) if q else 0]
 
 
 def gap(tau: Tensor, merged: Tensor) -> Tensor:
-    """Return <tau, tau - merged> row by row (m, 1), float64; both are (m, n)."""
+    """Return <tau, tau - merged> row by row (m, 1), float64; tau (m, n), merged (m, n) float64."""
     pairs = ((tau[rows].double(), merged[rows]) for rows in row_slices(tau))
     return torch.cat([(mine * (mine - all_)).sum(1, keepdim=True) for mine, all_ in pairs])
 
@@ -49,18 +54,22 @@ def gradient(taus: Taus, gaps: Taus, shares: Shares, Lambda: float, D: Tensor) -
     out = torch.zeros_like(D)
     for rows in row_slices(D):
         for tau, gap_0, share in zip(taus, gaps, shares, strict=True):
-            block = tau[rows].double()
-            left = gap_0[rows] - Lambda * (block * D[rows]).sum(1, keepdim=True)  # (rows, 1)
-            out[rows].addcmul_(block, left, value=-2 * Lambda * share)
+            left = gap_0[rows] - Lambda * (tau[rows] * D[rows]).sum(1, keepdim=True)  # (rows, 1)
+            out[rows].addcmul_(tau[rows], left, value=-2 * Lambda * share)
     return out
 
 
 def modification(taus: Taus, shares: Shares, lamdas: Shares, P: Tensor, steps: int, lr: float) -> Tensor:
-    """Return D (m, n), float64, after `steps` of Adam, each given the gradient less P P^T of it; P (m, q)."""
+    """Return D (m, n) after `steps` of Adam, each given the gradient less P P^T of it; P (m, q).
+
+    In the task vectors' dtype: after 400 steps float32 differs from float64 by 2e-6, in half the time and memory.
+    """
     weights = [share * lamda for share, lamda in zip(shares, lamdas, strict=True)]
     merged = total(taus, weights)
-    gaps = [gap(tau, merged) for tau in taus]
-    D, mean, square = torch.zeros_like(merged), torch.zeros_like(merged), torch.zeros_like(merged)
+    gaps = [gap(tau, merged).to(tau.dtype) for tau in taus]
+    del merged
+    P = P.to(taus[0].dtype)
+    D, mean, square = torch.zeros_like(taus[0]), torch.zeros_like(taus[0]), torch.zeros_like(taus[0])
     for step in range(1, steps + 1):
         g = gradient(taus, gaps, shares, sum(weights), D)
         g -= P @ (P.T @ g)
@@ -97,12 +106,12 @@ class Doge(MergesAtOnce):
     others: Others = "mean"
 
     def __post_init__(self) -> None:
-        require_finite("lambda", self.lambda_)
-        require(self.subspace >= 1, "subspace must be 1 or more")
-        require(0 < self.density <= 1, "density must lie above 0 and not above 1")
-        require(self.steps >= 0, "steps must not be negative")
-        require_finite("lr", self.lr)
-        require_choice("others", self.others, Others)
+        check_finite("lambda", self.lambda_)
+        check_between("subspace", self.subspace, 1, MOST)
+        check_between("density", self.density, 0, 1)
+        check_between("steps", self.steps, 0, MOST)
+        check_finite("lr", self.lr)
+        check_one_of("others", self.others, get_args(Others))
 
     def merge(self, taus: Taus, w: Weight, shares: Shares, theta0: Tensor) -> Tensor:
         """Return the merged task vector of one weight."""

@@ -106,7 +106,7 @@ class Folded:
     slots: Slots  # a slot returned as the same object is unchanged
     split_rank: float = 0.0  # leading directions that were protected (mean over a batch of matrices)
     removed: float = 0.0  # squared Frobenius norm of what was not kept of the task vector
-    margin: float = 0.0  # how far the split rank was from being another one, as a share of the singular-value sum
+    margin: float = 0.0  # least distance of the split rank from being another one, as a share of the singular-value sum
 
 
 class Survey(Protocol):

@@ -6,27 +6,16 @@ Source: arXiv 2502.04959, algorithm 2; the authors' repository danielm1405/iso-m
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
 
 from ...state.records import Totals, Weight
-from ._batch import (
-    RANK_TOLERANCE,
-    Others,
-    is_matrix,
-    leading,
-    matrices,
-    plain,
-    polar,
-    require,
-    require_choice,
-    require_finite,
-    total,
-)
+from ._batch import RANK_TOLERANCE, check_finite, is_matrix, leading, matrices, plain, polar, total
 from ._sums import norm
 from .batch_interface import MergesAtOnce
+from .interface import Others, check_between, check_one_of
 
 
 def directions(k: int, T: float, common_space_fraction: float) -> tuple[int, int]:
@@ -69,9 +58,9 @@ class IsoCts(MergesAtOnce):
     others: Others = "mean"
 
     def __post_init__(self) -> None:
-        require(0 <= self.common_space_fraction <= 1, "common_space_fraction must lie between 0 and 1")
-        require_finite("lambda", self.lambda_)
-        require_choice("others", self.others, Others)
+        check_between("common_space_fraction", self.common_space_fraction, 0, 1)
+        check_finite("lambda", self.lambda_)
+        check_one_of("others", self.others, get_args(Others))
 
     def merge(self, taus: Sequence[Tensor], w: Weight, shares: Sequence[float], theta0: Tensor) -> Tensor:
         """Return the merged task vector of one weight."""

@@ -6,15 +6,15 @@ needs are the angles between the directions, so it is found among T coefficients
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ...state.records import Weight
-from ._batch import CHUNK, require, total
+from ._batch import CHUNK, MOST, total
 from .batch_interface import MergesAtOnce
+from .interface import check_between
 
 
 def gram(theta0: Tensor, taus: Sequence[Tensor]) -> Tensor:
@@ -78,8 +78,8 @@ class Karcher(MergesAtOnce):
     tol: float = 1e-5
 
     def __post_init__(self) -> None:
-        require(self.max_iter >= 0, "max_iter must not be negative")
-        require(isfinite(self.tol) and self.tol > 0, "tol must be a finite number above 0")
+        check_between("max_iter", self.max_iter, 0, MOST)
+        check_between("tol", self.tol, 1e-12, 1)
 
     def merge(self, taus: Sequence[Tensor], w: Weight, shares: Sequence[float], theta0: Tensor) -> Tensor:
         """Return the merged task vector of one weight: the mean of theta0 + tau_i, less theta0."""

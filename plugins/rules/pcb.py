@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ...state.records import Totals, Weight
-from ._batch import require, require_finite, total
+from ._batch import check_finite, total
 from .batch_interface import MergesAtOnce
+from .interface import check_between
 
 CLAMPED = 0.0001  # the share of a task vector's largest and least entries that are clamped to the next ones
 
@@ -31,12 +32,15 @@ def clamp(x: Tensor, below: float, above: float) -> Tensor:
 
 
 def rescale(x: Tensor, low: Tensor) -> Tensor:
-    """Return x (D,) with `low` and less at 0 and its largest entry at 1.
+    """Return x (D,) with `low` and less at 0 and its largest entry at 1; in float64, in x's place if that is its dtype.
 
     Where those two are equal (in a weight with one entry, say), its largest entries are at 1 if they are positive.
     """
     high = x.amax()
-    return ((x - low) / (high - low)).clamp(min=0) if high > low else ((x >= high) & (x > 0)).to(x)
+    x, low, high = x.double(), low.double(), high.double()
+    if high > low:
+        return x.sub_(low).div_(high - low).clamp_(min=0)
+    return ((x >= high) & (x > 0)).double()
 
 
 def balancing(tau: Tensor, magnitude: Tensor, S: Tensor, N: float) -> Tensor:
@@ -45,22 +49,21 @@ def balancing(tau: Tensor, magnitude: Tensor, S: Tensor, N: float) -> Tensor:
     tau (D,): a task vector; magnitude (D,): |tau|, clamped; S (D,): the sum of all N task vectors. The exponential is
     divided by exp(N), which rescaling takes out again: with many tasks it would be infinite.
     """
-    intra = torch.exp(N * (rescale(magnitude, magnitude.amin()) ** 2 - 1))
-    return intra * torch.tanh(tau * S)
+    intra = rescale(magnitude.clone(), magnitude.amin()).square_().sub_(1).mul_(N).exp_()
+    return intra.mul_(S.mul(tau).tanh_())
 
 
 def pcb(taus: Sequence[Tensor], shares: Sequence[float], pcb_ratio: float) -> Tensor:
     """Return the merged task vector (D,), float64: sum scale_i sign(tau_i) |tau_i| / sum scale_i; taus (D,) each."""
-    S, N = total(taus, shares), sum(shares)
+    S, N, D = total(taus, shares), sum(shares), taus[0].numel()
     weighted, scales = torch.zeros_like(S), torch.zeros_like(S)
     for tau, share in zip(taus, shares, strict=True):
-        tau = tau.double()
         magnitude = clamp(tau.abs(), CLAMPED, CLAMPED)
         b = balancing(tau, magnitude, S, N)
-        scale = share * rescale(b, order_statistic(b, min(int(len(b) * (1 - pcb_ratio)), len(b) - 1)))
-        weighted.addcmul_(scale, tau.sign() * magnitude)
-        scales += scale
-    return weighted / scales.clamp(min=1e-12)
+        scale = rescale(b, order_statistic(b, min(int(D * (1 - pcb_ratio)), D - 1)))
+        weighted.addcmul_(scale, magnitude.mul_(tau.sign()), value=share)
+        scales.add_(scale, alpha=share)
+    return weighted.div_(scales.clamp_(min=1e-12))
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ class Pcb(MergesAtOnce):
     lambda_: float = 1.0  # written lambda in a configuration; 1 is where the authors' search starts
 
     def __post_init__(self) -> None:
-        require(0 < self.pcb_ratio <= 1, "pcb_ratio must lie above 0 and not above 1")
-        require_finite("lambda", self.lambda_)
+        check_between("pcb_ratio", self.pcb_ratio, 0, 1)
+        check_finite("lambda", self.lambda_)
 
     def merge(self, taus: Sequence[Tensor], w: Weight, shares: Sequence[float], theta0: Tensor) -> Tensor:
         """Return the merged task vector of one weight, whatever its kind."""

@@ -15,7 +15,8 @@ For one matrix, W_t the task vectors (m, n) and W~_t the same less the mean of i
 
 Differences: a task vector that is zero is left out (published: its logarithm is that of 1e-12); of a share s, every sum
 counts s times, and the variance is that of sum(s) checkpoints; with fewer than two there is no variance, and they
-are alike, as in the code. Where less than one singular direction is to be added (published: not a number), none is.
+are alike, as in the code. Directions under 1e-4 of the largest are not added (published: they
+are, and are arbitrary); where fewer than one is to be added (published: not a number), none is.
 """
 
 import torch
@@ -24,6 +25,7 @@ from references.matrices import each_matrix
 from torch import Tensor
 
 TINY = 1e-12
+TOLERANCE = 1e-4
 
 
 def heterogeneity(traces: Tensor, shares: Tensor) -> float:
@@ -37,7 +39,7 @@ def heterogeneity(traces: Tensor, shares: Tensor) -> float:
 def refinement(fused: Tensor, fraction: float) -> Tensor:
     """Return the leading directions of a matrix (m, n), each with the mean of their singular values."""
     U, S, Vh = torch.linalg.svd(fused, full_matrices=False)
-    k = int(len(S) * fraction)
+    k = min(int(len(S) * fraction), int((TOLERANCE * S[0] < S).sum()))
     leading: Tensor = S[:k].mean() * U[:, :k] @ Vh[:k] if k else torch.zeros_like(fused)
     return leading
 

@@ -11,8 +11,8 @@ The authors take that share over all weights of a checkpoint (`over="model"`), m
 (`over="weight"`, the default here); all else is per weight there too.
 They leave every weight that is not a matrix of the encoder as the base model has it (`others="base"`); here such
 weights are averaged by default. What is defined here and not there: a checkpoint whose task vector is zero in a weight
-is not there for it (0 / 0 in the code); directions under `tolerance` of the largest are left out, since they are
-arbitrary; a lone checkpoint is returned as it is: all directions of its stack are alike, so that P would be arbitrary,
+is not there for it (0 / 0 in the code); directions under `tolerance` of the largest are left out, and
+those that cannot be told from the last of the shared ones taken in, since which would be arbitrary; a lone checkpoint is returned as it is: all directions of its stack are alike, so that P would be arbitrary,
 and the weight's norm would become lambda.
 """
 
@@ -29,6 +29,12 @@ def left(matrix: Tensor, q: int, tolerance: float) -> Tensor:
     U, S, _ = torch.linalg.svd(matrix, full_matrices=False)
     leading: Tensor = U[:, : min(q, int((tolerance * S[0] < S).sum()))] if S.numel() else U
     return leading
+
+
+def alike(stack: Tensor, q: int) -> int:
+    """Return q, or more where the singular values after the q-th are no other (to 1e-6) than that."""
+    S = torch.linalg.svdvals(stack)
+    return int((S[q - 1] * (1 - 1e-6) <= S).sum()) if 0 < q <= len(S) else q
 
 
 def modification(taus: Tensor, lamdas: Tensor, P: Tensor, steps: int, lr: float) -> Tensor:
@@ -53,7 +59,8 @@ def adjusted(taus: Tensor, lambda_: float, subspace: int, steps: int, lr: float,
         some = taus[changed]
         T, k = len(some), min(some.shape[1:])
         lamdas = lambda_ / some.flatten(1).norm(dim=1).reshape(-1, 1, 1)
-        shared = left(torch.cat([left(tau, k // T, tolerance) for tau in some], dim=1), k // subspace, tolerance)
+        stack = torch.cat([left(tau, k // T, tolerance) for tau in some], dim=1)
+        shared = left(stack, alike(stack, k // subspace), tolerance)
         found[changed] = lamdas * (some + modification(some, lamdas, shared @ shared.T, steps, lr))
     return found
 

@@ -3,9 +3,9 @@
 Source: arXiv 2501.09522 and FusionBench `method/opcm`; the recurrence is that of opcm_published.py. Differences: a convolution
 is one matrix, of a batch each matrix is projected by itself; checkpoints that equal the base and come first
 are counted in the mean norm but divide nothing by zero; where no earlier checkpoint changed a matrix, the newcomer is added
-whole (published: its coordinates in the basis of the identity lose their diagonal); a share of 2 is two
-folds, of what is left of a share under 1 so much is added, and norms count in the mean as often as their shares say. Variant `orthogonal` is this project's: `block`, and then the
-component along the accumulator's tail taken away.
+whole (published: its coordinates in the basis of the identity lose their diagonal); a share of 2 is two folds, of what is
+left of a share under 1 so much is added, and norms count in the mean as often as their shares say. Variant `orthogonal` is
+this project's: `block`, and then the component along the accumulator's tail taken away.
 """
 
 from math import sqrt

@@ -39,10 +39,8 @@ def project(merged: Tensor, tau: Tensor, alpha: float, variant: str) -> Tensor:
         X[:r, :r] = 0
     if variant in ("block_diagonal", "paper"):
         X.fill_diagonal_(0)
-    if (
-        variant == "orthogonal"
-    ):  # in this basis the accumulator's tail is the diagonal S[r:], and so is what is taken away
-        tail = torch.zeros_like(X)
+    if variant == "orthogonal" and merged.any():
+        tail = torch.zeros_like(X)  # the accumulator's tail in this basis
         tail.diagonal()[r:] = S[r:]
         X = X - (tail * X).sum() / tail.square().sum() * tail
     cleaned: Tensor = U @ X @ Vh

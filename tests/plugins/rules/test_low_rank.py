@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mergd.plugins.rules._directions import Directions, leading_directions, low_rank_directions
 from mergd.plugins.rules.interface import LowRank
-from mergd.plugins.rules.opcm import Accumulator, leading_directions, low_rank_directions
+from mergd.plugins.rules.opcm import Accumulator
 from mergd.state.records import Counts, Weight
 
 SHAPES = st.sampled_from([(6, 4), (4, 6), (1, 5), (3, 5, 4), (5, 3, 2, 2), (4, 2, 3, 2, 2)])
@@ -68,7 +69,9 @@ def test_a_sketch_finds_the_directions_of_few(m: int, n: int, rank: int, alpha: 
     A = of_rank(m, n, rank).dense()
     found, expected = low_rank_directions(A, alpha), leading_directions(A, alpha)
     assert found is not None
-    for ours, theirs in zip(found, expected, strict=True):
+    assert found.r == expected.r
+    assert found.margin == pytest.approx(expected.margin, abs=1e-6)
+    for ours, theirs in ((found.U, expected.U), (found.V, expected.V)):
         assert ours.shape == theirs.shape
         torch.testing.assert_close(ours @ ours.T, theirs @ theirs.T, atol=1e-5, rtol=0)
 
@@ -85,7 +88,7 @@ def test_a_sketch_does_not_overlook_one_faint_direction() -> None:
 
 
 def test_a_stream_of_adapters_is_never_decomposed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    def whole(A: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    def whole(A: Tensor, alpha: float) -> Directions:
         raise AssertionError("decomposed")
 
     monkeypatch.setattr("mergd.plugins.rules.opcm.leading_directions", whole)

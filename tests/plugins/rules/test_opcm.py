@@ -12,13 +12,16 @@ from hypothesis import strategies as st
 from references import opcm_published
 from torch import Tensor
 
+from mergd.plugins.rules._directions import split_margin, split_rank
 from mergd.plugins.rules._sums import adaptive_scale
 from mergd.plugins.rules.interface import Update
-from mergd.plugins.rules.opcm import Accumulator, Opcm, Variant, split_rank
+from mergd.plugins.rules.opcm import Accumulator, Opcm, Variant
 from mergd.state.records import Totals, Weight, WeightKind
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 DIAGONAL: tuple[Variant, ...] = ("block_diagonal", "paper")
+ORTHOGONAL: tuple[Variant, ...] = ("orthogonal", *DIAGONAL)
+LEADING: tuple[Variant, ...] = ("block", "orthogonal")  # lean on no single direction
 FOLDS = 9
 MANY_ROWS = 1030  # more than are in float64 at a time
 
@@ -69,8 +72,8 @@ def task_vectors(weights: tuple[Weight, ...], t: int) -> dict[str, Tensor]:
 @each_variant
 def test_every_fold_equals_the_published_recurrence(variant: Variant, alpha: float) -> None:
     # A rank-deficient accumulator has arbitrary singular vectors in its null space. The diagonal variants of the
-    # reference use those too, so that its result there is an accident: only `block` is compared on such weights.
-    weights = FULL_RANK + DEFICIENT if variant == "block" else FULL_RANK
+    # reference use those too, so that its result there is an accident: they are not compared on such weights.
+    weights = FULL_RANK + DEFICIENT if variant in LEADING else FULL_RANK
     base = {w.name: gaussian(*w.shape, seed=len(w.name)).double() for w in weights}
     taus = [task_vectors(weights, t) for t in range(FOLDS)]
     expected = opcm_published.published_task_vectors(
@@ -169,14 +172,69 @@ def test_scaled_inputs_give_a_scaled_output(m: int, n: int, seed: int, power: in
 
 
 @modest
-@given(m=sides, n=sides, seed=seeds, alpha=st.floats(0, 1), variant=st.sampled_from(DIAGONAL))
-def test_without_the_diagonal_the_kept_update_is_orthogonal_to_the_accumulator(
+@given(m=sides, n=sides, seed=seeds, alpha=st.floats(0, 1), variant=st.sampled_from(ORTHOGONAL))
+def test_what_is_kept_is_orthogonal_to_the_accumulator(
     m: int, n: int, seed: int, alpha: float, variant: Variant
 ) -> None:
     A, D = gaussian(m, n, seed=seed).double(), gaussian(m, n, seed=seed + 1)
     after = fold_once(Accumulator(alpha, variant), matrix(m, n), {"accumulator": A}, D).slots["accumulator"]
     assert float((A * (after - A)).sum()) == pytest.approx(0, abs=1e-5 * float(A.norm() * D.norm()))
     assert float(after.norm()) ** 2 == pytest.approx(float(A.norm()) ** 2 + float((after - A).norm()) ** 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("variant", ORTHOGONAL)
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("weights", [FULL_RANK, FULL_RANK + DEFICIENT], ids=["full rank", "also deficient"])
+def test_squared_norms_add_up_over_a_whole_stream(weights: tuple[Weight, ...], alpha: float, variant: Variant) -> None:
+    stream = Stream(Opcm(alpha, variant), tuple(w for w in weights if w.kind == "matrix"))
+    before = {w.name: torch.zeros(w.shape, dtype=torch.float64) for w in stream.weights}
+    for t in range(FOLDS):
+        stream.fold(task_vectors(stream.weights, t))
+        for name, A in before.items():
+            after = stream.readouts[name].double()
+            expected = float(A.square().sum() + (after - A).square().sum())
+            assert float(after.square().sum()) == pytest.approx(expected, rel=2e-6), (name, t)
+            before[name] = after
+
+
+def test_the_tail_is_all_that_orthogonal_takes_beyond_the_block() -> None:
+    A, D = gaussian(9, 6, seed=1), gaussian(9, 6, seed=2)
+    block, orthogonal = (
+        fold_once(Accumulator(0.5, variant), matrix(9, 6), {"accumulator": A}, D).slots["accumulator"].double()
+        for variant in LEADING
+    )
+    U, S, Vh = torch.linalg.svd(A.double(), full_matrices=False)
+    r = split_rank(S, 0.5)
+    tail = U[:, r:] * S[r:] @ Vh[r:]
+    taken = block - orthogonal
+    assert relative_error(taken, tail * (taken * tail).sum() / tail.square().sum()) < 1e-5
+    assert float(taken.norm()) > 1e-2 * float(D.norm())
+
+
+@pytest.mark.parametrize(
+    ("S", "alpha", "margin"),
+    [
+        pytest.param([1, 1, 1, 1], 0.5, 0.0, id="on the edge"),
+        pytest.param([1, 1, 1, 1], 0.6, 0.1, id="between"),
+        pytest.param([3, 1], 0.5, 0.25, id="below the first"),
+        pytest.param([3, 1], 1, 0.25, id="alpha 1: the smallest direction's share"),
+        pytest.param([0, 0], 0.5, 0.0, id="nothing there"),
+        pytest.param([], 0.5, 0.0, id="no singular value"),
+    ],
+)
+def test_the_margin_is_the_distance_to_the_next_split(S: list[float], alpha: float, margin: float) -> None:
+    assert split_margin(torch.tensor(S, dtype=torch.float64), alpha) == pytest.approx(margin)
+
+
+@each_variant
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_a_fold_tells_the_least_margin_of_its_matrices(alpha: float, variant: Variant) -> None:
+    statistic, w = Accumulator(alpha, variant), matrix(3, 6, 4)
+    A = gaussian(3, 6, 4, seed=1).double()
+    A[2] = 0  # nothing is protected there: no margin
+    margins = [split_margin(torch.linalg.svdvals(one), alpha) for one in A[:2]]
+    assert fold_once(statistic, w, {"accumulator": A}, gaussian(3, 6, 4, seed=2)).margin == pytest.approx(min(margins))
+    assert fold_once(statistic, w, empty_slots(statistic, w), gaussian(3, 6, 4, seed=2)).margin == 0
 
 
 @modest
@@ -321,7 +379,7 @@ def test_case_flat_parameter_vector_for_the_norm() -> None:
 @each_variant
 def test_case_slots_are_never_narrower_than_float32(variant: Variant) -> None:
     specs = [spec for s in Opcm(0.5, variant).keeps(matrix(6, 4)) for spec in s.slots(matrix(6, 4)).values()]
-    assert [spec.dtype for spec in specs] == ["F32" if variant == "block" else "F64"]
+    assert [spec.dtype for spec in specs] == ["F32" if variant in LEADING else "F64"]
 
 
 @pytest.mark.parametrize("kind", ["lookup", "other"])
