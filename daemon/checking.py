@@ -11,13 +11,13 @@ from ..state.records import ADMITTED, Checkpoint, Drafted, Sighting, Verdict
 from ..state.store import Store
 from . import control
 from .admission import Admission
-from .asking import history_of, said_by, store_of, store_to_look_at
+from .asking import history_of, open_history, said_by, store_of, store_to_look_at
 from .base import Base, locate, open_base
 from .drafting import head_at
 from .folding import fold
 from .judging import Known, judged, seen_here
 from .machine import settle_threads
-from .method import method_of
+from .method import Method, method_of
 from .naming import absolute
 from .opening import Merge, check_pins, make_sane
 from .progress import Progress
@@ -42,7 +42,7 @@ def check(settings: Settings, path: Path, deep: bool, progress: Progress) -> dic
         raise Usage(f"there is no checkpoint at {path}", "give a model folder or a .safetensors file")
     base = _base(settings, store, deep)
     try:
-        candidate, answer = _of_headers(sighting, Admission(base, settings, method_of(settings.method)))
+        candidate, answer = _of_headers(sighting, Admission(base, settings, _method(settings, store)))
         counts = counted(place, settings)
         if counts.doubt is not None and answer["decision"] == "admitted":
             answer = _answer(Verdict("held", (counts.doubt,)))
@@ -66,6 +66,16 @@ def _base(settings: Settings, store: Store, deep: bool) -> Base:
     return open_base(place, pins)
 
 
+def _method(settings: Settings, store: Store) -> Method:
+    """Return how the next checkpoint is folded: by the head's method; for who may not look into the history, as init pinned."""
+    try:
+        with open_history(store) as history:
+            head = history.head()
+    except MergdError:
+        head = None
+    return method_of(head.method if head and head.method else settings.method)
+
+
 def _of_headers(sighting: Sighting, admission: Admission) -> tuple[Candidate | None, dict[str, Any]]:
     if unfinished := evidence.gather(sighting).unfinished:
         return None, _incomplete(f"{unfinished} to be finished")
@@ -82,9 +92,8 @@ def _of_content(
     with history_of(settings) as history:
         method = method_of(settings.method)
         check_pins(settings, method, history.pins())
-        row = _row(sighting)
+        row, merge = _row(sighting), Merge(base, method, make_sane(settings), {}, {})
         job = job_for(row, candidate, history, settings)
-        merge = Merge(base, method, make_sane(settings), {}, {})
         head, method = head_at(job.start.parent, store), merge.method_at(job.start.parent)
         try:
             result = fold(base, candidate, head, method, None, settings.memory, progress, share=job.share)

@@ -37,13 +37,21 @@ def _switched(value: Any) -> Any:
     return 0 if value is False else value
 
 
+def _counted(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("give a number")  # noqa: TRY004 - pydantic tells of ValueErrors
+    return value
+
+
 Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
 Folder = Annotated[Path, BeforeValidator(_absolute)]
 
 
 Limit = Annotated[float, BeforeValidator(_switched), Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, BeforeValidator(_switched), Field(ge=0, le=1)]
-Counting = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False, strict=True)]  # some rules fold it so many times
+Counting = Annotated[  # some rules fold it so many times
+    float, BeforeValidator(_counted), Field(gt=0, le=1000, allow_inf_nan=False)
+]
 
 
 class Table(BaseModel):

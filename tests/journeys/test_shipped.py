@@ -159,6 +159,10 @@ def test_a_merge_anew_by_a_rule_that_needs_none_and_back(merged: Sandbox) -> Non
     found = task_vector(merged.published(), merged.model)["layer.matrix.weight"]
     mean = sum(SHARES[name] * taus[name]["layer.matrix.weight"] for name in SHARES) / 3.5
     torch.testing.assert_close(found, mean, atol=1e-5, rtol=1e-4)
+    without = merged.drop("d", 4)
+    assert merged.mergd("check", "--json", without).json["decision"] == "admitted"
+    assert merged.mergd("check", "--json", "--deep", without).json["decision"] == "admitted"
     back = merged.mergd("remerge", "--rule", "fisher")
     assert back.code == 0, back.err
     assert_merged(merged, "abc")
+    assert merged.mergd("check", "--json", without).json["decision"] == "refused"
