@@ -17,7 +17,7 @@ from .settings import Settings
 
 log = logging.getLogger(__name__)
 
-LARGEST = 16 * 2**10  # bytes; it may be a stranger's
+LARGEST = 4 * 2**10  # bytes; it may be a stranger's, and some texts take the square of their length
 KEYS = ("share", "weight")  # two words for one thing; all other keys are passed over
 EXPECTED = "one number above 0, as in: share = 2.0"
 

@@ -217,6 +217,14 @@ def test_it_is_content_only_where_it_is_needed(bench: Bench) -> None:
     assert len({*plain, *needed}) == 3
 
 
+@pytest.mark.parametrize("name", fisher_of(tiny_base(), 1))
+def test_any_number_of_it_makes_another_content(bench: Bench, name: str) -> None:
+    fishers = fisher_of(tiny_base(), 1), fisher_of(tiny_base(), 1)
+    fishers[1][name].view(-1)[-1] += 0.5
+    places = [bench.place(place, fisher) for place, fisher in zip("ab", fishers, strict=True)]
+    assert len({content_digest(bench.admitted(place), MUCH, Progress()) for place in places}) == 2
+
+
 @pytest.mark.parametrize("memory", [MUCH, LITTLE])
 def test_the_digest_of_a_fold_is_that_of_reading_alone(bench: Bench, memory: int) -> None:
     candidate = bench.admitted(bench.place("a", fisher_of(tiny_base(), 1) | {"unused": torch.ones(3)}))
