@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import re
 from collections.abc import Iterator
 from functools import reduce
@@ -45,6 +46,7 @@ def test_a_default_is_read_back_as_the_page_writes_it(name: str) -> None:
     needed = {"base_model": "/base", "watch": "/watch", "state": "/state"}
     shown = settings_table.default(keys()[name]).strip("`").strip('"')
     value = {"true": True, "false": False, "[]": [], "the rule's own": {}}.get(shown, shown)
+    value = json.loads(shown) if shown.startswith("[") else value
     table, point, key = name.partition(".")
     assert validate(needed | {table: {key: value} if point else value}, "a test") == validate(needed, "a test")
 
