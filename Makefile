@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: help dev check lint fix test test-without-events demo bench hostile fuzz mutations kills arrivals faults full-disk powercut \
-  flips machine soak clean
+  flips machine soak peers clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 22
 
@@ -78,5 +78,20 @@ flips: $(READY)  ## one bit flipped in a state's files, again and again: is it f
 machine: $(READY)  ## what people may do, with crashes in between, against a model in memory; STEPS=1000 and SEED=1
 	MACHINE_STEPS=$(or $(STEPS),1000) MACHINE_SEED=$(or $(SEED),1) $(BIN)/pytest -q tests/journeys/test_machine.py
 
+# The packages that mergd is held against, each in an environment of its own; fusion-bench's OPCM needs transformers 4.
+PEERS := .peers
+MERGEKIT := mergekit==0.1.5
+FUSION_BENCH := fusion-bench==0.2.33 transformers<5
+
+peers: $(READY) $(PEERS)/mergekit/.ready $(PEERS)/fusion-bench/.ready  ## hold the rules against mergekit and fusion-bench: writes docs/peers.md; COUNT=4 and SEED=1
+	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m peers --count $(or $(COUNT),4) --seed $(or $(SEED),1) --write
+
+$(PEERS)/mergekit/.ready: WANTED := $(MERGEKIT)
+$(PEERS)/fusion-bench/.ready: WANTED := $(FUSION_BENCH)
+$(PEERS)/%/.ready: constraints.txt Makefile
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt $(foreach package,$(WANTED),'$(package)')
+	touch $@
+
 clean:  ## remove everything that was made here
-	rm -rf $(VENV) build dist .demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build dist .demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

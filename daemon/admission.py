@@ -11,13 +11,15 @@ from ..state.headers import COUNTING, FLOATING
 from ..state.records import ADMITTED, Reason, Sighting, Verdict
 from ..state.wording import quoted, shown, size
 from .base import Base, read_contents
-from .matching import Match, closest, match, rename_hint
+from .links import link_elsewhere
+from .matching import SHOWN, Match, closest, match, rename_hint, some
+from .method import Method
 from .settings import Settings
+from .shipped import Looking
 
 log = logging.getLogger(__name__)
 
 BY_SETTING = ("missing-weights", "extra-weights", "vocabulary", "nothing-changed")  # a setting would let them pass
-SHOWN = 10  # names in a reason
 ROOM = 64 * 2**20  # bytes of tensors beside the weights that are let through, however small the base model is
 
 
@@ -27,6 +29,8 @@ class Admission:
 
     base: Base
     settings: Settings
+    method: Method | None = None  # what it needs must be shipped; none: nothing
+    earlier: tuple[Method, ...] = ()  # methods, of which what they need is taken where it is shipped
 
     def examine(self, sighting: Sighting) -> tuple[Candidate | None, Verdict]:
         """Return the candidate that lies at a sighting's place, and the verdict on its headers.
@@ -45,14 +49,24 @@ class Admission:
 
     def _examine(self, sighting: Sighting, place: Path) -> tuple[Candidate | None, Verdict]:
         contents = read_contents(place, self.most_tensors)
-        if link := _link(place, contents):
+        if link := link_elsewhere(place, contents.layout.files):
             return None, Verdict("refused", (link,))
         found = match(contents, self.base, self.settings, place)
         candidate = Candidate(
             sighting.place, sighting.name, contents, found.parts, sighting.stamps, aliases=found.aliases
         )
         verdict = self.judge(contents, found)
+        if verdict == ADMITTED:
+            candidate, verdict = self._with_shipped(candidate)
         return candidate, Verdict(verdict.decision, tuple(_then_again(reason, place) for reason in verdict.reasons))
+
+    def _with_shipped(self, candidate: Candidate) -> tuple[Candidate, Verdict]:
+        """Add what the method needs besides the weights; refuse where it is not there."""
+        methods, weights = [(self.method,) if self.method else (), self.earlier], self.base.weights
+        needs, besides = ({w.name: {n for m in each for n in m.needs((w,))} for w in weights} for each in methods)
+        looking = Looking(self.base, self.settings, self.most_tensors, needs, besides)
+        shipped, reasons = looking.beside(Path(candidate.place), candidate.parts.keys())
+        return replace(candidate, shipped=shipped), Verdict("refused", tuple(reasons)) if reasons else ADMITTED
 
     @property
     def most_tensors(self) -> int:
@@ -92,17 +106,6 @@ def _then_again(reason: Reason, place: Path) -> Reason:
     return replace(reason, next_step=f"{reason.next_step}; then: mergd retry {quoted(str(place))}")
 
 
-def _link(place: Path, contents: Contents) -> Reason | None:
-    """Return why a link to elsewhere is refused; a snapshot in the Hub client's cache may lead to its own blobs."""
-    home = place.resolve()
-    inside = [home] + ([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])
-    for path in map(Path, contents.layout.files):
-        if path.is_symlink() and not any(path.resolve().is_relative_to(folder) for folder in inside):
-            found = f"{path.name}, a link to {path.resolve()}"
-            return Reason("link", found, "links that stay in the folder", "copy the files themselves: cp -rL")
-    return None
-
-
 def _missing(found: Match) -> Reason | None:
     if not found.missing:
         return None
@@ -113,7 +116,7 @@ def _missing(found: Match) -> Reason | None:
     )
     return Reason(
         "missing-weights",
-        f"{len(found.missing)} of {of} weights missing: {_some(_with_closest(found.missing, found.extra))}",
+        f"{len(found.missing)} of {of} weights missing: {some(_with_closest(found.missing, found.extra))}",
         "every weight of the base model",
         f'{next_step}; or set missing = "zero-delta" to keep the base model\'s',
     )
@@ -124,7 +127,7 @@ def _extra(found: Match) -> Reason | None:
         return None
     return Reason(
         "extra-weights",
-        f"{len(found.extra)} weights that the base model has not: {_some(_with_closest(found.extra, found.missing))}",
+        f"{len(found.extra)} weights that the base model has not: {some(_with_closest(found.extra, found.missing))}",
         "the base model's weights alone",
         'save without added heads; or set skip = ["classifier.*"] for such names, or extra = "ignore" for all',
     )
@@ -142,7 +145,7 @@ def _shapes(found: Match) -> Reason | None:
     if not found.shapes:
         return None
     wrong = [f"{name} {_shape_of(part)} for {list(weight.shape)}" for name, part, weight in found.shapes]
-    return Reason("shape", _some(wrong), "the base model's shapes", "fine-tune this base model, not one like it")
+    return Reason("shape", some(wrong), "the base model's shapes", "fine-tune this base model, not one like it")
 
 
 def _shape_of(part: Part) -> list[int]:
@@ -156,13 +159,13 @@ def _vocabulary(found: Match) -> Reason | None:
         return None
     wrong = [f"{name} has {rows} rows for {ours}" for name, rows, ours in found.vocabulary]
     next_step = 'set vocabulary = "base-rows" to fold the rows that both have'
-    return Reason("vocabulary", _some(wrong), "the base model's vocabulary", next_step)
+    return Reason("vocabulary", some(wrong), "the base model's vocabulary", next_step)
 
 
 def _twice(found: Match) -> Reason | None:
     if not found.twice:
         return None
-    wrong = f"two changes of {_some(found.twice)}, which the base model ties"
+    wrong = f"two changes of {some(found.twice)}, which the base model ties"
     return Reason("untied", wrong, "one weight under two names", "train it tied, or only under one of its names")
 
 
@@ -176,7 +179,7 @@ def _dtypes(contents: Contents, found: Match) -> Reason | None:
         return None
     return Reason(
         "dtype",
-        _some([f"{name} is {tensors[name].dtype}" for name in wrong]),
+        some([f"{name} is {tensors[name].dtype}" for name in wrong]),
         "float64, float32, float16 or bfloat16",
         "drop the model before it was quantised",
     )
@@ -206,8 +209,3 @@ def _beside(contents: Contents, base: Base) -> Reason | None:
         return None
     found = f"{size(nbytes)} of tensors that the base model has not"
     return Reason("too-large", found, f"at most {size(room)} of them", "save the base model's weights alone")
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(shown(name) for name in names[:SHOWN]) + more

@@ -105,7 +105,8 @@ def _version(entry: Mapping[str, Any]) -> str:
     kept = f" [dim]({FILES[entry['files']]})[/]" if FILES[entry["files"]] else ""
     kept += f" [bold yellow]{safe(', '.join(entry['tags']))}[/]" if entry["tags"] else ""
     folded = f"{entry['totals']['folded']} folded, scale {entry['scale']:.4g}"
-    return f"[bold]v{entry['version']}[/] {_when(entry['created_at'])}  {safe(name)}  ({folded}){kept}{head}"
+    counts = f" counts {entry['share']:g}" if entry["share"] not in (None, 1.0) else ""
+    return f"[bold]v{entry['version']}[/] {_when(entry['created_at'])}  {safe(name)}{counts}  ({folded}){kept}{head}"
 
 
 def cause_of(entry: Mapping[str, Any]) -> str:
@@ -154,7 +155,8 @@ def verdict(answer: Mapping[str, Any], deep: bool) -> None:
         "known": "there would be nothing to fold",
         "incomplete": f"not complete: {safe(answer['waits_for'])}",
     }
-    out.print(said.get(answer["decision"], answer["decision"]))
+    counts = f", and count {answer['share']:g}" if answer["decision"] == "admitted" and answer["share"] != 1.0 else ""
+    out.print(said.get(answer["decision"], answer["decision"]) + counts)
     reasons(answer["reasons"])
     daemon = answer["daemon"] or {"cannot_read": []}
     for file in daemon["cannot_read"]:

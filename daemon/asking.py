@@ -233,6 +233,7 @@ def show(settings: Settings, what: str) -> dict[str, Any]:
             ]
             attempts = [vars(attempt) for attempt in history.checkpoints.attempts(row.id)]
             return describe_checkpoint(row, history, in_model(history), history.decided.all()) | {
+                "share": next((e["share"] for e in mine if e["checkpoint"]["digest"] == row.digest), None),
                 "versions": [e["version"] for e in mine],
                 "attempts": attempts,
             }

@@ -171,6 +171,13 @@ def open_base(place: Path, pins: Mapping[str, Any]) -> Base:
     return Base(folder, layout, weights, tied, pins["base_digest"], pins["base_norms"], pins.get("base_commit"))
 
 
+def outline(place: Path, convolutions: str = "sum") -> Base:
+    """Return the base model as its headers show it: without digest and norms, and tied wherever it could be."""
+    layout, folder = base_layout(place), place if place.is_dir() else None
+    tied = dict(possible_ties(layout)) if tie_setting(read_config(folder)) is True else {}
+    return Base(folder, layout, fold_weights(layout, tied, convolutions), tied, "", {})
+
+
 def examine(place: Path, progress: Progress, convolutions: str = "sum") -> Base:
     """Return the base model at a place after reading all of it: its digest, its norms, and which weights are tied."""
     layout = base_layout(place)
@@ -199,8 +206,12 @@ def find_ties(layout: Layout, content: ContentDigest, config: Mapping[str, Any])
     """
     if tie_setting(config) is not True:
         return {}
-    pairs = ((head.name, table.name) for head, table in _pairs(layout))
-    return {head: table for head, table in pairs if content.of(head) == content.of(table)}
+    return {head: table for head, table in possible_ties(layout) if content.of(head) == content.of(table)}
+
+
+def possible_ties(layout: Layout) -> list[tuple[str, str]]:
+    """Return the names of each (head, lookup table) that could be one weight, as far as their headers tell."""
+    return [(head.name, table.name) for head, table in _pairs(layout)]
 
 
 def _leaf(name: str) -> str:

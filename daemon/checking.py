@@ -11,18 +11,19 @@ from ..state.records import ADMITTED, Checkpoint, Drafted, Sighting, Verdict
 from ..state.store import Store
 from . import control
 from .admission import Admission
-from .asking import history_of, said_by, store_of, store_to_look_at
+from .asking import history_of, open_history, said_by, store_of, store_to_look_at
 from .base import Base, locate, open_base
 from .drafting import head_at
 from .folding import fold
 from .judging import Known, judged, seen_here
 from .machine import settle_threads
-from .method import method_of
+from .method import Method, method_of
 from .naming import absolute
 from .opening import Merge, check_pins, make_sane
 from .progress import Progress
 from .requests import Look
 from .settings import Settings
+from .sidecar import counted
 from .worker import job_for, known_content
 
 PINS = ("base_digest", "base_commit", "tied")  # that headers are compared by
@@ -31,7 +32,8 @@ PINS = ("base_digest", "base_commit", "tied")  # that headers are compared by
 def check(settings: Settings, path: Path, deep: bool, progress: Progress) -> dict[str, Any]:
     """Return the verdict on a checkpoint, from its headers or, if `deep`, from all of it. Writes nothing anywhere.
 
-    `decision` is admitted, refused, held, known or incomplete; `daemon` says what the running daemon cannot read.
+    `decision` is admitted, refused, held, known or incomplete; `share` is what it would count; `daemon` says what the
+    running daemon cannot read.
     Headers are read as whoever asks, who need not be the state's owner. Raises NotPermitted where they cannot be.
     """
     place, store = absolute(path), store_to_look_at(settings)
@@ -40,13 +42,16 @@ def check(settings: Settings, path: Path, deep: bool, progress: Progress) -> dic
         raise Usage(f"there is no checkpoint at {path}", "give a model folder or a .safetensors file")
     base = _base(settings, store, deep)
     try:
-        candidate, answer = _of_headers(sighting, Admission(base, settings))
+        candidate, answer = _of_headers(sighting, Admission(base, settings, _method(settings, store)))
+        counts = counted(place, settings)
+        if counts.doubt is not None and answer["decision"] == "admitted":
+            answer = _answer(Verdict("held", (counts.doubt,)))
         daemon = _ask_daemon(store, place)
         if deep and candidate is not None and answer["decision"] == "admitted":
             answer = _of_content(settings, sighting, candidate, base, progress)
     except Busy as error:
-        return _incomplete(str(error), error.hint) | {"daemon": None}
-    return answer | {"daemon": daemon}
+        return _incomplete(str(error), error.hint) | {"share": None, "daemon": None}
+    return answer | {"share": counts.share, "daemon": daemon}
 
 
 def _base(settings: Settings, store: Store, deep: bool) -> Base:
@@ -59,6 +64,16 @@ def _base(settings: Settings, store: Store, deep: bool) -> Base:
             raise Unavailable(f"{settings.state} is an older mergd's", "to bring it up to date: mergd run --once")
     place, _ = locate(settings.base_model, pins["base_commit"])
     return open_base(place, pins)
+
+
+def _method(settings: Settings, store: Store) -> Method:
+    """Return how the next checkpoint is folded: by the head's method; for who may not look into the history, as init pinned."""
+    try:
+        with open_history(store) as history:
+            head = history.head()
+    except MergdError:
+        head = None
+    return method_of(head.method if head and head.method else settings.method)
 
 
 def _of_headers(sighting: Sighting, admission: Admission) -> tuple[Candidate | None, dict[str, Any]]:
@@ -77,12 +92,11 @@ def _of_content(
     with history_of(settings) as history:
         method = method_of(settings.method)
         check_pins(settings, method, history.pins())
-        row = _row(sighting)
-        job = job_for(row, candidate, history)
-        merge = Merge(base, method, make_sane(settings), {}, {})
+        row, merge = _row(sighting), Merge(base, method, make_sane(settings), {}, {})
+        job = job_for(row, candidate, history, settings)
         head, method = head_at(job.start.parent, store), merge.method_at(job.start.parent)
         try:
-            result = fold(base, candidate, head, method, None, settings.memory, progress)
+            result = fold(base, candidate, head, method, None, settings.memory, progress, share=job.share)
         except Refused as refusal:
             return _answer(Verdict("refused", refusal.reasons))
         progress.end()

@@ -14,6 +14,7 @@ from .cli_checkpoints import approve, check, fold, list_, refuse, remove, retry
 from .cli_keeping import gc, tag
 from .cli_options import ConfigOption, NameOption
 from .cli_reading import publish, remerge
+from .cli_rules import rules
 from .cli_service import init, rebuild, run
 from .cli_versions import export, log, pause, replay, resume, rollback, show, status, verify
 from .logs import log_to_stderr
@@ -67,6 +68,7 @@ for command in (
     gc,
     verify,
     rebuild,
+    rules,
 ):
     app.command(command.__name__.rstrip("_"))(command)
 

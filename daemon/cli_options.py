@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..state.errors import Misconfigured
 from .settings import Settings, find_config, read_settings
 
 ConfigOption = Annotated[
@@ -29,6 +30,18 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for script
 def settings_of(context: typer.Context, config: Path | None, name: str | None) -> Settings:
     """Return the settings that the options lead to."""
     return read_settings(config_path(context, config, name))
+
+
+def settings_if_any(context: typer.Context, config: Path | None, name: str | None) -> Settings | None:
+    """Return the settings that the options lead to; None where nothing names any and none are where they usually are."""
+    named = (config, name, *context.obj.values(), os.environ.get("MERGD_CONFIG"))
+    try:
+        path = config_path(context, config, name)
+    except Misconfigured:
+        if any(named):
+            raise
+        return None
+    return read_settings(path)
 
 
 def config_path(context: typer.Context, config: Path | None, name: str | None) -> Path:

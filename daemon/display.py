@@ -2,20 +2,24 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.table import Table
 
 from ..state.errors import MergdError
 from .progress import Progress
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+WIDEST = 100  # columns of a table on a terminal
+UNBOUNDED = 10_000  # and where nobody looks at it but a program
 LINE_EVERY = 5.0  # seconds between lines where there is no terminal
 
 
@@ -69,6 +73,23 @@ def facts(values: Mapping[str, Any]) -> None:
         if value not in ("", None, [], {}):
             text = ", ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, Mapping) else value
             out.print(f"[bold]{safe(name)}[/]: {safe(text)}")
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows of markup under heads: on a terminal the last column is wrapped, elsewhere each row is one line."""
+    shown = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    for head in heads:
+        shown.add_column(head, no_wrap=head != heads[-1] or not out.is_terminal)
+    for row in rows:
+        shown.add_row(*row)
+    if out.is_terminal:
+        out.print(shown, width=min(out.width, WIDEST), soft_wrap=False)
+        return
+    plain = Console(file=StringIO(), width=UNBOUNDED, highlight=False)
+    with plain.capture() as drawn:
+        plain.print(shown)
+    for line in drawn.get().splitlines():
+        out.print(line.rstrip(), markup=False)
 
 
 def failed(error: MergdError) -> None:

@@ -25,6 +25,7 @@ from .forming import Forming, Rows
 from .method import Method
 from .outgoing import Outgoing, SlotKey, key_of
 from .progress import Progress
+from .shipped import Shipping
 from .sketch import Projection, Sketch
 from .surveying import Surveyed, survey
 
@@ -61,6 +62,7 @@ class FoldResult:
     bytes_read: int
     bytes_written: int
     sketch: bytes  # of the task vector
+    weights_digest: str = ""  # of the candidate's weights alone: its content's for methods that need no more
 
 
 def fold(
@@ -84,13 +86,15 @@ def fold(
     """
     with ExitStack() as stack:
         trip = _Trip(base, candidate, head, method, draft, memory, progress, stack, act, share)
-        if read_contents(Path(candidate.place)) != candidate.contents or not trip.candidate.opened_as(candidate.stamps):
+        if read_contents(Path(candidate.place)) != candidate.contents or not trip.opened_as_sighted():
             raise Busy(f"{candidate.name} was changed before it was folded")
+        if not method.needs(base.weights) <= candidate.shipped.keys():
+            raise Busy(f"{candidate.name} was looked at for another method")
         if draft is not None:
             trip.survey()
         trip.all_weights("removing" if act == "remove" else "folding")
         trip.read_the_rest()
-        if not trip.candidate.same_as_before():
+        if not (trip.candidate.same_as_before() and trip.shipping.same_as_before()):
             raise Busy(f"{candidate.name} was changed while it was folded")
         trip.check_slots()
         return trip.finish()
@@ -133,6 +137,7 @@ class _Trip:
         self._memory, self._progress, self._stack = memory, progress, stack
         self._base = stack.enter_context(Reader(base.layout))
         self.candidate = stack.enter_context(Reader(candidate.contents.layout))
+        self.shipping = Shipping(candidate, stack)
         self._kept = {
             key: stack.enter_context(Reader(layout, hashed=bool(head.sums))) for key, layout in head.slots.items()
         }
@@ -146,6 +151,10 @@ class _Trip:
         self._surveyed = Surveyed()
         self._reports: dict[str, WeightReport] = {}
         self._task_square = 0.0
+
+    def opened_as_sighted(self) -> bool:
+        """Whether the candidate's files were, when they were opened, those that admission looked into."""
+        return self.candidate.opened_as(self._candidate.stamps) and self.shipping.opened_as_sighted()
 
     def all_weights(self, doing: str) -> None:
         """Take every weight, one after the other."""
@@ -171,14 +180,16 @@ class _Trip:
         factor = self._method.lines.at(self._model.depths[w.name])
         wide = any(spec.dtype == "F64" for s in statistics for spec in s.slots(w).values())
         dtype = torch.float64 if wide else torch.float32
+        needs = self._method.needs((w,))
         seed = self._vectors.seed(w) if any("seed" in statistic.needs for statistic in statistics) else 0
         for rows, delta in self._vectors.of(w, self._blocks(w), dtype):
             gathered.task += delta.norm() ** 2 if isinstance(delta, LowRank) else square(delta)
             self._sketch.add(projection, delta, rows)
             before = {statistic: self._kept_blocks(w, statistic, rows) for statistic in statistics}
             gathered.dot += factor * self._dot(w, rows, before, delta)
+            extra = self.shipping.of(w, rows, needs)
             if self._out is not None:
-                update = self._update(w, rows, delta, seed)
+                update = self._update(w, rows, delta, seed, extra)
                 after = {s: self._fold_block(self._out, w, s, kept, update, gathered) for s, kept in before.items()}
                 gathered.zero &= self._out.read_out(w, self._method.merged(after, w, self._after), after)
             whole = self._model.layout.tensors[w.name].nbytes
@@ -194,10 +205,10 @@ class _Trip:
         alive = (OTHERS * float32_bytes(w.shape) + PER_SLOT * kept) // COPIES
         return row_blocks(w.shape, max(float32_bytes(w.shape), alive), self._memory) if by_rows else [None]
 
-    def _update(self, w: Weight, rows: Rows, delta: Tensor | LowRank, seed: int) -> Update:
+    def _update(self, w: Weight, rows: Rows, delta: Tensor | LowRank, seed: int, extra: Slots) -> Update:
         """Return one block's news, normalised where the method wants it so."""
         start = rows[0] * (w.size // w.shape[0]) if rows else 0
-        return Update(self._surveyed.scaled(delta), self._share, seed, start, NOTHING, self._surveyed.whole)
+        return Update(self._surveyed.scaled(delta), self._share, seed, start, extra, self._surveyed.whole)
 
     def _dot(self, w: Weight, rows: Rows, before: Mapping[Statistic, Slots], delta: Tensor | LowRank) -> float:
         """Return the task vector's inner product with the head's read-out, in one block."""
@@ -254,6 +265,7 @@ class _Trip:
     def read_the_rest(self) -> None:
         """Read what is not folded, for the digest, and hold tied weights against each other."""
         self._vectors.read_the_rest(self._memory, self._progress)
+        self.shipping.read_the_rest(self._memory)
         self._vectors.check_ties()
 
     def check_slots(self) -> None:
@@ -270,13 +282,15 @@ class _Trip:
         if out is not None:
             out.finish()
         return FoldResult(
-            digest=self._vectors.hexdigest(),
+            digest=self.shipping.digest_with(self._vectors.hexdigest()),
+            weights_digest=self._vectors.hexdigest(),
             totals=self._head.totals.with_checkpoint(*norms),
             reports=self._reports,
             readouts=out.readouts if out else {},
             slots=out.slots if out else [],
             files=out.files if out else [],
-            bytes_read=sum(reader.nbytes for reader in (self._base, self.candidate, *self._kept.values())),
+            bytes_read=self.shipping.nbytes
+            + sum(reader.nbytes for reader in (self._base, self.candidate, *self._kept.values())),
             bytes_written=out.nbytes if out else 0,
             sketch=self._sketch.tobytes(),
         )

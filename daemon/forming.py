@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from ..state.errors import Busy, Refused
 from ..state.reading import ContentDigest, Reader
 from ..state.records import Reason, TensorInfo, Weight
 from .progress import Progress
+from .shipped import Shipping
 
 READING = 2**24  # bytes at a time, of what is read for a seed
 Rows = tuple[int, int] | None  # first and last (exclusive) of a block; None is the whole weight
@@ -100,14 +102,17 @@ def content_digest(candidate: Candidate, memory: int, progress: Progress) -> str
     layout = candidate.contents.layout
     progress.begin("reading", len(layout.tensors), layout.nbytes)
     content = ContentDigest(candidate.contents.formulas)
-    with Reader(layout) as reader:
+    with ExitStack() as stack:
+        reader, shipping = stack.enter_context(Reader(layout)), Shipping(candidate, stack)
         for info in layout.tensors.values():
             gather(content, reader, info, memory, progress)
             progress.advance(info.nbytes)
             progress.next_weight()
-        if not (reader.opened_as(candidate.stamps) and reader.same_as_before()):
+        shipping.read_the_rest(memory)
+        opened = reader.opened_as(candidate.stamps) and shipping.opened_as_sighted()
+        if not (opened and reader.same_as_before() and shipping.same_as_before()):
             raise Busy(f"{candidate.name} was changed while it was read")
-    return content.hexdigest()
+    return shipping.digest_with(content.hexdigest())
 
 
 def gather(content: ContentDigest, reader: Reader, info: TensorInfo, memory: int, progress: Progress | None) -> None:

@@ -22,6 +22,7 @@ from . import runs
 from .admission import Admission
 from .base import Base
 from .hashing import Hasher
+from .method import Method
 from .readiness import Now, Patience, Readiness, Seen, seconds_to_wait, step
 from .runs import FREE, Turn
 from .settings import Settings
@@ -37,12 +38,18 @@ class Intake:
     """Turns sightings into rows of the history."""
 
     def __init__(
-        self, base: Base, history: History, settings: Settings, wake: Callable[[], None] = lambda: None
+        self,
+        base: Base,
+        history: History,
+        settings: Settings,
+        wake: Callable[[], None] = lambda: None,
+        method: Callable[[], Method | None] = lambda: None,
     ) -> None:
         self.settings = settings
         self.refused = 0  # so far
         self.waits: dict[int, str] = {}  # checkpoint -> what is waited for
         self._base, self._checkpoints, self._decided = base, history.checkpoints, history.decided
+        self._method = method  # by which the next checkpoint is folded
         self._hasher = Hasher(wake, WIDEST * base.layout.nbytes + BESIDE)
         self._places: dict[str, Readiness] = {}  # how far those are that still settle
         self._runs: dict[str, tuple[str, float]] = {}  # fingerprint, and since when (monotonic seconds)
@@ -184,7 +191,7 @@ class Intake:
     def _admit(self, row: Checkpoint, sighting: Sighting, turn: Turn) -> None:
         """Read the headers, and record the verdict."""
         try:
-            _, verdict = Admission(self._base, self.settings).examine(sighting)
+            _, verdict = Admission(self._base, self.settings, self._method()).examine(sighting)
         except NotPermitted as error:
             self._block(row, str(error), error.hint)
         except Unavailable as error:

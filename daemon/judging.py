@@ -46,6 +46,7 @@ class Job:
     known: frozenset[str]  # digests that would be folded for nothing
     past: Past = Past()
     share: float = 1.0  # what the checkpoint counts
+    doubt: Reason | None = None  # why that should be looked at by a person
 
     @property
     def name(self) -> str:
@@ -84,8 +85,13 @@ def seen_here(job: Job, digest: str, on_change: str) -> Known | Turned | None:
 
 
 def held_at_start(job: Job) -> Turned | None:
-    """Return why a checkpoint cannot take the place of the one that it should replace; approved, it is one more."""
-    return _unless_lifted(job, Verdict("held", (job.start.held,))) if job.start.held else None
+    """Return why a person should look at it before its content is read.
+
+    It cannot take the place of the one that it should replace: approved, it is one more. Or its sidecar says what nobody
+    understands: approved, it counts what the settings say.
+    """
+    reasons = tuple(filter(None, (job.start.held, job.doubt)))
+    return _unless_lifted(job, Verdict("held", reasons)) if reasons else None
 
 
 def _unless_lifted(job: Job, verdict: Verdict, digest: str | None = None) -> Turned | None:

@@ -35,6 +35,7 @@ from .inbox import STOPPING, Inbox, Message
 from .intake import Intake
 from .judging import Job
 from .machine import trim_memory
+from .method import Method
 from .opening import make_source, open_merge, reopen_merge
 from .progress import Progress
 from .recovery import recover
@@ -96,7 +97,7 @@ class Loop:
         settings, history, store = self.settings, self._history, self._store
         self._merge = merge = open_merge(settings, history, Progress(self._show))
         self._source = make_source(settings)
-        self._intake = Intake(merge.base, history, settings, lambda: self.post("rescan"))
+        self._intake = Intake(merge.base, history, settings, lambda: self.post("rescan"), self._method)
         self._scanning = Scanning(self._source, self._intake)
         sight, commit, hooks = self._source.sight, Commit(store, history), list(merge.hooks)
         self._work = Working(settings, merge, store, history, commit, sight, self._doing)
@@ -113,6 +114,10 @@ class Loop:
         self._desk.verifying = self._scrubbing.verifying
         self._scrubbing.look_at_head()
         self.tell(log_too=True)
+
+    def _method(self) -> Method:
+        """Return by which method the next checkpoint is folded."""
+        return self._merge.method_at(self._history.head())
 
     def __exit__(self, *error: object) -> None:
         self._stopping = True

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..plugins.formats.interface import Contents, Part, Whole
 from ..state.headers import FLOATING
 from ..state.records import Weight
+from ..state.wording import shown
 from .base import HEAD, Base, tie_setting
 from .settings import Settings
 from .vocabulary import ids_agree
@@ -18,6 +19,7 @@ from .vocabulary import ids_agree
 log = logging.getLogger(__name__)
 
 MANY = 2000  # names that are searched for close ones
+SHOWN = 10  # names in a reason
 
 
 @dataclass
@@ -133,3 +135,9 @@ def rename_hint(missing: Sequence[str], extra: Sequence[str]) -> str:
             if name[k + 1 :] in there:
                 return f"'^' = '{name[: k + 1]}'"
     return ""
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first names of many, as a message may show them."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(shown(name) for name in names[:SHOWN]) + more

@@ -26,6 +26,7 @@ from .forming import Forming, Rows
 from .method import Method
 from .outgoing import Outgoing
 from .progress import Progress
+from .shipped import Shipping
 from .surveying import Surveyed, survey
 
 
@@ -45,8 +46,9 @@ def remerge(
     draft: Draft,
     memory: int,
     progress: Progress,
-) -> tuple[FoldResult, list[str]]:
-    """Merge checkpoints from nothing, in their order, into the draft; returns the digest of each one's content too.
+) -> tuple[FoldResult, list[tuple[str, str]]]:
+    """Merge checkpoints from nothing, in their order, into the draft; returns the digests of each one's content, and of its
+    weights alone, too.
 
     What is kept is as if they had been folded one after the other. It is read out by the method's rule, or at once from
     all task vectors by a batch rule. Raises what `fold` raises.
@@ -63,12 +65,14 @@ class _Open:
     def __init__(self, base: Base, theta0: Reader, source: Source, method: Method, stack: ExitStack) -> None:
         self.candidate, self.share = source.candidate, source.share
         self.reader = stack.enter_context(Reader(source.candidate.contents.layout))
+        self.shipping = Shipping(source.candidate, stack)
         self._base, self._theta0, self._method = base, theta0, method
         self.vectors = self.again(hashed=True)
         self.surveyed = Surveyed()
         self.square = 0.0  # of the task vector's norm, float64
         contents = read_contents(Path(self.candidate.place))
-        if contents != self.candidate.contents or not self.reader.opened_as(self.candidate.stamps):
+        opened = self.reader.opened_as(self.candidate.stamps) and self.shipping.opened_as_sighted()
+        if contents != self.candidate.contents or not opened:
             raise Busy(f"{self.candidate.name} was changed before it was merged")
 
     def again(self, *, hashed: bool = False) -> Forming:
@@ -79,13 +83,15 @@ class _Open:
         """Learn what the fold needs to know of all of it."""
         self.surveyed = survey(self._base, self.again, self._method, memory, progress)
 
-    def digest(self, memory: int, progress: Progress) -> str:
-        """Read the rest, and return the digest of its content."""
+    def digests(self, memory: int, progress: Progress) -> tuple[str, str]:
+        """Read the rest, and return the digests of its content and of its weights alone."""
         self.vectors.read_the_rest(memory, progress)
+        self.shipping.read_the_rest(memory)
         self.vectors.check_ties()
-        if not self.reader.same_as_before():
+        if not (self.reader.same_as_before() and self.shipping.same_as_before()):
             raise Busy(f"{self.candidate.name} was changed while it was merged")
-        return self.vectors.hexdigest()
+        weights = self.vectors.hexdigest()
+        return self.shipping.digest_with(weights), weights
 
 
 class _Together:
@@ -127,7 +133,8 @@ class _Together:
         for news in zip(*streams, strict=True):
             rows = news[0][0]
             start = rows[0] * (w.size // w.shape[0]) if rows else 0
-            updates = list(self._updates([delta for _, delta in news], seeds, start))
+            extras = [source.shipping.of(w, rows, self._method.needs((w,))) for source in self._sources]
+            updates = list(self._updates([delta for _, delta in news], seeds, start, extras))
             whole += sum(self._gather(source, delta) for source, (_, delta) in zip(self._sources, news, strict=True))
             slots = {statistic: self._folded(w, statistic, updates, rows) for statistic in self._method.keeps(w)}
             for statistic, kept in slots.items():
@@ -141,10 +148,12 @@ class _Together:
         by_rows = self._method.rowwise(w) and self._batch is None
         return row_blocks(w.shape, float32_bytes(w.shape) * 2, self._memory) if by_rows else [None]
 
-    def _updates(self, deltas: Sequence[Tensor | LowRank], seeds: Sequence[int], start: int) -> Iterator[Update]:
-        for source, delta, seed in zip(self._sources, deltas, seeds, strict=True):
+    def _updates(
+        self, deltas: Sequence[Tensor | LowRank], seeds: Sequence[int], start: int, extras: Sequence[Slots]
+    ) -> Iterator[Update]:
+        for source, delta, seed, extra in zip(self._sources, deltas, seeds, extras, strict=True):
             scaled, whole = source.surveyed.scaled(delta), source.surveyed.whole
-            yield Update(scaled, source.share, seed, start, NOTHING, whole)
+            yield Update(scaled, source.share, seed, start, extra, whole)
 
     def _gather(self, source: _Open, delta: Tensor | LowRank) -> float:
         """Add a block's squared norm to its checkpoint's."""
@@ -174,14 +183,14 @@ class _Together:
         theta0 = self._base.read(w.name).float() if self._batch.needs_base else torch.empty(0)
         return self._batch.merge([update.delta.float() for update in updates], w, shares, theta0)
 
-    def finish(self) -> tuple[FoldResult, list[str]]:
+    def finish(self) -> tuple[FoldResult, list[tuple[str, str]]]:
         """Close the files, and add up."""
-        digests = [source.digest(self._memory, self._progress) for source in self._sources]
+        digests = [source.digests(self._memory, self._progress) for source in self._sources]
         self._out.finish()
         totals = Totals()
         for source in self._sources:
             totals = totals.with_checkpoint(sqrt(source.square), source.share, sqrt(self._out.readout_square))
-        read = self._base.nbytes + sum(source.reader.nbytes for source in self._sources)
+        read = self._base.nbytes + sum(source.reader.nbytes + source.shipping.nbytes for source in self._sources)
         out = self._out
         result = FoldResult("", totals, self._reports, out.readouts, out.slots, out.files, read, out.nbytes, sketch=b"")
         return result, digests

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from ..plugins.registry import load, names
+from ..plugins.registry import load
 from ..plugins.rules._sums import adaptive_scale
 from ..plugins.rules.batch_interface import is_batch
 from ..plugins.rules.interface import Rule, Slots, Statistic, Survey
@@ -129,10 +129,9 @@ def method_in(manifest: Mapping[str, Any]) -> Method:
 def fold_rule(name: str, parameters: Mapping[str, Any]) -> Rule:
     """Return a rule that folds, with checked parameters. Raises Misconfigured of one that must see all checkpoints."""
     if is_batch(load("rules", name)):
-        there = [other for other in names("rules") if not is_batch(load("rules", other))]
         raise Misconfigured(
             f"{name} must see all checkpoints at once: it cannot fold them as they arrive",
-            f"to merge what was folded anew by it: mergd remerge --rule {name}; rules that fold are: {', '.join(there)}",
+            f"to merge what was folded anew by it: mergd remerge --rule {name}; which rules fold: mergd rules",
         )
     rule: Rule = make_rule(name, parameters)
     return rule

@@ -24,7 +24,7 @@ def pin(candidate: "Candidate", draft: Draft, settings: ArchiveSettings, progres
     """Copy a checkpoint that was just folded into its draft, if the settings want it kept."""
     if not wanted(candidate, settings):
         return
-    nbytes, place = sum(stamp.size for stamp in candidate.stamps), Path(candidate.place)
+    nbytes, place = _nbytes(candidate), Path(candidate.place)
     progress.begin("archiving", 0, nbytes)
     for done in copy_source(place, candidate.stamps, draft):
         progress.advance(done)
@@ -38,7 +38,11 @@ def wanted(candidate: "Candidate", settings: ArchiveSettings) -> bool:
     """Whether a checkpoint is to be archived; one that alone is more than the budget is not."""
     if candidate.contents.partial:
         return settings.adapters
-    return 0 < sum(stamp.size for stamp in candidate.stamps) <= settings.full
+    return 0 < _nbytes(candidate) <= settings.full
+
+
+def _nbytes(candidate: "Candidate") -> int:
+    return sum(max(stamp.size, 0) for stamp in candidate.stamps)
 
 
 def still_pinned(entries: Collection[Pinned], budget: int) -> list[str]:

@@ -264,8 +264,13 @@ def _json(value: Any) -> bytes:
 
 def version_bytes(base: Base, method: Method, out_dtype: str, copy_code: bool) -> int:
     """Return what one version takes on disk, in bytes: slots, published weights, and the files beside them."""
+    return slots_bytes(base, method) + model_bytes(base, out_dtype, copy_code)
+
+
+def model_bytes(base: Base, out_dtype: str, copy_code: bool) -> int:
+    """Return what a published model folder takes, in bytes."""
     beside = sum((Path(base.folder or "") / path).stat().st_size for path in side_files(base, copy_code))
-    return slots_bytes(base, method) + sum(tensor.nbytes for tensor in plan(base, OUT_DTYPE[out_dtype])) + beside
+    return sum(tensor.nbytes for tensor in plan(base, OUT_DTYPE[out_dtype])) + beside
 
 
 def slots_bytes(base: Base, method: Method) -> int:
@@ -275,10 +280,10 @@ def slots_bytes(base: Base, method: Method) -> int:
 
 def spilled_bytes(base: Base, method: Method) -> int:
     """Return what a draft takes besides, in bytes: the read-outs that are no slot, in float32."""
-    return sum(float32_bytes(w.shape) for w in base.weights if not _reads_slot(method, w))
+    return sum(float32_bytes(w.shape) for w in base.weights if not reads_slot(method, w))
 
 
-def _reads_slot(method: Method, w: Weight) -> bool:
+def reads_slot(method: Method, w: Weight) -> bool:
     """Whether the read-out is one of the slots, asked with tensors that have no values."""
     if not method.rule.rowwise(w):  # it may take long, even without values
         return False

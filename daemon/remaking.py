@@ -113,15 +113,15 @@ class Remaking:
         if step.act == "keep":
             return keep(base, head, method, into, memory, progress)
         if step.act == "merge":
-            sources = [Source(self._candidate(job.sightings[row]), share) for row, share in step.merged]
+            sources = [Source(self._candidate(job, row, method), share) for row, share in step.merged]
             result, digests = remerge(base, sources, method, self._batch(job, step), into, memory, progress)
-            for (row, _), digest in zip(step.merged, digests, strict=True):
-                self._compare_source(job.rows[row], digest)
+            for (row, _), either in zip(step.merged, digests, strict=True):
+                self._compare_source(job.rows[row], *either)
             return result
         assert step.checkpoint is not None
-        candidate = self._candidate(job.sightings[step.checkpoint])
+        candidate = self._candidate(job, step.checkpoint, method)
         result = fold(base, candidate, head, method, into, memory, progress, step.act, step.share)
-        self._compare_source(job.rows[step.checkpoint], result.digest)
+        self._compare_source(job.rows[step.checkpoint], result.digest, result.weights_digest)
         return result
 
     def _batch(self, job: Remake, step: Step) -> BatchRule | None:
@@ -130,15 +130,18 @@ class Remaking:
         by = (job.known or job).arguments.get("by") if makes_it else None
         return make_rule(by["rule"], by["parameters"]) if by else None
 
-    def _candidate(self, sighting: Sighting) -> Candidate:
-        candidate, verdict = Admission(self.merge.base, self.settings).examine(sighting)
+    def _candidate(self, job: Remake, row: int, method: Method) -> Candidate:
+        """Return a source as a method needs it, with what earlier methods needed of it, which is in its digest."""
+        base, sighting = self.merge.base, job.sightings[row]
+        earlier = (self.merge.method, self.merge.method_at(job.parent), self.merge.method_at(job.start))
+        candidate, verdict = Admission(base, self.settings, method, earlier).examine(sighting)
         if candidate is None or verdict != ADMITTED:
             raise Refused(*verdict.reasons)
         return candidate
 
-    def _compare_source(self, row: Checkpoint, digest: str) -> None:
-        """Hold what a source had against what it had when it was folded."""
-        if digest != row.digest:
+    def _compare_source(self, row: Checkpoint, digest: str, weights_digest: str) -> None:
+        """Hold what a source had against what it had when it was folded, maybe by a method that needs its weights alone."""
+        if row.digest not in (digest, weights_digest):
             raise Busy(f"the source of {row.name} holds other content now", "bring the old one back")
 
     def _compare_slots(self, step: Step, result: FoldResult) -> None:

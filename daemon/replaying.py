@@ -14,7 +14,6 @@ Recipe = Callable[
 
 
 Alike = Callable[[Version, Version], bool]
-Share = Callable[[int], float]  # of a checkpoint, by the id of its row
 Act = Literal["fold", "remove", "keep", "merge"]
 
 
@@ -78,9 +77,9 @@ def _causes(version: Version) -> list[Step]:
             Step("merge", None, number, method=method, merged=tuple(zip(said["folds"], said["shares"], strict=True)))
         ]
     if version.checkpoint is not None:
-        return [Step("fold", version.checkpoint, number, said.get("share", 1.0), method)]
+        return [Step("fold", version.checkpoint, number, share_of(version), method)]
     if not by_replay(version):
-        return [Step("remove", version.removed, number, said.get("share", 1.0), method)]
+        return [Step("remove", version.removed, number, share_of(version), method)]
     folds = [Step("fold", row, None, share, method) for row, share in _shared(said)]
     return [*folds[:-1], *(replace(last, makes=number) for last in folds[-1:])]
 
@@ -88,6 +87,22 @@ def _causes(version: Version) -> list[Step]:
 def _shared(said: Mapping[str, Any]) -> list[tuple[int, float]]:
     """Return the folds of a removal by replay, and what each counts."""
     return list(zip(said["folds"], said.get("shares") or [1.0] * len(said["folds"]), strict=True))
+
+
+def share_of(version: Version) -> float:
+    """Return what counted that a version's cause folded or took out."""
+    return float(version.arguments.get("share", 1.0))
+
+
+def shares_at(number: int | None, get: Get) -> dict[int, float]:
+    """Return what each checkpoint counts that is in the model at a version: in another line it may count otherwise."""
+    shares: dict[int, float] = {}
+    while number is not None:
+        version = get(number)
+        if version.checkpoint is not None:
+            shares.setdefault(version.checkpoint, share_of(version))
+        number = version.parent
+    return shares
 
 
 def reachable(versions: Iterable[Version], found: Callable[[int], bool]) -> set[int]:
@@ -108,27 +123,33 @@ def reachable(versions: Iterable[Version], found: Callable[[int], bool]) -> set[
 
 
 def route_without(
-    checkpoint: int, head: Version, kept: Iterable[Version], recipe: Recipe, get: Get, alike: Alike, share: Share
+    checkpoint: int, head: Version, kept: Iterable[Version], recipe: Recipe, get: Get, alike: Alike
 ) -> Route:
     """Return how the model without one checkpoint is reached by folding the others, from as late a version as can be.
 
-    kept: the versions whose files are there. alike: whether what two versions keep is folded in the same way. share: what
-    a checkpoint counts.
+    kept: the versions whose files are there. alike: whether what two versions keep is folded in the same way.
     """
-    target = tuple(row for row in recipe(head.number) if row != checkpoint)
+    shares = shares_at(head.number, get)
+    target = tuple(
+        Step("fold", row, None, shares[row], head.method) for row in recipe(head.number) if row != checkpoint
+    )
     starts = [
-        (len(made), version.number)
+        (made, version.number)
         for version in kept
         if alike(version, head) and (made := _prefix(version, target, recipe, get))
     ]
     length, start = max(starts, default=(0, None))
-    return Route(start, tuple(Step("fold", row, None, share(row), head.method) for row in target[length:]))
+    return Route(start, target[length:])
 
 
-def _prefix(version: Version, target: Sequence[int], recipe: Recipe, get: Get) -> Sequence[int]:
-    """Return a version's checkpoints if its slots are what folding the first of the target ones gives; else nothing."""
+def _prefix(version: Version, target: Sequence[Step], recipe: Recipe, get: Get) -> int:
+    """Return how many checkpoints a version has if its slots are what the first so many steps give; else 0."""
     made = tuple(recipe(version.number))
-    return made if sound(version) and made == tuple(target[: len(made)]) and _only_folds(version, get) else ()
+    if not sound(version) or made != tuple(step.checkpoint for step in target[: len(made)]):
+        return 0
+    shares = shares_at(version.number, get)
+    alike = all(shares[row] == step.share for row, step in zip(made, target, strict=False))
+    return len(made) if alike and _only_folds(version, get) else 0
 
 
 def _only_folds(version: Version, get: Get) -> bool:

@@ -37,12 +37,21 @@ def _switched(value: Any) -> Any:
     return 0 if value is False else value
 
 
+def _counted(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("give a number")  # noqa: TRY004 - pydantic tells of ValueErrors
+    return value
+
+
 Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
 Folder = Annotated[Path, BeforeValidator(_absolute)]
 
 
 Limit = Annotated[float, BeforeValidator(_switched), Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, BeforeValidator(_switched), Field(ge=0, le=1)]
+Counting = Annotated[  # some rules fold it so many times
+    float, BeforeValidator(_counted), Field(gt=0, le=1000, allow_inf_nan=False)
+]
 
 
 class Table(BaseModel):
@@ -131,6 +140,12 @@ class Settings(Table):
     """Regular expressions and what replaces them in a checkpoint's names; the first that is found counts."""
     vocabulary: Literal["refuse", "base-rows"] = "refuse"
     """What another vocabulary size means: refused, or only rows are folded that both have, with the same tokens."""
+    share: Counting = 1.0
+    """What each checkpoint counts, at most 1000; 2 means as if it were folded twice."""
+    trust_sidecar: bool = False
+    """Whether `checkpoint.toml` in a checkpoint's folder says what that one counts, as `share = 2.0`, in the stead of `share`."""
+    weight_range: tuple[Counting, Counting] = (0.1, 10.0)
+    """What a checkpoint counts at least and at most, whatever its sidecar says."""
     existing: Literal["hold", "fold", "ignore"] = "hold"
     """What init does with the checkpoints that lie in the watched directory already."""
     quiet: Duration = 5.0
@@ -189,6 +204,13 @@ class Settings(Table):
             except (re.error, IndexError) as error:
                 raise ValueError(f"{pattern!r} = {by!r} is no regular expression and replacement: {error}") from None
         return rename
+
+    @field_validator("weight_range")
+    @classmethod
+    def _in_order(cls, weight_range: tuple[float, float]) -> tuple[float, float]:
+        if weight_range[0] > weight_range[1]:
+            raise ValueError("the least comes first")
+        return weight_range
 
     @property
     def pinned(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ..state.disk_errors import FULL
 from ..state.history import History
 from ..state.records import Checkpoint, Move, News, Version
 from ..state.store import Store, replace_file
+from .replaying import share_of
 from .settings import Settings
 
 LOG_LINES = 1000  # newest versions in log.jsonl
@@ -72,6 +73,7 @@ def describe_version(version: Version, history: History, head: int | None) -> di
         "version": version.number,
         "parent": version.parent,
         "cause": version.cause,
+        "share": share_of(version) if version.checkpoint is not None else None,
         "checkpoint": {"name": row.name, "digest": row.digest, "source": row.source, "place": row.place}
         if row
         else None,

@@ -29,7 +29,7 @@ from .pinning import Sources
 from .publishing import slots_bytes, spilled_bytes, version_bytes
 from .recovery import STRIKES
 from .remaking import Remade, Remake
-from .replaying import Route, Step, route_to, route_without, unknown
+from .replaying import Route, Step, route_to, route_without, shares_at, unknown
 from .rereading import Asked, read_out, remerged_by
 from .room import lacking
 from .settings import Settings
@@ -123,8 +123,7 @@ class Tasks:
             else []
         )
         history = self._history
-        past = history.with_files(), history.recipe, self._version, self._alike, history.share_of
-        routes.append(route_without(row.id, head, *past))
+        routes.append(route_without(row.id, head, history.with_files(), history.recipe, self._version, self._alike))
         route, sightings = self._possible(routes, row)
         subtracted = any(step.act == "remove" for step in route.steps)
         how = "subtraction" if subtracted else "replay"
@@ -164,7 +163,8 @@ class Tasks:
         if not sightings:
             raise Unavailable("no checkpoint in the model is still at its source", "nothing was changed")
         described, gone = self._described(method), tuple(row.name for row in rows if row.id not in sightings)
-        merged = tuple((row, self._history.share_of(row)) for row in sightings)
+        shares = shares_at(head.number, self._version)
+        merged = tuple((row, shares[row]) for row in sightings)
         route = Route(None, (Step("merge", method=described, merged=merged),))
         said = {"folds": [row for row, _ in merged], "shares": [share for _, share in merged], "left_out": list(gone)}
         job = self._job(task, self._history.next_number(), route, sightings)
@@ -193,9 +193,8 @@ class Tasks:
         if self._history.recipe(head.number) == (row.id,):  # nothing is left: not even what rounding leaves
             return Route(None)
         route = route_to(head.number, self._version)
-        return Route(
-            route.start, (*route.steps, Step("remove", row.id, None, self._history.share_of(row.id), head.method))
-        )
+        share = shares_at(head.number, self._version)[row.id]
+        return Route(route.start, (*route.steps, Step("remove", row.id, None, share, head.method)))
 
     def _replay(self, task: Task, text: str, check: bool) -> Plan:
         version = find_version(self._history, text)

@@ -44,6 +44,7 @@ from .replacing import Start
 from .retention import Keep
 from .room import lacking
 from .settings import Settings
+from .sidecar import counted
 from .status import owed_news
 from .telling import tell_hooks
 
@@ -107,7 +108,7 @@ class Worker:
         if candidate is None:
             checkpoints.set_state(row.id, "settling", urgent=None)
             return None
-        job = job_for(row, candidate, self._history, again=again)
+        job = job_for(row, candidate, self._history, self.settings, again=again)
         return replace(job, attempt=checkpoints.begin_attempt(row.id))
 
     def _candidate(self, row: Checkpoint) -> Candidate | None:
@@ -115,7 +116,8 @@ class Worker:
             sighting = self._sight(Path(row.place))
             if sighting is None or sighting.fingerprint != row.fingerprint:
                 return None
-            candidate, verdict = Admission(self.merge.base, self.settings).examine(sighting)
+            method = self.merge.method_at(self._history.head())
+            candidate, verdict = Admission(self.merge.base, self.settings, method).examine(sighting)
         except (NotPermitted, Unavailable, OSError):
             return None
         return candidate if verdict == ADMITTED else None
@@ -238,7 +240,7 @@ class Worker:
         self._archive.keep(still_pinned(self._archive.entries(), self.settings.archive.full))
 
 
-def job_for(row: Checkpoint, candidate: Candidate, history: History, *, again: bool = False) -> Job:
+def job_for(row: Checkpoint, candidate: Candidate, history: History, settings: Settings, *, again: bool = False) -> Job:
     """Return the job that a fold of a checkpoint would be now, without an attempt."""
     start = start_of(row, history)
     line = start.parent.number if start.parent else None
@@ -250,7 +252,8 @@ def job_for(row: Checkpoint, candidate: Candidate, history: History, *, again: b
         known |= history.checkpoints.folded_digests()
     brought, last_day = history.contributions.in_line(line, LOOKS_BACK), history.contributions.count_since(DAY)
     past = Past(brought, last_day, history.decided.all())
-    return Job(0, row, candidate, history.next_number(), start, here, known, past)
+    counts = counted(Path(row.place), settings)
+    return Job(0, row, candidate, history.next_number(), start, here, known, past, counts.share, counts.doubt)
 
 
 def start_of(row: Checkpoint, history: History) -> Start:

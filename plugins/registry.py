@@ -22,11 +22,17 @@ def load(group: Group, name: str) -> Any:
         if point.name == name:
             try:
                 return point.load()
-            except (ImportError, AttributeError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever another package's code raises while it is imported
                 raise Misconfigured(
                     f"the {group[:-1]} {name!r} cannot be loaded: {error}", "mend its package"
                 ) from None
     raise Misconfigured(f"no {group[:-1]} is called {name!r}", f"installed are: {', '.join(names(group)) or 'none'}")
+
+
+def package(group: Group, name: str) -> str:
+    """Return the package that a plugin is installed with, and its version: "mergd 0.1.0"."""
+    found = next((point.dist for point in _points(group) if point.name == name), None)
+    return f"{found.name} {found.version}" if found else ""
 
 
 def _points(group: Group) -> tuple[EntryPoint, ...]:

@@ -61,11 +61,14 @@ class Archive:
 
 
 def copy_source(place: Path, stamps: Iterable[FileStamp], draft: Draft) -> Iterator[int]:
-    """Copy a checkpoint's files into a draft, synced; yields the bytes of each chunk. A link is copied as what it leads to."""
+    """Copy a checkpoint's files into a draft, synced; yields the bytes of each chunk. A link is copied as what it leads to.
+
+    What is no regular file is passed over: a pipe would never end.
+    """
     whole = place.is_dir()
     target = draft.source / place.name if whole else draft.source
     target.mkdir(mode=PRIVATE, parents=True)
-    for stamp in stamps:
+    for stamp in (stamp for stamp in stamps if stamp.size >= 0):
         yield from _copy(place / stamp.name if whole else place, target / stamp.name)
     for folder in {target, draft.source, draft.folder}:
         sync_folder(folder)

@@ -143,12 +143,6 @@ class History:
         rows = self._db.query(f"{IN_MODEL} select checkpoint from model order by n", [number])  # noqa: S608
         return tuple(row["checkpoint"] for row in rows)
 
-    def share_of(self, checkpoint: int) -> float:
-        """Return what a checkpoint counted when it was folded."""
-        query = "select arguments from versions where checkpoint = ? order by number desc limit 1"
-        row = self._db.conn.execute(query, [checkpoint]).fetchone()
-        return float(json.loads(row[0] or "{}").get("share", 1.0)) if row else 1.0
-
     def digests_in_line(self, number: int | None) -> frozenset[str]:
         """Return the digests of what a version and its ancestors folded, and none removed."""
         query = f"""{IN_MODEL} select checkpoints.digest as content from model

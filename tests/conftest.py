@@ -4,13 +4,13 @@ import gc
 import os
 import threading
 import time
-import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 import repository
+from support.installing import install, on_the_path
 from support.merges import Sandbox, make_merge
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # a test says what is right, not how fast the machine is
@@ -65,21 +65,17 @@ def new_merge(tmp_path: Path) -> Callable[..., Sandbox]:
     return lambda name="other", *arguments, **settings: make_merge(tmp_path / name, *arguments, **settings)
 
 
+@pytest.fixture(scope="session")
+def third_party(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder into which the package in tests/third_party was installed."""
+    return install(repository.ROOT / "tests" / "third_party", tmp_path_factory.mktemp("third-party") / "site")
+
+
 @pytest.fixture
-def their_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Have the plugins of tests/third_party found as if they were installed; returns the file of their hook's news."""
-    project = tomllib.loads((repository.ROOT / "tests" / "third_party" / "pyproject.toml").read_text())["project"]
-    made = tmp_path / "site" / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-    made.mkdir(parents=True)
-    (made / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    lines = [
-        line
-        for group, points in project["entry-points"].items()
-        for line in (f"[{group}]", *(f"{name} = third_party.{place}" for name, place in points.items()))
-    ]
-    (made / "entry_points.txt").write_text("\n".join(lines) + "\n")
-    monkeypatch.syspath_prepend(made.parent)
+def their_news(third_party: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Have the plugins of tests/third_party found; returns the file of their hook's news."""
     news = tmp_path / "news"
     news.touch()
     monkeypatch.setenv("THEIR_NEWS", str(news))
-    return news
+    with on_the_path(third_party):
+        yield news

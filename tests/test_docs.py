@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import re
 from collections.abc import Iterator
 from functools import reduce
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import repository
+import rules_table
 import settings_table
 from support.command_line import COMMANDS, check_command
 
@@ -44,8 +46,22 @@ def test_a_default_is_read_back_as_the_page_writes_it(name: str) -> None:
     needed = {"base_model": "/base", "watch": "/watch", "state": "/state"}
     shown = settings_table.default(keys()[name]).strip("`").strip('"')
     value = {"true": True, "false": False, "[]": [], "the rule's own": {}}.get(shown, shown)
+    value = json.loads(shown) if shown.startswith("[") else value
     table, point, key = name.partition(".")
     assert validate(needed | {table: {key: value} if point else value}, "a test") == validate(needed, "a test")
+
+
+# ------------------------------------------------------------------------------------------------------------- rules
+
+
+def test_the_rules_page_is_what_the_rules_say() -> None:
+    assert rules_table.PATH.read_text() == rules_table.text(), "run: python tests/rules_table.py --write"
+
+
+def test_the_rules_page_names_each_rule_and_no_other() -> None:
+    shown = {row[0] for head, rows in tables(rules_table.PATH.read_text()) if head[0] == "rule" for row in rows}
+    assert shown == {facts["rule"] for facts in rules_table.ours()}
+    assert len(shown) >= 10
 
 
 # ---------------------------------------------------------------------------------------------------------- commands

@@ -251,6 +251,12 @@ def changed(make: Make, **settings: object) -> Checkpoint:
     return after(merge)
 
 
+def sidecar(make: Make) -> Checkpoint:
+    merge = make(trust_sidecar=True)
+    (merge.drop("new", 1) / "checkpoint.toml").write_text("share = -2.0")
+    return after(merge)
+
+
 def known_content(make: Make) -> Checkpoint:
     merge = make()
     merge.drop("old", 1)
@@ -300,6 +306,7 @@ CASES: dict[str, tuple[str, Case]] = {
     "not-a-file": ("refused", lambda make, _: not_a_file(make)),
     "unreadable": ("refused", lambda make, _: unreadable(make)),
     "bad-index": ("refused", lambda make, _: sharded(make, layer__matrix__bias="../elsewhere.safetensors")),
+    "needs-fisher": ("refused", lambda make, _: dropped(make(rule="fisher"))),
     "not-finite": ("refused", lambda make, _: dropped(make(), layer__matrix__bias=torch.full((6,), torch.nan))),
     "overflow": ("refused", lambda make, _: overflow(make)),
     "refused-by-hand": ("refused", lambda make, _: refused_by_hand(make)),
@@ -308,6 +315,7 @@ CASES: dict[str, tuple[str, Case]] = {
     "no-verdict": ("held", no_verdict),
     "run-counted": ("held", lambda make, _: run_counted(make)),
     "replace-later": ("held", lambda make, _: replace_later(make)),
+    "sidecar": ("held", lambda make, _: sidecar(make)),
     "wild-adapter": ("held", lambda make, _: adapter(make, lora_alpha=1000)),
     "far-from-base": ("held", lambda make, _: far_from_base(make)),
     "far-weight": ("held", lambda make, _: far_weight(make)),

@@ -95,6 +95,14 @@ class Contents:
 
 
 @dataclass(frozen=True)
+class Shipped:
+    """Tensors that lie beside a checkpoint's weights, one for a weight, such as a diagonal Fisher."""
+
+    layout: Layout
+    parts: Mapping[str, Part]  # by the base model's name; what is not named is zero
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A sighting that admission let through: its headers fit the base model; its content is not read yet."""
 
@@ -104,6 +112,9 @@ class Candidate:
     parts: Mapping[str, Part]  # by the base model's name; what is not named has a task vector of zero
     stamps: tuple[FileStamp, ...]
     aliases: Mapping[str, str] = field(default_factory=dict)  # tensors that must hold the same bytes: a tied pair
+    shipped: Mapping[str, Shipped] = field(
+        default_factory=dict
+    )  # what the method needs besides, by its name ("fisher")
 
 
 class Format(Protocol):

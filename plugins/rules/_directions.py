@@ -85,7 +85,7 @@ def low_rank_directions(A: Tensor, alpha: float) -> Directions | None:
     for q in (short >> shift for shift in (6, 5, 4, 3)):
         if q < MIN_SKETCH:
             continue
-        noise = torch.randn(A.shape[1], q, generator=torch.Generator().manual_seed(q), dtype=A.dtype)
+        noise = torch.randn(A.shape[1], q, generator=torch.Generator().manual_seed(q), dtype=A.dtype).to(A.device)
         Q = torch.linalg.qr((A @ noise).double())[0].to(A.dtype)  # (m, q)
         inside = Q.T @ A  # (q, n)
         rest = norm(torch.addmm(A, Q, inside, alpha=-1))

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ...state.records import SlotSpec, Weight
-from ._matrices import newcomers, sides, stacked
-from .interface import LowRank, Slots, Sum, Update
+from ._matrices import MatrixSum, newcomers, sides, stacked
+from .interface import LowRank, Slots, Update
 
 
 def per_square(product: Tensor, square: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def pull(D: Tensor | LowRank) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Gram(Sum):
+class Gram(MatrixSum):
     """The Gram matrix of the inputs (n, n), or of the outputs (m, m): a float64 slot, for a ridge is to be solved by it."""
 
     side: Literal["in", "out"]
@@ -59,10 +59,6 @@ class Gram(Sum):
         side = n if self.side == "in" else m
         return {"gram": SlotSpec((*batch, side, side), "F64")}
 
-    def rowwise(self, w: Weight) -> bool:
-        """Of a batch, each matrix is for itself."""
-        return bool(sides(w)[0])
-
     def term(self, u: Update, w: Weight) -> Slots:
         """Return the newcomer's Gram matrix over its squared norm."""
         given = newcomers(u, w)
@@ -70,17 +66,13 @@ class Gram(Sum):
 
 
 @dataclass(frozen=True)
-class Pull(Sum):
+class Pull(MatrixSum):
     """B, what the checkpoints pull the merged matrix towards: a float64 slot of the weight's size."""
 
     def slots(self, w: Weight) -> Mapping[str, SlotSpec]:
         """One slot."""
         batch, m, n = sides(w)
         return {"pull": SlotSpec((*batch, m, n), "F64")}
-
-    def rowwise(self, w: Weight) -> bool:
-        """Of a batch, each matrix is for itself."""
-        return bool(sides(w)[0])
 
     def term(self, u: Update, w: Weight) -> Slots:
         """Return the newcomer's D D^T D over its squared norm."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...state.records import Counts, Weight
-from .interface import LowRank, Others, ReadOut, Slots, Statistic, TaskSum, Update, read_others
+from .interface import Folded, LowRank, Others, ReadOut, Slots, Statistic, Sum, TaskSum, Update, read_others
 
 
 def is_matrix(w: Weight) -> bool:
@@ -63,6 +63,22 @@ def stacked(each: list[Tensor], w: Weight) -> Tensor:
     if not batch:
         return each[0]
     return torch.stack(each).reshape(-1, *batch[1:], *each[0].shape)
+
+
+def untouched(u: Update) -> bool:
+    """Whether an adapter has nothing for this weight: what is kept stays the same object then, and is not written anew."""
+    return u.factors is not None and not u.factors.rank
+
+
+class MatrixSum(Sum):
+    """A sum of what each matrix of a weight makes of its task vector; a zero one must add nothing."""
+
+    def rowwise(self, w: Weight) -> bool:
+        """Of a batch, each matrix is for itself."""
+        return bool(sides(w)[0])
+
+    def _added(self, kept: Slots, u: Update, w: Weight, share: float) -> Folded:
+        return Folded(kept) if untouched(u) else super()._added(kept, u, w, share)
 
 
 class MergesMatrices(ReadOut):

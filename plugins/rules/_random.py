@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 2**14  # numbers at a time: they stay in the processor's cache, and no thread has to be woken for them
+CPU = torch.device("cpu")
 DRAWS = 2.0**53  # a draw is a whole number below this
 
 
@@ -15,9 +16,9 @@ GOLDEN = _signed(0x9E3779B97F4A7C15)
 FIRST, SECOND = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 
 
-def draws(seed: int, start: int, count: int) -> Tensor:
-    """Return the draws of `count` places from `start`: int64 from 0 to 2^53, that is u(seed, i) x 2^53 for u in [0, 1)."""
-    drawn = torch.empty(count, dtype=torch.int64)
+def draws(seed: int, start: int, count: int, device: torch.device = CPU) -> Tensor:
+    """Return, on a device, the draws of `count` places from `start`: int64 from 0 to 2^53, that is u(seed, i) x 2^53 for u in [0, 1)."""
+    drawn = torch.empty(count, dtype=torch.int64, device=device)
     for first in range(0, count, CHUNK):
         last = min(first + CHUNK, count)
         torch.arange(start + first + 1, start + last + 1, out=drawn[first:last])

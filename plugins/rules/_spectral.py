@@ -50,5 +50,5 @@ def polar(X: Tensor) -> Tensor:
 def ridge(B: Tensor, G: Tensor, epsilon: float) -> Tensor:
     """Return B (G + e I)^-1 with e = epsilon x the mean eigenvalue of G; B is (m, n), G (n, n) and not zero."""
     e = epsilon * G.trace() / len(G)
-    solved: Tensor = torch.linalg.solve(G + e * torch.eye(len(G), dtype=G.dtype), B, left=False)
+    solved: Tensor = torch.linalg.solve(G + e * torch.eye(len(G), dtype=G.dtype, device=G.device), B, left=False)
     return solved

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ...state.records import Counts, SlotSpec, Weight
-from ._matrices import MergesMatrices, matrices, sides, stacked
+from ._matrices import MatrixSum, MergesMatrices, matrices, sides, stacked
 from ._spectral import thin_svd
-from .interface import Others, Slots, Statistic, Sum, Update, check_between, check_one_of
+from .interface import Others, Slots, Statistic, Update, check_between, check_one_of
 
 TINY = 1e-12  # the authors'
 COUNTED = ("T", "traces", "logs", "squared_logs", "per_trace")
@@ -55,7 +55,7 @@ def weighted(kept: Slots, epsilon: float, unlike: bool) -> tuple[Tensor, Tensor]
     pull, Sigma = (kept["pull_per_trace"], kept["Sigma_per_trace"]) if unlike else (kept["pull"], kept["Sigma"])
     centred, ridges = (kept["W_per_trace"], kept["per_trace"]) if unlike else (W - W.mean(0), T)
     prior = Sigma.mean(0) / (kept["traces"] / T + TINY if unlike else 1.0)  # c, (n,): added to every row
-    total = Sigma + epsilon * ridges * torch.eye(len(Sigma), dtype=Sigma.dtype)
+    total = Sigma + epsilon * ridges * torch.eye(len(Sigma), dtype=Sigma.dtype, device=Sigma.device)
     return torch.linalg.solve(total + prior, pull + epsilon * centred, left=False), total
 
 
@@ -67,7 +67,7 @@ def refinement(fused: Tensor, fraction: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Covariances(Sum):
+class Covariances(MatrixSum):
     """What the closed form needs, for either case: 4 slots of the weight's size and 2 of (n, n), float64."""
 
     def slots(self, w: Weight) -> Mapping[str, SlotSpec]:
@@ -76,10 +76,6 @@ class Covariances(Sum):
         shapes = dict.fromkeys(("W", "W_per_trace", "pull", "pull_per_trace"), (*batch, m, n))
         shapes |= dict.fromkeys(("Sigma", "Sigma_per_trace"), (*batch, n, n)) | {"means": (*batch, n)}
         return {name: SlotSpec(shape, "F64") for name, shape in (shapes | dict.fromkeys(COUNTED, batch)).items()}
-
-    def rowwise(self, w: Weight) -> bool:
-        """Of a batch, each matrix is for itself."""
-        return bool(sides(w)[0])
 
     def term(self, u: Update, w: Weight) -> Slots:
         """Return the newcomer's part of every sum."""

@@ -25,7 +25,7 @@ def dropped_and_rescaled(tau: Tensor, density: float, seed: int, start: int) -> 
     below = ceil(density * DRAWS)
     for first in range(0, flat.numel(), CHUNK):
         chunk = flat[first : first + CHUNK]
-        chunk.masked_fill_(draws(seed, start + first, chunk.numel()) >= below, 0.0)
+        chunk.masked_fill_(draws(seed, start + first, chunk.numel(), chunk.device) >= below, 0.0)
     return flat.reshape(tau.shape)
 
 

@@ -39,7 +39,7 @@ def magprune(rows: Tensor, density: float, epsilon: float, seed: int, start: int
     rows: (m, n), the first entry at the place `start` of the weight.
     """
     p = keep_probability(rows, density, epsilon)  # (m, n) float64
-    kept = draws(seed, start, rows.numel()).reshape(rows.shape).double() < p * DRAWS
+    kept = draws(seed, start, rows.numel(), rows.device).reshape(rows.shape).double() < p * DRAWS
     return torch.where(kept, rows / p, 0.0).to(rows.dtype)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...state.records import Counts, SlotSpec, Weight
-from ._matrices import MergesMatrices, each, newcomers, sides, stacked
+from ._matrices import MergesMatrices, each, newcomers, sides, stacked, untouched
 from ._spectral import thin_svd
 from ._sums import square
 from .interface import (
@@ -66,6 +66,8 @@ class Filtered(Recurrence):
 
     def step(self, kept: Slots, u: Update, w: Weight, before: Counts, prepared: Slots) -> Folded:
         """A' = A + share x D (I - V V^T)."""
+        if untouched(u):
+            return Folded(kept)
         known = prepared or self.prepare(kept, w)
         folded, ranks, removed = [], 0, 0.0
         for i, (one, D) in enumerate(zip(each({self: kept}, w), newcomers(u, w), strict=True)):

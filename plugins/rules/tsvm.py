@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...state.records import Counts, SlotSpec, Totals, Weight
-from ._matrices import MergesMatrices, each, newcomers, sides, stacked
+from ._matrices import MergesMatrices, each, newcomers, sides, stacked, untouched
 from ._spectral import polar, thin_svd_of
 from .interface import (
     Folded,
@@ -80,7 +80,7 @@ class Triplets(Recurrence):
             "S": SlotSpec((*batch, k)),
             "V": SlotSpec((*batch, n, k)),
             "blocks": SlotSpec(batch),
-            "shares": SlotSpec(batch, "F64"),
+            "shares": SlotSpec(batch),
         }
 
     def rowwise(self, w: Weight) -> bool:
@@ -89,6 +89,8 @@ class Triplets(Recurrence):
 
     def step(self, kept: Slots, u: Update, w: Weight, before: Counts, prepared: Slots) -> Folded:
         """Take in the newcomer's triplets, and let go of those for which there is no room any more."""
+        if untouched(u):
+            return Folded(kept)
         given = newcomers(u, w)
         pairs = zip(each({self: kept}, w), given, strict=True)
         folded = [with_block(one[self], D, u.share) for one, D in pairs]

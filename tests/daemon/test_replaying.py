@@ -1,12 +1,12 @@
 """Replaying as a table: from where, and by which steps, a version is reached, or the model without a checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from mergd.daemon.replaying import Route, Step, route_to, route_without
+from mergd.daemon.replaying import Route, Step, route_to, route_without, shares_at
 from mergd.state.records import Totals, Version
 
 
@@ -112,5 +112,58 @@ WITHOUT: dict[str, tuple[list[Version], int, Route]] = {
 def test_how_the_model_without_a_checkpoint_is_reached(case: str) -> None:
     versions, checkpoint, expected = WITHOUT[case]
     get = {version.number: version for version in versions}.__getitem__
-    past = versions, lambda n: recipe(versions, n), get, lambda one, other: one.method == other.method, lambda row: 1.0
-    assert route_without(checkpoint, versions[-1], *past) == expected
+    assert without(checkpoint, versions, get) == expected
+
+
+def without(checkpoint: int, versions: Sequence[Version], get: Callable[[int], Version]) -> Route:
+    """Return the route to the last version without a checkpoint."""
+    alike = lambda one, other: one.method == other.method
+    return route_without(checkpoint, versions[-1], versions, lambda n: recipe(versions, n), get, alike)
+
+
+# -------------------------------------------------------------------------------------------------------------- shares
+
+
+def counts(version: Version, share: float) -> Version:
+    """Return a version whose cause counts so much."""
+    return replace(version, arguments={**version.arguments, "share": share})
+
+
+WEIGHTED = [counts(folded(1), 2.0), folded(2), counts(folded(3), 0.5)]
+
+
+def numbered(versions: Sequence[Version]) -> Callable[[int], Version]:
+    return {version.number: version for version in versions}.__getitem__
+
+
+def test_a_fold_is_repeated_with_what_it_counted() -> None:
+    route = route_to(3, numbered(dropped(*WEIGHTED)))
+    assert [step.share for step in route.steps] == [2.0, 1.0, 0.5]
+
+
+def test_so_are_a_subtraction_and_a_replay() -> None:
+    versions = [*WEIGHTED, *dropped(counts(subtracted(4, 1), 2.0))]
+    assert route_to(4, numbered(versions)).steps == (Step("remove", 1, 4, 2.0),)
+    again = replace(
+        replayed(4, 2, None, 1, 3), arguments={"how": "replay", "onto": None, "folds": [1, 3], "shares": [2.0, 0.5]}
+    )
+    assert route_to(4, numbered([*WEIGHTED, *dropped(again)])).steps == (
+        Step("fold", 1, None, 2.0), Step("fold", 3, 4, 0.5),
+    )  # fmt: skip
+
+
+def test_without_one_the_others_count_what_they_did() -> None:
+    route = without(1, WEIGHTED, numbered(WEIGHTED))
+    assert route == Route(None, (fold(2), Step("fold", 3, None, 0.5)))
+
+
+def test_a_line_in_which_one_counted_otherwise_is_not_begun_from() -> None:
+    versions = [*LINE[:3], counts(folded(4, parent=1, row=3), 2.0), folded(5, parent=3, row=4)]
+    route = without(2, versions, numbered(versions))
+    assert route == Route(1, (fold(3), fold(4)))
+
+
+def test_one_that_was_folded_again_counts_what_it_counted_last() -> None:
+    versions = [counts(folded(1), 2.0), subtracted(2, 1), counts(folded(3, row=1), 4.0)]
+    assert shares_at(3, numbered(versions)) == {1: 4.0}
+    assert shares_at(1, numbered(versions)) == {1: 2.0}

@@ -556,7 +556,7 @@ def limits_share(bench: Bench) -> None:
     with History(merge.store.database, write=True) as history:  # only root could give files away
         history._db.execute("update contributions set contributor = 'somebody' where version = 1")
     merge.drop("z", 9)
-    passes_only_under(merge, "z", "too-much-of-one", share="0.95")
+    passes_only_under(merge, "z", "too-much-of-one", **{"limits.share": "0.95"})
 
 
 def limits_adapter_rank(bench: Bench) -> None:
@@ -580,6 +580,29 @@ def limits_per_day(bench: Bench) -> None:
     models = [away(seed, 0.1) for seed in range(3)]
     assert judged(bench, models, per_day=2) == ["", "", "too-many"]
     assert judged(bench, models, per_day=3) == ["", "", ""]
+
+
+def share(bench: Bench) -> None:
+    merges = [bench.merge([1], rule="task_arithmetic", share=counts) for counts in (1.0, 2.0)]
+    assert [merge.versions()[-1].totals.shares for merge in merges] == [1.0, 2.0]
+    assert not torch.equal(*map(matrix, merges))
+
+
+def trust_sidecar(bench: Bench) -> None:
+    assert [counted_with(bench, trust_sidecar=trusted) for trusted in (False, True)] == [1.0, 3.0]
+
+
+def weight_range(bench: Bench) -> None:
+    bounds = ((0.1, 10.0), (0.1, 2.0), (4.0, 5.0))
+    assert [counted_with(bench, trust_sidecar=True, weight_range=allowed) for allowed in bounds] == [3.0, 2.0, 4.0]
+
+
+def counted_with(bench: Bench, **settings: Any) -> float:
+    """Return what a checkpoint counts whose sidecar says 3."""
+    merge = bench.merge(rule="average", **settings)
+    (merge.drop("a", 1) / "checkpoint.toml").write_text("share = 3.0")
+    merge.fold_all()
+    return merge.versions()[-1].totals.shares
 
 
 # ------------------------------------------------------------------------------------------------ plugins of others
@@ -641,6 +664,9 @@ OTHERS: tuple[Case, ...] = (
         watch,
         state,
         existing,
+        share,
+        trust_sidecar,
+        weight_range,
     ),
     *(missing, extra, skip, rename, vocabulary),
     *(quiet, quiet_unsure, quiet_network, marked_only, on_change, per_run, run_quiet, rescan, events, memory),

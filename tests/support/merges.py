@@ -160,11 +160,15 @@ def writable(path: Path) -> Path:
 
 
 def set_in(config: Path, **values: str) -> None:
-    """Set keys of a configuration that init wrote, in place: uncomment and replace."""
+    """Set keys of a configuration that init wrote, in place: uncomment and replace. `limits.share`: of that table."""
     lines = config.read_text().splitlines()
-    for key, value in values.items():
-        chosen = [i for i, line in enumerate(lines) if line.startswith(f"{key} = ")]
-        at = chosen or [i for i, line in enumerate(lines) if line.startswith(f"# {key} = ")]
+    tables = [i for i, line in enumerate(lines) if line.startswith("[")]
+    for name, value in values.items():
+        table, _, key = name.rpartition(".")
+        first = lines.index(f"[{table}]") if table else 0
+        at = [i for i, line in enumerate(lines) if i >= first and line.removeprefix("# ").startswith(f"{key} = ")]
+        at = [i for i in at if not table and i < min(tables, default=len(lines))] or at
+        at = [i for i in at if lines[i].startswith(key)] or at
         assert len(at) == 1, f"{key} stands {len(at)} times"
         lines[at[0]] = f"{key} = {value}"
     config.write_text("\n".join(lines) + "\n")

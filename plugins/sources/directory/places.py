@@ -23,7 +23,8 @@ IGNORED = (".*", "*~", "*.tmp", "*.part", "*.partial", "*.incomplete", "*.lock",
            "tmp-checkpoint-*", "~syncthing~*", "lost+found")  # fmt: skip
 WEIGHTS = ".safetensors"
 FINAL = "model.safetensors"  # beside a training's steps, in the folder that is watched itself
-RELEVANT = (f"*{WEIGHTS}", f"*{WEIGHTS}.index.json", "config.json", "adapter_config.json")
+SIDECAR = "checkpoint.toml"  # in which a checkpoint's maker says what it counts
+RELEVANT = (f"*{WEIGHTS}", f"*{WEIGHTS}.index.json", "config.json", "adapter_config.json", SIDECAR)
 STEP = re.compile(r"checkpoint-(\d+)", re.ASCII)
 # What a trainer leaves beside the weights. The last of them comes last: while they arrive, the first will do.
 TRAINERS = ("trainer_state.json", "training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth")

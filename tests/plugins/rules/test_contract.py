@@ -4,22 +4,18 @@ import ast
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
-from contracts.rule import WEIGHTS, Reference, RuleContract, examples_of
+from contracts.registered import NAMES, REGISTERED
+from contracts.rule import WEIGHTS, Reference, RuleContract
 
 from mergd.plugins.rules.average import Average
-from mergd.plugins.rules.batch_interface import is_batch
 from mergd.plugins.rules.interface import Rule
 from mergd.plugins.rules.opcm import Opcm
 from mergd.plugins.rules.task_arithmetic import TaskArithmetic
 
 REFERENCES = Path(__file__).parents[2] / "references"
-OURS = [entry for entry in entry_points(group="mergd.rules") if entry.value.startswith("mergd.")]
-NAMES = {entry.load(): entry.name for entry in OURS if not is_batch(entry.load())}
-REGISTERED = [rule for kind in NAMES for rule in examples_of(kind)]
 
 
 class TestRegisteredRules(RuleContract):

@@ -206,6 +206,16 @@ def test_case_a_checkpoint_that_leaves_a_matrix_alone_has_no_say(rule: Rule) -> 
 
 
 @each_default
+@each_shape
+def test_an_adapter_that_leaves_a_weight_alone_writes_nothing(rule: Rule, shape: tuple[int, ...]) -> None:
+    w = weight(shape)
+    kept = kept_of(rule, w, [gaussian(*shape, seed=1)])
+    for statistic, slots in kept.items():
+        after = fold_once(statistic, w, slots, LowRank.zero(shape)).slots
+        assert all(after[name] is slot for name, slot in slots.items())
+
+
+@each_default
 def test_case_rank_deficient_task_vectors_do_not_turn_noise_into_directions(rule: Rule) -> None:
     w, news = weight((24, 20)), [of_rank(2, (24, 20), seed=t).dense() for t in range(4)]
     noisy = [D + 1e-7 * gaussian(24, 20, seed=90 + t) for t, D in enumerate(news)]
