@@ -162,13 +162,13 @@ class Desk:
             waiting.ask.progress(progress)
 
     def answer(self, stuck: MergdError | None) -> None:
-        """Answer those whose task has ended, or whose folds have."""
+        """Answer those whose task has ended, or whose folds have; and the others with what keeps them waiting."""
         self._answer_tasks()
         self._answer_folds(stuck)
 
     def _answer_tasks(self) -> None:
         for waiting in [waiting for waiting in self.waiting if waiting.task]:
-            outcome = self._tasks.outcomes.pop(waiting.task, None) if self._tasks else None
+            outcome = (self._tasks.outcomes.pop(waiting.task, None) or self._tasks.stuck) if self._tasks else None
             if outcome is None:
                 continue
             self.waiting.remove(waiting)

@@ -183,6 +183,7 @@ class Loop:
                 self._look_at_work()
             if self._work.free and not self._stopping and (self._desk.waiting or not only_asked):
                 self._begin_work()
+        with self._minding_the_disk():  # whatever could not be written: nobody waits for ever
             self._desk.answer(self._stuck())
             if bool(self.trouble) != self._told_trouble:
                 self.tell()

@@ -284,13 +284,28 @@ class Tasks:
         """Whether a task is still to be done, now or later."""
         return bool(self._waiting())
 
+    @property
+    def stuck(self) -> MergdError | None:
+        """What keeps every task from being done now: a disk that is full, or fails."""
+        if time.monotonic() >= self._later:
+            return None
+        return Unavailable(self._disk.trouble or "a write failed", "it is written down, and done when that is mended")
+
     def waits(self) -> bool:
         """Whether a task is to be begun."""
-        return time.monotonic() >= self._later and bool(self._history.tasks.waiting())
+        return self.stuck is None and bool(self._history.tasks.waiting())
 
     def begin(self) -> Remake | None:
         """Begin the task that was asked for first; None if there is none, or if it cannot be done any more."""
-        waiting = self._history.tasks.waiting() if time.monotonic() >= self._later else []
+        try:
+            return self._begin()
+        except Exception as error:
+            if isinstance(meaning(error), DiskFull | DiskFails):  # the history takes no writes: not again at once
+                self._later = time.monotonic() + RETRY_AFTER
+            raise
+
+    def _begin(self) -> Remake | None:
+        waiting = self._history.tasks.waiting() if self.stuck is None else []
         if not waiting:
             return None
         task = waiting[0]
@@ -332,8 +347,8 @@ class Tasks:
                 self._history.tasks.forgive(job.task.id)
             case DiskFull() | DiskFails():
                 self._disk.fail(known)
-                self._history.tasks.forgive(job.task.id)
                 self._later = time.monotonic() + RETRY_AFTER
+                self._history.tasks.forgive(job.task.id)
             case MergdError():
                 self._end(job.task, known)
                 if isinstance(known, DamagedFiles):

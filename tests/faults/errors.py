@@ -42,6 +42,7 @@ class Trip:
     make: Callable[[Path], Sandbox]
     command: tuple[str, ...]
     again: tuple[str, ...]  # what goes on once the fault is gone
+    is_task: bool = False  # whether it is written down, and done by whoever comes next
 
 
 def three_folded(root: Path) -> Sandbox:
@@ -71,6 +72,9 @@ TRIPS = (
     Trip("fold", one_waits, ("run", "--once"), ("run", "--once")),
     Trip("rollback", three_folded, ("rollback", "v1"), ("rollback", "v1")),
     Trip("retention", one_too_many, ("run", "--once"), ("run", "--once")),
+    Trip("publish", three_folded, ("publish", "--scale", "2"), ("run", "--once"), is_task=True),
+    Trip("remerge", three_folded, ("remerge", "--rule", "average"), ("run", "--once"), is_task=True),
+    Trip("remerge at once", three_folded, ("remerge", "--rule", "pcb"), ("run", "--once"), is_task=True),
 )
 
 
@@ -115,6 +119,14 @@ def look(merge: Sandbox) -> Seen:
         tuple(sorted(str(p.relative_to(merge.state)) for at in FOLDERS for p in (merge.state / at).iterdir())),
         states,
     )
+
+
+def tasks(merge: Sandbox) -> int:
+    """Return how many tasks were ever written down."""
+    with sqlite3.connect(merge.store.database) as db:
+        (count,) = db.execute("select count(*) from tasks").fetchone()
+    db.close()
+    return int(count)
 
 
 FOLDERS = ("versions", "models", "drafts")
@@ -172,6 +184,10 @@ class Bench:
     def _go_on(self) -> None:
         again = self.merge.mergd(*self.trip.again)
         assert again.code == 0, f"going on ended with {again.code}: {again.err}"
+        if self.trip.is_task and not tasks(self.merge):  # nobody knows that it was asked for
+            assert look(self.merge) == self.before, "what nobody asked for was done"
+            again = self.merge.mergd(*self.trip.command)
+            assert again.code == 0, f"asking again ended with {again.code}: {again.err}"
         if self.trip.name == "rollback":  # what a crash left is swept by those who fold
             assert look(self.merge).mended(self.after)
             assert self.merge.store.pointed() == self.after.pointed

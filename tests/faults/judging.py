@@ -94,16 +94,20 @@ def _version(state: Path, after: Seen, number: int) -> Iterator[str]:
     except (OSError, ValueError) as error:
         yield f"v{number}: its manifest: {error}"
         return
-    said = (manifest["parent"], manifest["digest"], (manifest["checkpoint"] or manifest["removed"])["name"])
+    about = manifest["checkpoint"] or manifest["removed"] or {"name": ""}
+    said = (manifest["parent"], manifest["digest"], about["name"])
     if said != (version.parent, version.digest, version.name):
         yield f"v{number}: the manifest says {said}"
     expected = after.counts(number)
-    parts = ((slots, "slots", "slots-*", version.slots, 0.0), (model, "model", "*.safetensors", version.model, BASE))
-    for folder, part, pattern, promised, base in parts:
+    parts = (
+        (slots, "slots", "slots-*", version.slots, 0.0, 1.0),
+        (model, "model", "*.safetensors", version.model, BASE, version.scale),
+    )
+    for folder, part, pattern, promised, base, scale in parts:
         there = sorted(folder.glob(pattern))
         if not promised:
             yield from (f"v{number}: {path.name} is promised no more" for path in there)
         elif wrong := [file["name"] for file in manifest[part] if sha256(folder / file["name"]) != file["sha256"]]:
             yield f"v{number}: not as the manifest says: {wrong}"
-        elif (found := counted(load(there), base)) != expected:
+        elif (found := counted(load(there), base, scale)) != expected:
             yield f"v{number}: its {part} count {found}, folded were {expected}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from faults.children import MAKING, RARE, STEPS, Aim, Child, Counting
 from faults.judging import judge
 from faults.onehot import coordinate_of, see
-from faults.points import PINNED, nothing_broken
+from faults.points import AT_ONCE, MEAN, PINNED, nothing_broken
 from faults.shim import FOR_EVER, Faults
 
 IDLE = 0.75  # seconds without a call: then there is nothing left to do
@@ -147,12 +147,15 @@ class Trials:
         seen = see(self._merge.state)
         kept = [f"v{number}" for number, version in seen.versions.items() if version.model and number != seen.head]
         gone = [f"v{number}" for number, version in seen.versions.items() if not version.model]
-        names, inside = {version.name for version in seen.versions.values()}, seen.counts(seen.head)
+        names, inside = {version.name for version in seen.versions.values()} - {""}, seen.counts(seen.head)
         choices = {
             ("rollback",): kept,
             ("fold", "--again"): sorted(name for name in names if not inside[coordinate_of(name)]),
             ("remove",): sorted(name for name in names if inside[coordinate_of(name)]),
             ("replay",): gone[-2:],
+            ("publish", "--scale"): ["0.5", "1", "2"] if seen.head else [],
+            ("remerge", *MEAN): ["--json"] if inside else [],
+            ("remerge", *AT_ONCE): ["--json"] if inside else [],
         }
         words = self._chance.choice([("gc",), *(words for words, about in choices.items() if about)])
         return (*words, self._chance.choice(choices[words])) if words in choices else words

@@ -65,9 +65,11 @@ def load(paths: list[Path]) -> dict[str, list[float]]:
     return found
 
 
-def counted(found: dict[str, list[float]], base: float) -> Counts | None:
-    """Return what weights count, None if they do not agree, or hold anything but counts."""
-    counts = [Counter({k: value - base for k, value in enumerate(row) if value != base}) for row in found.values()]
+def counted(found: dict[str, list[float]], base: float, scale: float = 1.0) -> Counts | None:
+    """Return what weights count, each by a scale; None if they do not agree, or hold anything but counts."""
+    counts = [
+        Counter({k: (value - base) / scale for k, value in enumerate(row) if value != base}) for row in found.values()
+    ]
     same = set(found) == set(SHAPES) and all(one == counts[0] for one in counts)
     return Counter({k: int(n) for k, n in counts[0].items()}) if same and _whole(counts[0]) else None
 
@@ -83,8 +85,10 @@ class Version:
     number: int
     parent: int | None
     cause: str
-    name: str  # of the checkpoint that was folded, or taken out
+    name: str  # of the checkpoint that was folded, or taken out; empty where neither was
     adds: int  # 1; -1 where one was taken out
+    merged: tuple[str, ...]  # names of the checkpoints that a re-merge began from nothing with
+    scale: float  # by which the counts are published
     digest: str
     slots: int  # whether its slots are promised
     model: int  # whether its published model is
@@ -101,6 +105,7 @@ class Seen:
     contents: dict[str, str]  # digest of what was folded -> name
     told: dict[int, str]  # version -> digest, in log.jsonl
     served: int | None  # what `current` leads to
+    tasks: int  # that were ever written down
     sound: list[str]  # what SQLite's own checks say against it
 
     @property
@@ -116,10 +121,14 @@ class Seen:
         return found
 
     def counts(self, number: int | None) -> Counts:
-        """Return what a version's weights have to count."""
+        """Return what a version's slots have to count: what its line added and took out, back to a re-merge."""
         counts: Counts = Counter()
         for version in (self.versions[n] for n in self.line(number)):
-            counts[coordinate_of(version.name)] += version.adds
+            if version.name:
+                counts[coordinate_of(version.name)] += version.adds
+            counts.update(map(coordinate_of, version.merged))
+            if version.cause == "re-merge":
+                break
         return Counter({k: n for k, n in counts.items() if n != 0})
 
 
@@ -140,22 +149,28 @@ def _seen(db: sqlite3.Connection, state: Path) -> Seen:
     sound = [row[0] for row in db.execute("pragma integrity_check") if row[0] != "ok"]
     sound += [f"a foreign key of {row[0]} leads nowhere" for row in db.execute("pragma foreign_key_check")]
     versions = db.execute(
-        "select number, parent, cause, name, iif(removed is null, 1, -1), versions.digest, slots_kept, model_kept"
-        " from versions join checkpoints on checkpoints.id = coalesce(versions.checkpoint, removed)"
-    )
+        "select number, parent, cause, coalesce(name, ''), iif(removed is null, 1, -1), arguments, scale, versions.digest,"
+        " slots_kept, model_kept from versions left join checkpoints on checkpoints.id = coalesce(checkpoint, removed)"
+    ).fetchall()
+    names = dict(db.execute("select id, name from checkpoints"))
     log, link = state / "log.jsonl", state / "models" / "current"
     told = map(json.loads, log.read_text().splitlines() if log.exists() else ())
     rows = db.execute("select name, state, digest from checkpoints").fetchall()
     return Seen(
-        versions={number: Version(number, *more) for number, *more in versions},
+        versions={row[0]: Version(*row[:5], _merged(row[2], row[5], names), *row[6:]) for row in versions},
         moves=db.execute("select id, from_version, to_version, who, why from moves order by id").fetchall(),
         folded=Counter(name for name, at, _ in rows if at == "folded"),
         states=Counter(at for _, at, _ in rows),
         contents={digest: name for name, at, digest in rows if at == "folded"},
         told={entry["version"]: entry["digest"] for entry in told},
         served=int(os.readlink(link)) if link.is_symlink() else None,
+        tasks=db.execute("select count(*) from tasks").fetchone()[0],
         sound=sound,
     )
+
+
+def _merged(cause: str, arguments: str, names: dict[int, str]) -> tuple[str, ...]:
+    return tuple(names[row] for row in json.loads(arguments)["folds"]) if cause == "re-merge" else ()
 
 
 def sha256(path: Path) -> str | None:

@@ -20,7 +20,7 @@ def run(harness: str, *arguments: str) -> str:
 
 
 def test_an_error_at_any_call_loses_nothing_and_blames_no_checkpoint() -> None:
-    assert "24 faults, 0 bad" in run("errors", "--count", "8", "--seed", "1")
+    assert "24 faults, 0 bad" in run("errors", "--count", "4", "--seed", "1")
 
 
 @pytest.mark.root

@@ -25,7 +25,9 @@ from mergd.daemon.requests import (
     Fold,
     Gc,
     Pause,
+    Publish,
     Refuse,
+    Remerge,
     Remove,
     Replay,
     Resume,
@@ -42,6 +44,13 @@ WIDTH = 256  # coordinates: more than there are steps in a run
 FAR = 1000.0  # what an unusual checkpoint adds, for which it is held
 STEPS = ("draft", "seal", "rename", "restore", "transaction", "link", "sweep")
 Recipe = tuple[str, ...]  # the checkpoints in the model
+# What a person may have the sum read as: the arguments, and by which factor of it a number of checkpoints is published.
+READINGS: dict[str, tuple[dict[str, Any], Callable[[int], float]]] = {
+    "the sum": ({"rule": "task_arithmetic", "parameters": {"lambda": 1.0}}, lambda folded: 1.0),
+    "twice the sum": ({"rule": "task_arithmetic", "parameters": {"lambda": 2.0}}, lambda folded: 2.0),
+    "the mean": ({"rule": "average"}, lambda folded: 1.0 / folded if folded else 1.0),
+}
+AT_ONCE = {"rule": "consensus_ta", "parameters": {"prun_thre_k": 1, "lambda": 4.0}}  # no two are about one coordinate
 
 
 class Crash(BaseException):
@@ -89,6 +98,8 @@ class People(RuleBasedStateMachine):
         self.states: dict[str, str] = {}
         self.queue: list[str] = []  # ready, while it is paused
         self.recipes: dict[int, Recipe] = {0: ()}  # of each version
+        self.readings: dict[int, str] = {0: "the sum"}  # by which what comes after each version is read
+        self.at_once: set[int] = set()  # versions that a batch rule merged
         self.head = 0
         self.tags: dict[str, int] = {}
         self.left = 0  # where the head was before a person moved it last
@@ -139,21 +150,22 @@ class People(RuleBasedStateMachine):
     def place(self, name: str) -> str:
         return str(self.merge.watch / name)
 
-    def comes_true(self, recipe: Recipe) -> None:
-        """Expect a new version, which is the head."""
+    def comes_true(self, recipe: Recipe, reading: str = "") -> None:
+        """Expect a new version, which is the head; it is read as the one before, unless somebody asks for another reading."""
         number = max(self.recipes) + 1
+        self.readings[number] = reading or self.readings[self.head]
         self.recipes[number], self.head = recipe, number
 
     def is_folded(self, name: str) -> None:
         self.states[name] = "folded"
         self.comes_true((*self.recipes[self.head], name))
 
-    def person_moves(self, recipe_or_number: Recipe | int) -> None:
+    def person_moves(self, recipe_or_number: Recipe | int, reading: str = "") -> None:
         self.left = self.head
         if isinstance(recipe_or_number, int):
             self.head = recipe_or_number
         else:
-            self.comes_true(recipe_or_number)
+            self.comes_true(recipe_or_number, reading)
 
     @rule(count=st.integers(1, 3))
     def drop(self, count: int) -> None:
@@ -223,6 +235,28 @@ class People(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(self.recipes[self.head]))
         assert self.ask(Remove(checkpoint=self.place(name), exact=exact))
         self.person_moves(tuple(other for other in self.recipes[self.head] if other != name))
+
+    @rule(reading=st.sampled_from(sorted(READINGS)))
+    @precondition(lambda self: self.head)
+    def publish(self, reading: str) -> None:
+        so_already = reading == self.readings[self.head] and self.head not in self.at_once
+        assert self.ask(Publish(**READINGS[reading][0])) == (not so_already)
+        if not so_already:
+            self.person_moves(self.recipes[self.head], reading)
+
+    @rule(reading=st.sampled_from(sorted(READINGS)))
+    @precondition(lambda self: self.head)
+    def remerge(self, reading: str) -> None:
+        assert self.ask(Remerge(**READINGS[reading][0])) == bool(self.recipes[self.head])
+        if self.recipes[self.head]:
+            self.person_moves(self.recipes[self.head], reading)
+
+    @rule()
+    @precondition(lambda self: self.recipes[self.head])
+    def remerge_at_once(self) -> None:
+        assert self.ask(Remerge(**AT_ONCE))
+        self.person_moves(self.recipes[self.head])
+        self.at_once.add(self.head)
 
     @rule(data=st.data())
     @precondition(lambda self: self.head)
@@ -332,6 +366,28 @@ class People(RuleBasedStateMachine):
             self.crash()
         self.person_moves(tuple(other for other in self.recipes[self.head] if other != name))
 
+    @rule(at=st.integers(0, 30), reading=st.sampled_from(sorted(READINGS)), at_once=st.booleans())
+    @precondition(lambda self: self.recipes[self.head])
+    def crash_in_a_remerge(self, at: int, reading: str, at_once: bool) -> None:
+        try:
+            with crashing(at):
+                assert self.ask(Remerge(**AT_ONCE if at_once else READINGS[reading][0]))
+        except Crash:
+            self.crash()
+        self.person_moves(self.recipes[self.head], "" if at_once else reading)
+        self.at_once |= {self.head} if at_once else set()
+
+    @rule(at=st.integers(0, 30))
+    @precondition(lambda self: self.head)
+    def crash_in_a_publish(self, at: int) -> None:
+        reading = "the mean" if self.readings[self.head] != "the mean" else "the sum"
+        try:
+            with crashing(at):
+                assert self.ask(Publish(**READINGS[reading][0]))
+        except Crash:
+            self.crash()
+        self.person_moves(self.recipes[self.head], reading)
+
     # ------------------------------------------------------------------------------------------------ what must be true
 
     def kept(self) -> set[int]:
@@ -351,9 +407,11 @@ class People(RuleBasedStateMachine):
         assert self.head_is() == self.head
         assert self.merge.store.pointed() == (self.head or None)
         if self.head:
+            inside = self.recipes[self.head]
+            factor = 4.0 if self.head in self.at_once else READINGS[self.readings[self.head]][1](len(inside))
             expected = torch.full((WIDTH,), 7.0)
-            for name in self.recipes[self.head]:
-                expected[int(name[1:])] += self.added[name]
+            for name in inside:
+                expected[int(name[1:])] += factor * torch.tensor(self.added[name])
             assert torch.equal(self.merge.published()["norm.weight"], expected)
 
     @invariant()

@@ -11,10 +11,10 @@ import pytest
 from support.merges import Sandbox, make_merge
 from support.models import save_lone, tiny_base
 
-from mergd.daemon.requests import Pause, Rollback
+from mergd.daemon.requests import Pause, Publish, Remerge, Rollback
 from mergd.plugins import registry
 from mergd.plugins.rules.batch_interface import is_batch
-from mergd.state.errors import Uncertain
+from mergd.state.errors import Unavailable, Uncertain
 from mergd.state.history import History
 from mergd.state.store import BALLAST
 
@@ -303,3 +303,42 @@ def test_the_need_counts_what_is_spilled_and_what_lies_beside(
             loop.run(until=loop.idle)
         assert 0 < most < need + 20_000, rule  # headers and the manifest are small change of the reserve
         assert most > need, rule
+
+
+# ------------------------------------------------------------------------------------------------------ people's tasks
+
+
+@pytest.mark.parametrize("request_", [Publish(scale=2.0), Remerge(rule="average")])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_who_asks_for_a_version_that_cannot_be_written_is_told_and_it_is_made_later(
+    merge: Sandbox, monkeypatch: pytest.MonkeyPatch, request_: Publish | Remerge, number: int
+) -> None:
+    merge.drop("a", 1)
+    merge.fold_all()
+    with monkeypatch.context() as patch, merge.loop() as loop:
+        patch.setattr(os, "write", failing(os.write, number, lambda path: "slots-00001" in path))
+        with pytest.raises(Unavailable) as raised:
+            loop.ask(request_)
+        assert "it is written down" in raised.value.hint
+        assert not loop._work.waits(), "it would be tried again and again"
+    assert len(merge.versions()) == 1
+    merge.fold_all()
+    assert len(merge.versions()) == 2
+
+
+def test_a_task_is_not_begun_again_and_again_while_the_history_takes_no_writes(
+    merge: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge.drop("a", 1)
+    merge.fold_all()
+
+    def full(*arguments: object) -> int:
+        raise full_error(sqlite3.SQLITE_FULL, "database or disk is full")
+
+    with merge.loop() as loop, monkeypatch.context() as patch:
+        patch.setattr(loop._history.tasks, "begin", full)
+        with pytest.raises(Unavailable):
+            loop.ask(Publish(scale=2.0))
+        assert not loop._work.waits()
+    merge.fold_all()
+    assert len(merge.versions()) == 2
