@@ -68,7 +68,7 @@ def export(settings: Settings, text: str, target: Path, progress: Progress) -> d
 def kept_version(history: History, text: str, *, slots_do: bool = False) -> Version:
     """Return the version that is named, if its published model is kept, or its slots where those do."""
     version = find_version(history, text)
-    if not version.model_kept and not (slots_do and version.slots_kept):
+    if not version.model_kept and not (slots_do and version.slots_kept and not version.read_at_once):
         kept = ", ".join(str(other) for other in history.with_files())
         raise Usage(f"the files of {version} were dropped by retention", f"kept are: {kept}")
     return version

@@ -112,6 +112,14 @@ def keep(base: Base, head: Head, method: Method, draft: Draft, memory: int, prog
         return trip.finish()
 
 
+def blocks_of(w: Weight, method: Method, memory: int) -> list[Rows]:
+    """Return the blocks of rows that a weight goes by in, so small that what is alive of them at once fits the memory."""
+    by_rows = method.rowwise(w)
+    kept = sum(spec.nbytes for statistic in method.keeps(w) for spec in statistic.slots(w).values())
+    alive = (OTHERS * float32_bytes(w.shape) + PER_SLOT * kept) // COPIES
+    return row_blocks(w.shape, max(float32_bytes(w.shape), alive), memory) if by_rows else [None]
+
+
 def removable(base: Base, method: Method) -> bool:
     """Whether a checkpoint can be taken out by subtraction: whether every statistic that is kept is a sum."""
     return all(isinstance(statistic, Sum) for w in base.weights for statistic in method.keeps(w))
@@ -182,7 +190,7 @@ class _Trip:
         dtype = torch.float64 if wide else torch.float32
         needs = self._method.needs((w,))
         seed = self._vectors.seed(w) if any("seed" in statistic.needs for statistic in statistics) else 0
-        for rows, delta in self._vectors.of(w, self._blocks(w), dtype):
+        for rows, delta in self._vectors.of(w, blocks_of(w, self._method, self._memory), dtype):
             gathered.task += delta.norm() ** 2 if isinstance(delta, LowRank) else square(delta)
             self._sketch.add(projection, delta, rows)
             before = {statistic: self._kept_blocks(w, statistic, rows) for statistic in statistics}
@@ -198,12 +206,6 @@ class _Trip:
             self._out.end(w, gathered.zero)
         self._task_square += gathered.task
         self._reports[w.name] = gathered.report(self._model.norms[w.name])
-
-    def _blocks(self, w: Weight) -> list[Rows]:
-        by_rows = self._method.rowwise(w)
-        kept = sum(spec.nbytes for statistic in self._method.keeps(w) for spec in statistic.slots(w).values())
-        alive = (OTHERS * float32_bytes(w.shape) + PER_SLOT * kept) // COPIES
-        return row_blocks(w.shape, max(float32_bytes(w.shape), alive), self._memory) if by_rows else [None]
 
     def _update(self, w: Weight, rows: Rows, delta: Tensor | LowRank, seed: int, extra: Slots) -> Update:
         """Return one block's news, normalised where the method wants it so."""

@@ -2,8 +2,12 @@
 
 import ctypes
 import platform
+import resource
 from importlib.metadata import version
 
+from ..state.errors import Misconfigured
+
+BESIDE = 64  # files that a process has open anyway, with some to spare: a daemon has 18 or 19
 RETURNED = 1 << 22  # bytes: a block of at least this size goes back to the system when it is freed
 M_MMAP_THRESHOLD = -3  # glibc, malloc.h
 LIBC = ctypes.CDLL(None)
@@ -25,6 +29,20 @@ def settle_memory() -> None:
     mallopt = getattr(LIBC, "mallopt", None)  # another C library may have none
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, RETURNED)
+
+
+def allow_open_files(number: int) -> None:
+    """Let this process have so many files open beside what it has open anyway, as far as it may say so itself.
+
+    Raises Misconfigured where it may not: before anything is opened, and nothing is written.
+    """
+    need = number + BESIDE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if need > hard != resource.RLIM_INFINITY:
+        hint = "raise the limit: ulimit -Hn, or LimitNOFILE= in the unit; or save checkpoints in fewer files"
+        raise Misconfigured(f"{number} files are to be open at once, and {hard - BESIDE} are allowed", hint)
+    if need > soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
 
 
 def made_on() -> dict[str, str]:

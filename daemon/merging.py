@@ -3,7 +3,7 @@
 Memory is that of one weight for a fold rule; a batch rule holds one weight of every checkpoint.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import sqrt
@@ -20,8 +20,8 @@ from ..state.errors import Busy
 from ..state.reading import TORCH_DTYPE, Reader
 from ..state.records import Counts, Totals, Weight, WeightReport
 from ..state.store import Draft
-from .base import Base, float32_bytes, read_contents, row_blocks
-from .folding import FoldResult
+from .base import Base, read_contents
+from .folding import FoldResult, blocks_of
 from .forming import Forming, Rows
 from .method import Method
 from .outgoing import Outgoing
@@ -79,6 +79,16 @@ class _Open:
         """Begin to form its task vectors."""
         return Forming(self.candidate, self._theta0, self.reader, hashed=hashed)
 
+    def update(self, w: Weight, rows: Rows, seed: int) -> tuple[Update, float]:
+        """Return its news about one block of rows, or about a whole weight, and the squared norm of that."""
+        statistics = self._method.keeps(w)
+        wide = any(spec.dtype == "F64" for statistic in statistics for spec in statistic.slots(w).values())
+        ((_, delta),) = self.vectors.of(w, [rows], torch.float64 if wide else torch.float32)
+        extra = self.shipping.of(w, rows, self._method.needs((w,)))
+        start = rows[0] * (w.size // w.shape[0]) if rows else 0
+        update = Update(self.surveyed.scaled(delta), self.share, seed, start, extra, self.surveyed.whole)
+        return update, delta.norm() ** 2 if isinstance(delta, LowRank) else square(delta)
+
     def survey(self, memory: int, progress: Progress) -> None:
         """Learn what the fold needs to know of all of it."""
         self.surveyed = survey(self._base, self.again, self._method, memory, progress)
@@ -125,63 +135,47 @@ class _Together:
 
     def _merge_weight(self, w: Weight) -> None:
         """Fold one weight of every checkpoint, block by block, and read it out."""
-        wide = any(spec.dtype == "F64" for s in self._method.keeps(w) for spec in s.slots(w).values())
-        dtype, blocks, zero, whole = torch.float64 if wide else torch.float32, self._blocks(w), True, 0.0
-        seeded = any("seed" in statistic.needs for statistic in self._method.keeps(w))
+        seeded, zero = any("seed" in statistic.needs for statistic in self._method.keeps(w)), True
         seeds = [source.vectors.seed(w) if seeded else 0 for source in self._sources]
-        streams = [source.vectors.of(w, blocks, dtype) for source in self._sources]
-        for news in zip(*streams, strict=True):
-            rows = news[0][0]
-            start = rows[0] * (w.size // w.shape[0]) if rows else 0
-            extras = [source.shipping.of(w, rows, self._method.needs((w,))) for source in self._sources]
-            updates = list(self._updates([delta for _, delta in news], seeds, start, extras))
-            whole += sum(self._gather(source, delta) for source, (_, delta) in zip(self._sources, news, strict=True))
-            slots = {statistic: self._folded(w, statistic, updates, rows) for statistic in self._method.keeps(w)}
+        squares = [0.0 for _ in self._sources]
+        for rows in blocks_of(w, self._method, self._memory) if self._batch is None else [None]:
+            slots, taus = self._folded(w, rows, seeds, squares)
             for statistic, kept in slots.items():
                 self._out.write(w, statistic, kept)
-            zero &= self._out.read_out(w, self._merged(w, updates, slots), slots)
-            self._progress.advance(len(news) * sum(update.delta.numel() for update in updates[:1]))
+            zero &= self._out.read_out(w, self._merged(w, taus, slots), slots)
         self._out.end(w, zero)
-        self._reports[w.name] = WeightReport(sqrt(whole / len(self._sources)), self._model.norms[w.name], 0.0, 1.0)
+        for source, square_of_weight in zip(self._sources, squares, strict=True):
+            source.square += square_of_weight
+        each = sqrt(sum(squares) / len(squares))
+        self._reports[w.name] = WeightReport(each, self._model.norms[w.name], 0.0, 1.0)
 
-    def _blocks(self, w: Weight) -> list[Rows]:
-        by_rows = self._method.rowwise(w) and self._batch is None
-        return row_blocks(w.shape, float32_bytes(w.shape) * 2, self._memory) if by_rows else [None]
+    def _folded(
+        self, w: Weight, rows: Rows, seeds: Sequence[int], squares: list[float]
+    ) -> tuple[dict[Statistic, Slots], list[Tensor]]:
+        """Return the slots of one block, or of the whole weight, after all folds; and what a batch rule is to see.
 
-    def _updates(
-        self, deltas: Sequence[Tensor | LowRank], seeds: Sequence[int], start: int, extras: Sequence[Slots]
-    ) -> Iterator[Update]:
-        for source, delta, seed, extra in zip(self._sources, deltas, seeds, extras, strict=True):
-            scaled, whole = source.surveyed.scaled(delta), source.surveyed.whole
-            yield Update(scaled, source.share, seed, start, extra, whole)
-
-    def _gather(self, source: _Open, delta: Tensor | LowRank) -> float:
-        """Add a block's squared norm to its checkpoint's."""
-        one = delta.norm() ** 2 if isinstance(delta, LowRank) else square(delta)
-        source.square += one
-        return one
-
-    def _folded(self, w: Weight, statistic: Statistic, updates: Sequence[Update], rows: Rows) -> Slots:
-        """Return the slots of one block, or of the whole weight, after all folds."""
-        kept: Slots = {
-            name: torch.zeros(
-                (rows[1] - rows[0], *spec.shape[1:]) if rows else spec.shape, dtype=TORCH_DTYPE[spec.dtype]
-            )
-            for name, spec in statistic.slots(w).items()
-        }
-        before = Counts(0, 0.0)
-        for update in updates:
-            kept = statistic.fold(kept, update, w, before, NOTHING).slots
+        One task vector is held at a time, unless a batch rule is to see all. Their squares are added to `squares`.
+        """
+        slots = {statistic: _zeros(statistic, w, rows) for statistic in self._method.keeps(w)}
+        taus, before = [], Counts(0, 0.0)
+        for number, (source, seed) in enumerate(zip(self._sources, seeds, strict=True)):
+            update, square_of_block = source.update(w, rows, seed)
+            slots = {s: s.fold(kept, update, w, before, NOTHING).slots for s, kept in slots.items()}
+            squares[number] += square_of_block
+            taus += [update.delta.float()] if self._batch is not None else []
             before = Counts(before.folded + 1, before.shares + update.share)
-        return kept
+            nbytes = self._model.layout.tensors[w.name].nbytes
+            self._progress.advance(nbytes * (rows[1] - rows[0]) // w.shape[0] if rows else nbytes)
+            del update  # before the next one is formed
+        return slots, taus
 
-    def _merged(self, w: Weight, updates: Sequence[Update], slots: Mapping[Statistic, Slots]) -> Tensor:
+    def _merged(self, w: Weight, taus: Sequence[Tensor], slots: Mapping[Statistic, Slots]) -> Tensor:
         """Return the read-out of one block, or of the whole weight."""
         shares = [source.share for source in self._sources]
         if self._batch is None:
             return self._method.merged(slots, w, Counts(len(shares), sum(shares)))
         theta0 = self._base.read(w.name).float() if self._batch.needs_base else torch.empty(0)
-        return self._batch.merge([update.delta.float() for update in updates], w, shares, theta0)
+        return self._batch.merge(taus, w, shares, theta0)
 
     def finish(self) -> tuple[FoldResult, list[tuple[str, str]]]:
         """Close the files, and add up."""
@@ -194,3 +188,11 @@ class _Together:
         out = self._out
         result = FoldResult("", totals, self._reports, out.readouts, out.slots, out.files, read, out.nbytes, sketch=b"")
         return result, digests
+
+
+def _zeros(statistic: Statistic, w: Weight, rows: Rows) -> Slots:
+    """Return the slots of one block, or of the whole weight, before the first fold."""
+    shapes = {
+        name: (rows[1] - rows[0], *spec.shape[1:]) if rows else spec.shape for name, spec in statistic.slots(w).items()
+    }
+    return {name: torch.zeros(shapes[name], dtype=TORCH_DTYPE[spec.dtype]) for name, spec in statistic.slots(w).items()}

@@ -16,10 +16,13 @@ from ..state.history import History
 from ..state.records import Checkpoint, Sighting, Task, Version
 from ..state.store import Store
 from ..state.wording import size
+from .base import float32_bytes
 from .folding import removable
+from .machine import allow_open_files
 from .method import Method
 from .naming import find_checkpoint, find_version
 from .opening import Merge
+from .outgoing import plan_slots
 from .pinning import Sources
 from .publishing import slots_bytes, spilled_bytes, version_bytes
 from .remaking import Remake
@@ -144,6 +147,8 @@ class Planning:
         method, by = remerged_by(self.merge.method_at(head), asked)
         rows = [self._history.checkpoints.get(row) for row in self._history.recipe(head.number)]
         sightings = {row.id: found for row in rows if (found := self._sources.find(row)) is not None}
+        if not rows:
+            raise Usage(f"there is no checkpoint in the model of {head}", "see: mergd list")
         if not sightings:
             raise Unavailable("no checkpoint in the model is still at its source", "nothing was changed")
         described, gone = self._described(method), tuple(row.name for row in rows if row.id not in sightings)
@@ -184,7 +189,8 @@ class Planning:
         version = find_version(self._history, text)
         if version.kept and version.slots_kept and not check:
             raise Usage(f"the files of {version} are there", f"to go back to it: mergd rollback {version}")
-        route, sightings = self._possible([route_to(version.number, self._version, anew=check)], None)
+        anew = check or version.read_at_once  # its slots do not say what was published
+        route, sightings = self._possible([route_to(version.number, self._version, anew)], None)
         job = self._job(task, version.number, route, sightings)
         row = version.checkpoint or version.removed
         about = self._history.checkpoints.get(row) if row else None
@@ -215,11 +221,12 @@ class Planning:
 
     def _costs(self, job: Remake, how: str) -> Plan:
         """Return the plan with what it costs. Raises Unavailable where the disk is too small."""
-        base, method = self.merge.base, self.merge.method_of((job.known or job).method)
+        base, method, steps = self.merge.base, self.merge.method_of((job.known or job).method), job.route.steps
+        allow_open_files(max((self._opened(step, job) for step in steps), default=0))
         version = version_bytes(base, method, self.settings.out_dtype, self.settings.copy_code)
-        need = (
-            version + spilled_bytes(base, method) + slots_bytes(base, method) * min(max(len(job.route.steps) - 1, 0), 2)
-        )
+        at_once = "by" in (job.known or job).arguments  # then no read-out is a slot
+        spilled = sum(float32_bytes(w.shape) for w in base.weights) if at_once else spilled_bytes(base, method)
+        need = version + spilled + slots_bytes(base, method) * min(max(len(steps) - 1, 0), 2)
         free = self._store.free()
         if free < need:
             raise Unavailable(f"it needs {need:,} bytes of the disk, {free:,} are free", "nothing was changed")
@@ -227,6 +234,11 @@ class Planning:
         if over := lacking(self._store, kept, None, need, self.settings.disk):
             raise Unavailable(over, "nothing was changed")
         folds = [sum(v.seconds.values()) for v in self._history.versions(LOOKS_BACK) if v.seconds]
-        seconds = median(folds) * max(len(job.route.steps), 1) if folds else 0.0
+        seconds = median(folds) * max(sum(len(step.merged) or 1 for step in steps), 1) if folds else 0.0
         nbytes = sum(stamp.size for sighting in job.sightings.values() for stamp in sighting.stamps)
         return Plan(job, how, nbytes, seconds, need)
+
+    def _opened(self, step: Step, job: Remake) -> int:
+        """Return how many files a step has open at once: a re-merge those of all its checkpoints, before it reads any."""
+        base, sources = self.merge.base, sum(len(job.sightings[row].stamps) for row, _ in step.merged)
+        return sources + len(base.layout.files) + len(plan_slots(base, self.merge.method_of(step.method)))

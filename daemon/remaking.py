@@ -4,7 +4,7 @@ It runs on the folding thread and touches only files, as drafting does: no row o
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Any
 
@@ -20,7 +20,7 @@ from .admission import Admission
 from .drafting import head_at
 from .folding import FoldResult, Head, fold, keep
 from .merging import Source, remerge
-from .method import Method, make_rule
+from .method import Lines, Method, make_rule
 from .opening import Merge
 from .progress import Progress
 from .publishing import Published, publish
@@ -114,7 +114,8 @@ class Remaking:
             return keep(base, head, method, into, memory, progress)
         if step.act == "merge":
             sources = [Source(self._candidate(job, row, method), share) for row, share in step.merged]
-            result, digests = remerge(base, sources, method, self._batch(job, step), into, memory, progress)
+            batch, lines = self._batch(job, step) or (None, method.lines)
+            result, digests = remerge(base, sources, replace(method, lines=lines), batch, into, memory, progress)
             for (row, _), either in zip(step.merged, digests, strict=True):
                 self._compare_source(job.rows[row], *either)
             return result
@@ -124,11 +125,11 @@ class Remaking:
         self._compare_source(job.rows[step.checkpoint], result.digest, result.weights_digest)
         return result
 
-    def _batch(self, job: Remake, step: Step) -> BatchRule | None:
-        """Return the batch rule by which the version that a re-merge makes is read, if that is one."""
+    def _batch(self, job: Remake, step: Step) -> tuple[BatchRule, Lines] | None:
+        """Return the batch rule by which the version that a re-merge makes is read, if that is one, and its factors by depth."""
         makes_it = job.known is None or step.makes == job.known.number
         by = (job.known or job).arguments.get("by") if makes_it else None
-        return make_rule(by["rule"], by["parameters"]) if by else None
+        return (make_rule(by["rule"], by["parameters"]), Lines(**by["lines"])) if by else None
 
     def _candidate(self, job: Remake, row: int, method: Method) -> Candidate:
         """Return a source as a method needs it, with what earlier methods needed of it, which is in its digest."""

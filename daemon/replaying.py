@@ -106,11 +106,12 @@ def shares_at(number: int | None, get: Get) -> dict[int, float]:
 
 
 def reachable(versions: Iterable[Version], found: Callable[[int], bool]) -> set[int]:
-    """Return the versions whose slots are there, or can be made once more. versions: all, oldest first.
+    """Return the versions that can be published once more, from their slots or by repeating causes. versions: all, oldest first.
 
     found: whether the source of a checkpoint is there, by its id.
     """
-    there: set[int | None] = {None}
+    there: set[int | None] = {None}  # whose slots are there, or can be made once more
+    published: set[int] = set()
     for version in versions:
         again = (
             version.is_known
@@ -119,7 +120,9 @@ def reachable(versions: Iterable[Version], found: Callable[[int], bool]) -> set[
         )
         if sound(version) or again:
             there.add(version.number)
-    return {number for number in there if number is not None}
+        if again or (sound(version) and not version.read_at_once):
+            published.add(version.number)
+    return published
 
 
 def route_without(

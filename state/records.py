@@ -261,6 +261,11 @@ class Version:
         """Whether it is known what made it; not so where a rebuild found its manifest damaged."""
         return self.checkpoint is not None or self.removed is not None or self.cause in ("read-out", "re-merge")
 
+    @property
+    def read_at_once(self) -> bool:
+        """Whether a batch rule read it out of all task vectors, of which its slots say nothing."""
+        return "by" in self.arguments
+
     def harmed(self, part: Files) -> bool:
         """Whether files of this part are known to be damaged; the manifest is one of the slots'."""
         return self.damaged is not None and ("versions/" if part == "slots" else "models/") in self.damaged

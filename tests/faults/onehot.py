@@ -157,7 +157,10 @@ def _seen(db: sqlite3.Connection, state: Path) -> Seen:
     told = map(json.loads, log.read_text().splitlines() if log.exists() else ())
     rows = db.execute("select name, state, digest from checkpoints").fetchall()
     return Seen(
-        versions={row[0]: Version(*row[:5], _merged(row[2], row[5], names), *row[6:]) for row in versions},
+        versions={
+            number: Version(number, parent, cause, name, adds, _merged(cause, arguments, names), *more)
+            for number, parent, cause, name, adds, arguments, *more in versions
+        },
         moves=db.execute("select id, from_version, to_version, who, why from moves order by id").fetchall(),
         folded=Counter(name for name, at, _ in rows if at == "folded"),
         states=Counter(at for _, at, _ in rows),

@@ -50,7 +50,10 @@ READINGS: dict[str, tuple[dict[str, Any], Callable[[int], float]]] = {
     "twice the sum": ({"rule": "task_arithmetic", "parameters": {"lambda": 2.0}}, lambda folded: 2.0),
     "the mean": ({"rule": "average"}, lambda folded: 1.0 / folded if folded else 1.0),
 }
-AT_ONCE = {"rule": "consensus_ta", "parameters": {"prun_thre_k": 1, "lambda": 4.0}}  # no two are about one coordinate
+AT_ONCE: dict[str, Any] = {
+    "rule": "consensus_ta",
+    "parameters": {"prun_thre_k": 1, "lambda": 4.0},
+}  # no two are about one coordinate
 
 
 class Crash(BaseException):
