@@ -40,6 +40,8 @@ WEIGHTS = (
 )
 TOTALS = [Totals(), Totals(1, 1.0), Totals(3, 2.5, 1.0, 0.0), Totals(3, 2.5, 0.0, 1.0), Totals(3, 3.0, nan, inf)]
 
+FEW_STEPS = 30  # of a descent; what is published takes hundreds, and the journeys with it
+
 Checkpoint = dict[str, Tensor]
 Reference = Callable[..., dict[str, Tensor]]
 
@@ -97,9 +99,10 @@ def parameters(rule_class: type[Any]) -> dict[str, Any]:
 
 
 def examples_of(rule_class: type[Any]) -> list[Rule]:
-    """Return a rule as it is by default, and with each choice of each parameter that has choices."""
-    return [rule_class()] + [
-        rule_class(**{name: choice})
+    """Return a rule as it is by default, and with each choice of each parameter that has choices; of steps it takes few."""
+    few = {"steps": FEW_STEPS} if "steps" in parameters(rule_class) else {}
+    return [rule_class(**few)] + [
+        rule_class(**few, **{name: choice})
         for name, kind in parameters(rule_class).items()
         for choice in (get_args(kind) if get_origin(kind) is Literal else ())
         if choice != getattr(rule_class(), name)

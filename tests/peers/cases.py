@@ -22,7 +22,6 @@ class Case:
     rule_why: tuple[str, ...] = ()  # why mergd differs from the package where the reference does not
     models: tuple[str, ...] = MODELS
     checkpoints: int = 0  # only the first so many; 0: all
-    folded: bool = True  # mergd itself is compared too
     divided: bool = False  # masks are divided by the probability to be kept, in the package's place
 
     @property
@@ -106,8 +105,8 @@ CASES = (
                  {"scaling_factor": 0.3, "sparsity_ratio": 0.9, "only_on_linear_weights": False}, parameters=DARE),
     fusion_bench("magmax:MagMaxAlgorithm", "magmax", {"scaling_factor": 0.5}, parameters={"lambda_": 0.5}),
     fusion_bench("fisher_merging:merging_with_fisher_weights", "fisher",
-                 {"normalize_fisher_weight": False, "minimal_fisher_weight": 0.0}, folded=False),
-    fusion_bench("fisher_merging:merging_with_fisher_weights", "fisher", {}, why=(FISHER,), folded=False),
+                 {"normalize_fisher_weight": False, "minimal_fisher_weight": 0.0}),
+    fusion_bench("fisher_merging:merging_with_fisher_weights", "fisher", {}, why=(FISHER,)),
     fusion_bench("model_stock:ModelStock", "model_stock", {}, why=(ANGLES, COSINES)),
     fusion_bench("model_stock:ModelStock", "model_stock", {}, checkpoints=2, why=(COSINES,)),
     fusion_bench("opcm.opcm_general:OPCM", "opcm", {"alpha": 0.5, "shuffle_order": False, "save_on_every_step": False},

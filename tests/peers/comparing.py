@@ -63,7 +63,7 @@ def compare(case: Case, work: Path, count: int) -> Compared:
         peer = task_vector(target, folder / "base")
         reference = _larger(reference, differences(by_reference(case, folder, model, used), peer, model))
         try:
-            rule = _larger(rule, differences(by_mergd(case, folder, used), peer, model)) if case.folded else {}
+            rule = _larger(rule, differences(by_mergd(case, folder, used), peer, model))
         except RuntimeError as failed:
             error = str(failed)
     return Compared(case, reference, rule, error)

@@ -20,8 +20,8 @@ which installs the packages into environments of their own, makes two small mode
 {count} fine-tunes of each, lets each package merge them in float64, and compares the merged task vectors: norm of the
 difference over norm of the package's, by kind of weight, the larger of the two models. The random masks of DARE and
 DELLA are drawn with the same numbers everywhere. *Reference* is the batch form in `tests/references/`, which each
-of mergd's rules is tested against; *mergd* is what its command line publishes, which keeps its statistics in float32; it is blank
-where a checkpoint cannot ship yet what the rule needs. {without} have no peer in these packages.
+of mergd's rules is tested against; *mergd* is what its command line publishes, which keeps its statistics in float32.
+{without} have no peer in these packages.
 
 """
 KIND_NAMES = {"matrix": "matrices", "lookup": "embeddings", "other": "others"}

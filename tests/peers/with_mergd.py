@@ -17,7 +17,9 @@ def published(work: Path, base: Path, checkpoints: list[Path], rule: str, parame
     see all of them at once. Raises RuntimeError with what mergd complains of."""
     shutil.rmtree(work, ignore_errors=True)
     for number, checkpoint in enumerate(checkpoints):
-        shutil.copytree(checkpoint, work / "watch" / f"tuned-{number}")
+        place = shutil.copytree(checkpoint, work / "watch" / f"tuned-{number}")
+        if rule == "fisher":
+            shutil.copy(checkpoint.with_name(f"{checkpoint.name}.fisher.safetensors"), place / "fisher.safetensors")
     folds = hasattr(load("rules", rule), "keeps")
     named = _set({name.rstrip("_"): value for name, value in parameters.items()})
     open_gate = _set({f"limits.{name}": 0 for name in NO_GATE})

@@ -1,6 +1,5 @@
 """Every registered batch rule held to the contract of batch rules, and what is particular to each."""
 
-from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import entry_points
 from math import pi, sqrt
@@ -24,13 +23,12 @@ from mergd.state.records import Weight
 OURS = [entry for entry in entry_points(group="mergd.rules") if entry.value.startswith("mergd.")]
 NAMES = {entry.load(): entry.name for entry in OURS if is_batch(entry.load())}
 EXAMPLES = [rule for kind in NAMES for rule in examples_of(kind)]
-QUICK = [replace(rule, steps=9) if isinstance(rule, Doge) and rule != Doge() else rule for rule in EXAMPLES]
 MATRIX = Weight("matrix", (26, 13), "matrix")
 TWO = (1.0, 1.0)
 
 
 class TestRegisteredBatchRules(BatchRuleContract):
-    @pytest.fixture(params=QUICK, ids=repr)
+    @pytest.fixture(params=EXAMPLES, ids=repr)
     def rule(self, request: pytest.FixtureRequest) -> BatchRule:
         rule: BatchRule = request.param
         return rule
