@@ -46,7 +46,7 @@ def base_legend(base: Mapping[str, Any]) -> tuple[str, ...]:
     """Return what the columns mean where there is a base model."""
     folded, model = size(base["float32_bytes"]), size(base["model_bytes"])
     return (
-        f"base model: {safe(base['place'])}, {base['weights']} weights to fold, {folded} in float32.",
+        f"base model: {safe(base['base_model'])}, {base['weights']} weights to fold, {folded} in float32.",
         f"slots: in multiples of these. version: slots and the published {model}. folding: what one fold takes besides.",
     )
 

@@ -34,18 +34,23 @@ def rules(settings: Settings | None, base_model: str | None, name: str | None) -
         describe(rule, groups, model, used if rule == used["rule"] else None) | {"in_use": rule == used["rule"]}
         for rule in ([name] if name else names("rules"))
     ]
-    return {"base": base and _facts_of(base, model), "trouble": trouble, "rules": found}
+    return {
+        "base": base and _facts_of(base, model, base_model or (settings.base_model if settings else "")),
+        "trouble": trouble,
+        "rules": found,
+    }
 
 
 def _outlined(settings: Settings | None, pins: Mapping[str, Any], base_model: str | None) -> Base | None:
     """Return a base model as its headers show it: the one of that name, else the settings'; None without either."""
     convolutions = settings.convolutions if settings else "sum"
     if base_model is not None:
-        return outline(locate(base_model)[0], convolutions)
+        return outline(base_model, convolutions)
     if settings is None:
         return None
-    place, _ = locate(settings.base_model, pins.get("base_commit"))
-    return open_base(place, pins) if "base_norms" in pins else outline(place, convolutions)
+    if "base_norms" not in pins:
+        return outline(settings.base_model, convolutions)
+    return open_base(locate(settings.base_model, pins["base_commit"])[0], pins)
 
 
 def _in_use(settings: Settings) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -61,9 +66,9 @@ def _in_use(settings: Settings) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         return {}, settings.method
 
 
-def _facts_of(base: Base, model_bytes: int) -> dict[str, Any]:
+def _facts_of(base: Base, model_bytes: int, name: str) -> dict[str, Any]:
     return {
-        "place": str(base.folder or base.layout.files[0]),
+        "base_model": name,
         "weights": len(base.weights),
         "float32_bytes": sum(float32_bytes(w.shape) for w in base.weights),
         "model_bytes": model_bytes,

@@ -100,17 +100,24 @@ class Base:
 
 def locate(base_model: str, commit: str | None = None) -> tuple[Path, str | None]:
     """Return the path of the base model and, if it is a repository, its commit. A path that exists is a path."""
-    path = Path(base_model).expanduser()
-    if path.exists():
-        return path.resolve(), None
-    if base_model.startswith(("/", ".", "~")):
-        raise Misconfigured(
-            f"there is no base model at {base_model}", "set base_model to a folder, file or org/name@revision"
-        )
+    if (path := _as_path(base_model)) is not None:
+        return path, None
     from ..plugins.sources import hub  # the Hub's client takes a while to import
 
     snapshot = hub.fetch(base_model, commit)
     return snapshot.folder, snapshot.commit
+
+
+def _as_path(base_model: str) -> Path | None:
+    """Return the path that a base model is named by, or None if it is a repository."""
+    path = Path(base_model).expanduser()
+    if path.exists():
+        return path.resolve()
+    if base_model.startswith(("/", ".", "~")):
+        raise Misconfigured(
+            f"there is no base model at {base_model}", "set base_model to a folder, file or org/name@revision"
+        )
+    return None
 
 
 def read_contents(place: Path, most: int = MAX_TENSORS) -> Contents:
@@ -146,11 +153,16 @@ def base_layout(place: Path) -> Layout:
         raise Misconfigured(f"the base model cannot be read: {error}", "set base_model to a whole model") from None
     if contents.partial:
         raise Misconfigured(f"{place} is an adapter", "set base_model to the model that it was trained on")
-    quantised = [info for info in contents.layout.tensors.values() if info.dtype not in TORCH_DTYPE]
+    return _not_quantised(contents.layout)
+
+
+def _not_quantised(layout: Layout) -> Layout:
+    """Return the tensors of the base model. Raises Misconfigured where some are quantised."""
+    quantised = [info for info in layout.tensors.values() if info.dtype not in TORCH_DTYPE]
     if quantised:
         found = f"{shown(quantised[0].name)} of the base model is {quantised[0].dtype}"
         raise Misconfigured(found, "set base_model to a model that is not quantised")
-    return contents.layout
+    return layout
 
 
 def read_config(folder: Path | None) -> dict[str, Any]:
@@ -171,10 +183,21 @@ def open_base(place: Path, pins: Mapping[str, Any]) -> Base:
     return Base(folder, layout, weights, tied, pins["base_digest"], pins["base_norms"], pins.get("base_commit"))
 
 
-def outline(place: Path, convolutions: str = "sum") -> Base:
-    """Return the base model as its headers show it: without digest and norms, and tied wherever it could be."""
-    layout, folder = base_layout(place), place if place.is_dir() else None
-    tied = dict(possible_ties(layout)) if tie_setting(read_config(folder)) is True else {}
+def outline(base_model: str, convolutions: str = "sum") -> Base:
+    """Return the base model as its headers show it: without digest and norms, and tied wherever it could be.
+
+    Of a repository nothing but the headers is fetched.
+    """
+    place = _as_path(base_model)
+    if place is not None:
+        folder = place if place.is_dir() else None
+        layout, config = base_layout(place), read_config(folder)
+    else:
+        from ..plugins.sources import hub  # the Hub's client takes a while to import
+
+        seen = hub.look(base_model)
+        folder, layout, config = None, _not_quantised(seen.layout), dict(seen.config)
+    tied = dict(possible_ties(layout)) if tie_setting(config) is True else {}
     return Base(folder, layout, fold_weights(layout, tied, convolutions), tied, "", {})
 
 

@@ -131,7 +131,9 @@ class Desk:
         assert self._tasks is not None, "a task needs the whole loop"
         arguments = request.model_dump(exclude={"verb", "plan"})
         if request.plan:
-            return self._tasks.plan(Task(0, request.verb, arguments, ask.who, "")).describe() | {"planned": True}
+            return self._tasks.planning.plan(Task(0, request.verb, arguments, ask.who, "")).describe() | {
+                "planned": True
+            }
         task, plan = self._tasks.add(request.verb, arguments, ask.who)
         log.info("%s: %s", request.verb, plan)
         ask.progress(str(plan))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..plugins.rules._sums import square
 from ..plugins.rules.interface import Slots, Statistic
+from ..state.errors import Misconfigured
 from ..state.records import FileDigest, Readout, Weight
 from ..state.store import Draft
 from ..state.writing import Planned, Writer
@@ -91,8 +92,11 @@ def plan_slots(base: Base, method: Method) -> dict[SlotKey, list[Planned]]:
 
 
 def _slot_plans(base: Base, method: Method) -> Iterator[tuple[SlotKey, Planned]]:
+    called: dict[str, Statistic] = {}
     for w in base.weights:
         for statistic in method.keeps(w):
+            if called.setdefault(repr(statistic), statistic) != statistic:
+                raise Misconfigured(f"two rules keep different statistics called {statistic!r}", "use one of the rules")
             for slot, spec in statistic.slots(w).items():
                 yield key_of(statistic, slot), Planned(w.name, spec.dtype, spec.shape)
 

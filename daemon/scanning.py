@@ -4,7 +4,7 @@ import logging
 import time
 
 from ..plugins.sources.interface import Source
-from ..state.errors import Unavailable
+from ..state.errors import MergdError, Unavailable
 from .intake import Intake
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,11 @@ class Scanning:
         except Unavailable as error:
             self.trouble = str(error)
             log.warning("%s", error)
+        except MergdError:
+            raise
+        except Exception as error:  # another package's source: a later scan may do better
+            self.trouble = f"the source {self._source.name} failed: {type(error).__name__}: {error}"
+            log.error("%s", self.trouble, exc_info=error)
         else:
             self.trouble = ""
             elsewhere = map(self._source.sight, self._intake.elsewhere(scan.sightings))

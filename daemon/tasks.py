@@ -1,85 +1,31 @@
-"""Tasks: what people ask for that repeats causes: to remove a checkpoint, to replay a version. Planned before anything is done.
+"""Tasks: what people ask for that takes long and makes a version, or files of one: planned, recorded, done one after another.
 
 It runs on the one thread that writes the history.
 """
 
 import logging
-import re
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from ..state.archive import Archive
 from ..state.committing import Commit, Stamps
 from ..state.disk_errors import meaning
-from ..state.errors import Abandoned, DamagedFiles, DiskFails, DiskFull, MergdError, Unavailable, Uncertain, Usage
+from ..state.errors import Abandoned, DamagedFiles, DiskFails, DiskFull, MergdError, Unavailable, Uncertain
 from ..state.history import History
-from ..state.records import Checkpoint, Move, Sighting, Task, Version
+from ..state.records import Move, Sighting, Task
 from ..state.store import Store
-from ..state.wording import size
-from .base import float32_bytes
 from .disk import LONGEST, RETRY_AFTER, Disk
-from .folding import removable
-from .machine import allow_open_files
-from .method import Method
-from .naming import find_checkpoint, find_version
 from .opening import Merge
-from .outgoing import plan_slots
-from .pinning import Sources
-from .publishing import slots_bytes, spilled_bytes, version_bytes
+from .planning import Plan, Planning
 from .recovery import STRIKES
 from .remaking import Remade, Remake
-from .replaying import Route, Step, route_to, route_without, shares_at, unknown
-from .rereading import Asked, read_out, remerged_by
-from .room import lacking
 from .settings import Settings
 
 log = logging.getLogger(__name__)
 
 WHO = "mergd"  # who asks for what nobody asked for
-LOOKS_BACK = 10  # folds that the time of another one is estimated by
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What doing a task would mean."""
-
-    job: Remake
-    how: str  # "subtraction", "replay", "read-out" or "re-merge"
-    nbytes: int  # that are read of sources
-    seconds: float  # by the folds so far
-    need: int  # bytes of the disk, while it is done
-    left_out: tuple[str, ...] = ()  # checkpoints of the model whose sources are gone
-
-    def describe(self) -> dict[str, Any]:
-        """Return it as scripts see it."""
-        start = self.job.start
-        return {
-            "how": self.how,
-            "from": start.number if start else None,
-            "folds": len(self.job.route.steps),
-            "bytes": self.nbytes,
-            "seconds": round(self.seconds, 1),
-            "disk": self.need,
-            "left_out": list(self.left_out),
-            "words": str(self),
-        }
-
-    def __str__(self) -> str:
-        cost = f"{size(self.nbytes)} to read, about {self.seconds / 60:.1f} minutes"
-        gone = f"; without {', '.join(self.left_out)}, whose sources are gone" if self.left_out else ""
-        return f"{self._how()}: {cost}{gone}"
-
-    def _how(self) -> str:
-        steps, start = len(self.job.route.steps), self.job.start or "the base model"
-        if self.how == "re-merge":
-            return f"all {len(self.job.rows)} at once, onto the base model"
-        if self.how in ("subtraction", "read-out"):
-            return f"by {self.how}" + (f", after {steps - 1} folds onto {start}" if steps > 1 else "")
-        return f"{steps} {'fold' if steps == 1 else 'folds'} onto {start}"
 
 
 class Tasks:
@@ -95,179 +41,16 @@ class Tasks:
         sight: Callable[[Path], Sighting | None],
         disk: Disk,
     ) -> None:
-        self.settings, self.merge = settings, merge
+        self.merge = merge
+        self.planning = Planning(settings, merge, store, history, sight)
         self.outcomes: dict[int, dict[str, Any] | MergdError] = {}  # of tasks that ended in this life
         self._store, self._history, self._commit, self._disk = store, history, commit, disk
-        self._sources = Sources(Archive(store), history.checkpoints, sight)
         self._lacking: dict[int, tuple[str, float, int]] = {}  # head without slots: why, until when (monotonic), tries
         self._later = 0.0  # monotonic seconds: before, none is tried again
 
-    # ---------------------------------------------------------------------------------------------------------- plans
-
-    def plan(self, task: Task) -> Plan:
-        """Return what a task would mean now. Raises Usage or Unavailable, saying why it cannot be done."""
-        if task.verb == "remove":
-            return self._removal(task, str(task.arguments["checkpoint"]), bool(task.arguments["exact"]))
-        if task.verb in ("publish", "remerge"):
-            return self._rereading(task)
-        return self._replay(task, str(task.arguments["version"]), bool(task.arguments.get("check")))
-
-    def _removal(self, task: Task, text: str, exact: bool) -> Plan:
-        head = self._history.head()
-        for version in self._history.lineage(head.number if head else None):
-            if not version.is_known:
-                raise unknown(version)
-        row = self._in_model(text, head.number) if head else None
-        if head is None or row is None:
-            raise Usage(f"{find_checkpoint(self._history, text).name} is not in the model", "see: mergd list")
-        routes = (
-            [self._by_subtraction(row, head)]
-            if removable(self.merge.base, self.merge.method_at(head)) and not exact
-            else []
-        )
-        history = self._history
-        routes.append(route_without(row.id, head, history.with_files(), history.recipe, self._version, self._alike))
-        route, sightings = self._possible(routes, row)
-        subtracted = any(step.act == "remove" for step in route.steps)
-        how = "subtraction" if subtracted else "replay"
-        shares = [step.share for step in route.steps]
-        folds = {"onto": route.start, "folds": list(route.checkpoints), "shares": shares}
-        arguments = {"how": how} | ({"share": shares[-1]} if subtracted else folds)
-        job = self._job(task, self._history.next_number(), route, sightings)
-        return self._costs(replace(job, parent=head, about=row, arguments=arguments, method=head.method), how)
-
-    def _alike(self, one: Version, other: Version) -> bool:
-        """Whether two versions keep the same statistics of the same task vectors."""
-        methods = [self.merge.method_at(version) for version in (one, other)]
-        return one.method == other.method or methods[0].keeps_as(methods[1], self.merge.base.weights)
-
-    def _rereading(self, task: Task) -> Plan:
-        """Plan a read-out of what is kept, or a re-merge. Raises Usage or Unavailable."""
-        head = self._history.head()
-        if head is None:
-            raise Usage("there is no version yet", "fold a checkpoint first")
-        asked = Asked.of(task.arguments)
-        return self._reading(task, head, asked) if task.verb == "publish" else self._merging(task, head, asked)
-
-    def _reading(self, task: Task, head: Version, asked: Asked) -> Plan:
-        method = read_out(self.merge.method_at(head), asked, self.merge.base.weights)
-        described = self._described(method)
-        if described == head.method and method.name == head.rule:
-            raise Usage(f"{head} is read out so already", "see: mergd status")
-        kept = route_to(head.number, self._version)
-        route, sightings = self._possible([Route(kept.start, (*kept.steps, Step("keep", method=described)))], None)
-        job = self._job(task, self._history.next_number(), route, sightings)
-        return self._costs(replace(job, parent=head, cause="read-out", method=described), "read-out")
-
-    def _merging(self, task: Task, head: Version, asked: Asked) -> Plan:
-        method, by = remerged_by(self.merge.method_at(head), asked)
-        rows = [self._history.checkpoints.get(row) for row in self._history.recipe(head.number)]
-        sightings = {row.id: found for row in rows if (found := self._sources.find(row)) is not None}
-        if not rows:
-            raise Usage(f"there is no checkpoint in the model of {head}", "see: mergd list")
-        if not sightings:
-            raise Unavailable("no checkpoint in the model is still at its source", "nothing was changed")
-        described, gone = self._described(method), tuple(row.name for row in rows if row.id not in sightings)
-        shares = shares_at(head.number, self._version)
-        merged = tuple((row, shares[row]) for row in sightings)
-        route = Route(None, (Step("merge", method=described, merged=merged),))
-        said = {"folds": [row for row, _ in merged], "shares": [share for _, share in merged], "left_out": list(gone)}
-        job = self._job(task, self._history.next_number(), route, sightings)
-        job = replace(job, parent=head, cause="re-merge", arguments=by | said, method=described)
-        return replace(self._costs(job, "re-merge"), left_out=gone)
-
-    def _described(self, method: Method) -> dict[str, Any]:
-        """Return a method as a version has it: nothing where it is as init pinned it."""
-        described = method.describe()
-        return {} if described == self.merge.method.describe() else described
-
-    def _in_model(self, text: str, head: int) -> Checkpoint | None:
-        """Return the row that is in the model of a checkpoint, by its whole digest or as people call it.
-
-        What lies at its place by now may be another one, which is not meant.
-        """
-        checkpoints, inside = self._history.checkpoints, set(self._history.recipe(head))
-        if re.fullmatch(r"[0-9a-f]{64}", text):
-            return self._history.checkpoint_in_line(text, head)
-        named = find_checkpoint(self._history, text)
-        rows = [named, *reversed(checkpoints.placed(named.place))]
-        same = self._history.checkpoint_in_line(named.digest or "", head) if named.state == "folded" else None
-        return next((row for row in rows if row.id in inside), same)
-
-    def _by_subtraction(self, row: Checkpoint, head: Version) -> Route:
-        if self._history.recipe(head.number) == (row.id,):  # nothing is left: not even what rounding leaves
-            return Route(None)
-        route = route_to(head.number, self._version)
-        share = shares_at(head.number, self._version)[row.id]
-        return Route(route.start, (*route.steps, Step("remove", row.id, None, share, head.method)))
-
-    def _replay(self, task: Task, text: str, check: bool) -> Plan:
-        version = find_version(self._history, text)
-        if version.kept and version.slots_kept and not check:
-            raise Usage(f"the files of {version} are there", f"to go back to it: mergd rollback {version}")
-        anew = check or version.read_at_once  # its slots do not say what was published
-        route, sightings = self._possible([route_to(version.number, self._version, anew)], None)
-        job = self._job(task, version.number, route, sightings)
-        row = version.checkpoint or version.removed
-        about = self._history.checkpoints.get(row) if row else None
-        return self._costs(replace(job, known=version, about=about, check=check), "replay")
-
-    def _version(self, number: int) -> Version:
-        version = self._history.version(number)
-        assert version is not None, "a parent is a version: a foreign key"
-        return version
-
-    def _possible(self, routes: Iterable[Route], removed: Checkpoint | None) -> tuple[Route, dict[int, Sighting]]:
-        """Return the first route all of whose sources are there, and where they lie."""
-        gone: dict[int, Checkpoint] = {}
-        for route in routes:
-            rows = [self._history.checkpoints.get(row) for row in dict.fromkeys(route.checkpoints)]
-            found = {row.id: self._sources.find(row) for row in rows}
-            missing = [row for row in rows if found[row.id] is None]
-            if not missing:
-                return route, {row: sighting for row, sighting in found.items() if sighting is not None}
-            gone |= {row.id: row for row in missing}
-        what = f"{removed.name} cannot be taken out" if removed else "it cannot be replayed"
-        names = ", ".join(f"{row.name} ({row.place})" for row in gone.values())
-        raise Unavailable(f"{what}: the source is gone of {names}", "nothing was changed; bring it back, and ask again")
-
-    def _job(self, task: Task, number: int, route: Route, sightings: Mapping[int, Sighting]) -> Remake:
-        rows = {row: self._history.checkpoints.get(row) for row in route.checkpoints}
-        return Remake(task, number, route, self._version(route.start) if route.start else None, rows, sightings)
-
-    def _costs(self, job: Remake, how: str) -> Plan:
-        """Return the plan with what it costs. Raises Unavailable where the disk is too small."""
-        base, method, steps = self.merge.base, self.merge.method_of((job.known or job).method), job.route.steps
-        allow_open_files(max((self._opened(step, job) for step in steps), default=0))
-        version = version_bytes(base, method, self.settings.out_dtype, self.settings.copy_code)
-        at_once = "by" in (job.known or job).arguments  # then no read-out is a slot
-        spilled = sum(float32_bytes(w.shape) for w in base.weights) if at_once else spilled_bytes(base, method)
-        need = version + spilled + slots_bytes(base, method) * min(max(len(steps) - 1, 0), 2)
-        free = self._store.free()
-        if free < need:
-            raise Unavailable(f"it needs {need:,} bytes of the disk, {free:,} are free", "nothing was changed")
-        kept = [version.number for version in self._history.with_files()]
-        if over := lacking(self._store, kept, None, need, self.settings.disk):
-            raise Unavailable(over, "nothing was changed")
-        folds = [sum(v.seconds.values()) for v in self._history.versions(LOOKS_BACK) if v.seconds]
-        seconds = median(folds) * max(sum(len(step.merged) or 1 for step in steps), 1) if folds else 0.0
-        nbytes = sum(stamp.size for sighting in job.sightings.values() for stamp in sighting.stamps)
-        return Plan(job, how, nbytes, seconds, need)
-
-    def _opened(self, step: Step, job: Remake) -> int:
-        """Return how many files a step has open at once: a re-merge those of all its checkpoints, before it reads any."""
-        sources = sum(len(job.sightings[row].stamps) for row, _ in step.merged)
-        return (
-            sources
-            + len(self.merge.base.layout.files)
-            + len(plan_slots(self.merge.base, self.merge.method_of(step.method)))
-        )
-
-    # --------------------------------------------------------------------------------------------------------- doing
-
     def add(self, verb: str, arguments: Mapping[str, Any], who: str) -> tuple[Task, Plan]:
         """Record a task that can be done; raises what keeps it from being done."""
-        plan = self.plan(Task(0, verb, arguments, who, ""))
+        plan = self.planning.plan(Task(0, verb, arguments, who, ""))
         about = plan.job.about
         meant = {"checkpoint": about.digest} if verb == "remove" and about else {}
         meant |= {"version": str(plan.job.number)} if verb == "replay" else {}
@@ -329,7 +112,7 @@ class Tasks:
             self._end(task, Unavailable(f"{STRIKES} tries ended without an outcome", "look into the log; ask again"))
             return None
         try:
-            return self.plan(task).job
+            return self.planning.plan(task).job
         except MergdError as error:
             self._end(task, error)
             return None

@@ -53,7 +53,8 @@ class Working:
 
     def take_settings(self, settings: Settings, merge: Merge) -> None:
         """Go on with other settings; what is being done keeps the old ones."""
-        for part in (self.worker, self.tasks, self._drafting, self._remaking):
+        self.tasks.merge = merge
+        for part in (self.worker, self.tasks.planning, self._drafting, self._remaking):
             part.merge, part.settings = merge, settings
 
     def close(self) -> None:

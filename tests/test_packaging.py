@@ -282,6 +282,14 @@ def test_their_hook_is_told_again_and_in_order_of_what_it_failed_to_take(ran: Ra
     assert theirs.told() == [*versions, 1]
 
 
+def test_their_rule_is_listed_with_what_it_keeps(clean: Clean, tmp_path: Path) -> None:
+    found = json.loads(run(clean.program("mergd"), "rules", "their_rule", "--json", at=tmp_path))
+    (rule,) = found["rules"]
+    assert (rule["package"], rule["error"]) == ("their-plugins 1.0", None)
+    assert rule["does"].startswith("Reads `factor` times the mean task vector")
+    assert (rule["multiples"]["square"], rule["exact_removal"]) == (2.0, True)
+
+
 def test_all_of_their_plugins_are_found_by_name(clean: Clean, tmp_path: Path) -> None:
     script = """
 import json

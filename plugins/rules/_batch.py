@@ -9,7 +9,7 @@ from torch import Tensor
 from ...state.records import Weight
 from .interface import Others
 
-RANK_TOLERANCE = 1e-4  # directions under this share of the largest singular value are rounding of task vectors
+RANK_TOLERANCE = 1e-5  # directions under this share of the largest singular value are rounding of task vectors
 MOST = 10**6  # what no count among a rule's parameters can mean to exceed
 CHUNK = 2**16  # numbers that are in float64 at a time
 

@@ -11,7 +11,7 @@ from .interface import LowRank
 
 # Directions under this share of the largest singular value are the rounding of task vectors, or of no weight. Whatever
 # makes all directions count alike would blow them up.
-RANK_TOLERANCE = 1e-4
+RANK_TOLERANCE = 1e-5
 
 
 def thin_svd(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:

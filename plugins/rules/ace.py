@@ -89,7 +89,7 @@ class Ace(MergesMatrices):
 
     Where gamma, how unlike the checkpoints' norms are, is above `threshold`, the covariances are brought to trace 1, and the leading
     `fraction` of the singular directions is added once more with its mean singular value. `epsilon` is the ridge.
-    Directions under 1e-4 of the largest are not added (published: they are, and are arbitrary). A checkpoint that does not change
+    Directions under 1e-5 of the largest are not added (published: they are, and are arbitrary). A checkpoint that does not change
     a matrix has no say in it.
     """
 

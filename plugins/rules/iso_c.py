@@ -27,7 +27,7 @@ def isotropic(Delta: Tensor) -> Tensor:
 class IsoC(MergesMatrices):
     """Replaces every singular value of the summed task vectors by their mean.
 
-    Directions under 1e-4 of the largest are left out (published: flattened with all others, which gives the rounding of a
+    Directions under 1e-5 of the largest are left out (published: flattened with all others, which gives the rounding of a
     rank-deficient sum most of the energy), and one checkpoint alone is returned as it is (published: flattened).
     """
 

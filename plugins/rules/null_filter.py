@@ -84,7 +84,7 @@ class Filtered(Recurrence):
 class NullFilter(MergesMatrices):
     """Takes from each newcomer what acts on the `rank` leading input directions of the merged task vector, and adds the rest.
 
-    The first checkpoint that changes a matrix is added whole, and directions under 1e-4 of the largest are not protected
+    The first checkpoint that changes a matrix is added whole, and directions under 1e-5 of the largest are not protected
     (published: as many as `rank` says, whether they are there or not).
     """
 

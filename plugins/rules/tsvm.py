@@ -101,7 +101,7 @@ class Triplets(Recurrence):
 class TsvM(MergesMatrices):
     """Keeps floor(k / T) singular triplets of each checkpoint and makes them orthogonal; k is the short side.
 
-    Triplets under 1e-4 of their checkpoint's largest are left out, and nearly coinciding ones are not told apart. With more
+    Triplets under 1e-5 of their checkpoint's largest are left out, and nearly coinciding ones are not told apart. With more
     checkpoints than k, where not one triplet each is left, the matrix is the mean. A checkpoint that does not change a
     matrix has no say in it.
     """

@@ -1,19 +1,28 @@
-"""The Hugging Face Hub: a repository's files at one commit, through the ecosystem's own client and cache."""
+"""The Hugging Face Hub: a repository's files at one commit, or their headers alone, through the ecosystem's own client and cache."""
 
+import json
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     GatedRepoError,
     HFValidationError,
     LocalEntryNotFoundError,
+    NotASafetensorsRepoError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    SafetensorsParsingError,
 )
 
 from ...state.errors import Misconfigured, NotPermitted, Unavailable
+from ...state.records import Layout, TensorInfo
 
 REPOSITORY = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 # Pickles, other frameworks' weights and code are never fetched: mergd reads safetensors, and copies what is small.
@@ -29,6 +38,14 @@ class Snapshot:
     commit: str  # 40 hexadecimal digits
 
 
+@dataclass(frozen=True)
+class Headers:
+    """What the headers of a repository's weights say; nothing else was fetched."""
+
+    layout: Layout
+    config: Mapping[str, Any]  # its config.json
+
+
 def fetch(name: str, commit: str | None = None) -> Snapshot:
     """Return `org/name` or `org/name@revision` at the commit that the revision means now, or at `commit` if given.
 
@@ -36,28 +53,63 @@ def fetch(name: str, commit: str | None = None) -> Snapshot:
     Raises Misconfigured if there is no such repository or revision, NotPermitted where the token does not reach,
     Unavailable while the Hub does not answer.
     """
+    repo, revision = _parts(name)
+    with _answering(name, repo):
+        held = _cached(repo, commit) if commit else None
+        commit = commit or HfApi().model_info(repo, revision=revision, timeout=30).sha
+        folder = held or snapshot_download(repo, revision=commit, ignore_patterns=LEFT)
+    return Snapshot(Path(folder), str(commit))
+
+
+def look(name: str) -> Headers:
+    """Return what the headers of `org/name` or `org/name@revision` say now, without its weights. Raises as `fetch` does."""
+    repo, revision = _parts(name)
+    with _answering(name, repo), TemporaryDirectory() as aside:  # the cache must not look as if it held the repository
+        commit = HfApi().model_info(repo, revision=revision, timeout=30).sha
+        found = HfApi().get_safetensors_metadata(repo, revision=commit).files_metadata
+        try:
+            config = hf_hub_download(repo, "config.json", revision=commit, local_dir=aside)
+            values = dict(json.loads(Path(config).read_text()))
+        except EntryNotFoundError:
+            values = {}
+    tensors = {
+        tensor: TensorInfo(tensor, info.dtype, tuple(info.shape), file, start, end - start)
+        for file, about in sorted(found.items())
+        for tensor, info in about.tensors.items()
+        for start, end in (info.data_offsets,)
+    }
+    return Headers(Layout(tensors, tuple(sorted(found))), values)
+
+
+def _parts(name: str) -> tuple[str, str | None]:
     match = REPOSITORY.fullmatch(name)
     if match is None:
         raise Misconfigured(f"{name!r} is neither a path that exists nor a repository", "write org/name@revision")
-    repo = match["repo"]
+    return match["repo"], match["revision"]
+
+
+@contextmanager
+def _answering(name: str, repo: str) -> Iterator[None]:
+    """Say by who can mend it what the Hub, or the way to it, answers."""
     try:
-        if commit is None:
-            commit = HfApi().model_info(repo, revision=match["revision"], timeout=30).sha
-        folder = _cached(repo, commit) or snapshot_download(repo, revision=commit, ignore_patterns=LEFT)
+        yield
     except GatedRepoError:
         raise NotPermitted(f"{repo} is gated", "ask for access, then set HF_TOKEN") from None
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise Misconfigured(f"{name}: {_first_line(error)}", "check the name, the revision and HF_TOKEN") from None
+    except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
+        raise Misconfigured(f"{name}: {_first_line(error)}", "name a whole model of safetensors files") from None
     except Exception as error:  # noqa: BLE001 - its HTTP library, another one in each major version, raises through it
         raise Unavailable(f"the Hub does not answer for {name}: {_first_line(error)}", "try again later") from None
-    return Snapshot(Path(folder), str(commit))
 
 
-def _cached(repo: str, commit: str | None) -> str | None:
+def _cached(repo: str, commit: str) -> str | None:
+    """Return where a commit lies in the cache; None if nothing, or no weights: others fetch files one by one."""
     try:
-        return snapshot_download(repo, revision=commit, ignore_patterns=LEFT, local_files_only=True)
+        folder = snapshot_download(repo, revision=commit, ignore_patterns=LEFT, local_files_only=True)
     except (LocalEntryNotFoundError, OSError):
         return None
+    return folder if any(Path(folder).glob("*.safetensors")) else None
 
 
 def _first_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ def test_a_method_is_not_made_with_one(described: dict[str, object]) -> None:
     with pytest.raises(Misconfigured) as caught:
         method_of(described)
     assert "pcb must see all checkpoints" in str(caught.value)
-    assert "average" in caught.value.hint
+    assert "mergd remerge --rule pcb" in caught.value.hint
     assert "karcher" not in caught.value.hint
 
 

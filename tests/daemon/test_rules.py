@@ -123,7 +123,7 @@ def rows(answer: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("name", FOLD_RULES)
 def test_what_a_version_takes_is_what_init_says(tmp_path: Path, name: str) -> None:
-    base = outline(save_model(tmp_path / "base", tiny_base()))
+    base = outline(str(save_model(tmp_path / "base", tiny_base())))
     method = method_of({"rule": name})
     found = describe(name, alike(base.weights), model_bytes(base, "base", False))
     assert found["slots_bytes"] == slots_bytes(base, method) > 0
@@ -187,7 +187,7 @@ def test_headers_show_the_same_weights_as_reading_all_of_the_base_model(tmp_path
     merge = make_merge(tmp_path, model, CONFIG | {"tie_word_embeddings": True})
     with History(merge.store.database) as history:
         base = open_base(merge.base, history.pins())
-    seen = outline(merge.base)
+    seen = outline(str(merge.base))
     assert (seen.weights, seen.tied, seen.fixed) == (base.weights, base.tied, base.fixed)
     assert seen.tied
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from support.merges import Sandbox, make_merge
-from support.models import tiny_base
+from support.models import save_lone, tiny_base
 
 from mergd.daemon.requests import Pause, Publish, Remerge, Rollback
 from mergd.plugins import registry
@@ -286,7 +286,8 @@ def test_the_need_counts_what_is_spilled_and_what_lies_beside(
     for rule in (name for name in registry.names("rules") if not is_batch(registry.load("rules", name))):
         merge = make_merge(tmp_path / rule, tiny_base(), rule=rule)
         (merge.base / "tokenizer.json").write_text("{}" * 50_000)
-        merge.drop("a", 1)
+        place = merge.drop("a", 1)
+        save_lone(place / "fisher.safetensors", {n: t.abs() for n, t in merge.model.items() if t.is_floating_point()})
         most = 0
         with merge.loop() as loop:
             need = loop._work.worker.disk.need

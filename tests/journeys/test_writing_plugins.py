@@ -17,6 +17,9 @@ from support.merges import Sandbox, set_in
 from support.models import Model, norm, save_lone, save_model, task_vector, tiny_base, weight_errors
 from support.pages import commands, write_files
 
+from mergd.plugins.sources.directory import Directory
+from mergd.plugins.sources.interface import Scan
+
 DOCS = repository.ROOT / "docs"
 TOLERANCE = 1e-5
 
@@ -204,6 +207,28 @@ def test_the_pages_plugins_work_together_in_a_daemon(tmp_path: Path) -> None:
     told = json.loads((tmp_path / "pointer").read_text())
     assert told["version"] == 2
     assert told["model"] == str(merge.store.model(2))
+
+
+def test_a_source_that_fails_is_trouble_and_a_later_scan_goes_on(
+    merge: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge.drop("a", 1)
+    scan, fails = Directory.scan, ["at first"]
+
+    def scan_or_fail(self: Directory, mark: str | None = None) -> Scan:
+        if fails:
+            raise ValueError(fails.pop())
+        return scan(self, mark)
+
+    monkeypatch.setattr(Directory, "scan", scan_or_fail)
+    with merge.loop() as loop:
+        loop.post("rescan")
+        loop.turn()
+        assert loop.trouble == "the source directory failed: ValueError: at first"
+        loop.post("rescan")
+        loop.run(until=loop.idle)
+        assert loop.trouble == ""
+    assert merge.states() == {"a": "folded"}
 
 
 def with_one_of(number: float, model: Model) -> Model:

@@ -15,7 +15,7 @@ For one matrix, W_t the task vectors (m, n) and W~_t the same less the mean of i
 
 Differences: a task vector that is zero is left out (published: its logarithm is that of 1e-12); of a share s, every sum
 counts s times, and the variance is that of sum(s) checkpoints; with fewer than two there is no variance, and they
-are alike, as in the code. Directions under 1e-4 of the largest are not added (published: they
+are alike, as in the code. Directions under 1e-5 of the largest are not added (published: they
 are, and are arbitrary); where fewer than one is to be added (published: not a number), none is.
 """
 
@@ -25,7 +25,7 @@ from references.matrices import each_matrix
 from torch import Tensor
 
 TINY = 1e-12
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 
 
 def heterogeneity(traces: Tensor, shares: Tensor) -> float:

@@ -89,7 +89,7 @@ def merge(
     lr: float = 1e-4,
     others: str = "mean",
     over: str = "weight",
-    tolerance: float = 1e-4,
+    tolerance: float = 1e-5,
 ) -> dict[str, Tensor]:
     if len(given.taus) == 1:
         return {name: given.taus[0][name].double() for name in given.kinds}

@@ -5,7 +5,7 @@ section on isotropic merging in common subspace; FusionBench `method/isotropic_m
 averaged there; the factor is the coefficient of the whole merged task vector (1.0 in FusionBench's configuration, chosen
 on validation data in the paper).
 
-Differences, all where the published form is arbitrary or of no use: only singular values above 1e-4 of the largest are
+Differences, all where the published form is arbitrary or of no use: only singular values above 1e-5 of the largest are
 flattened (the others are rounding, and their singular vectors are arbitrary), so that the mean is over those; a single
 checkpoint (shares that sum to no more than 1) is returned as it is (published: flattened too).
 """
@@ -15,7 +15,7 @@ from references.interface import Checkpoints
 from references.matrices import each_matrix, weighted_sum
 from torch import Tensor
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 
 
 def isotropic(total: Tensor) -> Tensor:

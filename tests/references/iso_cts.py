@@ -54,7 +54,7 @@ def merge(
     common_space_fraction: float = 0.8,
     lambda_: float = 1.0,
     others: str = "mean",
-    tolerance: float = 1e-4,
+    tolerance: float = 1e-5,
 ) -> dict[str, Tensor]:
     merged = {}
     for name, kind in given.kinds.items():

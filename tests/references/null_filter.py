@@ -6,7 +6,7 @@ each linear weight, A the merged task vector so far and V (n, r) its leading rig
 A' = A + tau (I - V V^T). The second half, an adapter trained on a surrogate loss, is no closed form and left out.
 
 Differences: where A is zero the newcomer is added whole (published: the singular vectors of a zero matrix, which take
-away its first 128 inputs); directions of A under 1e-4 of its largest are rounding and not protected; every matrix is
+away its first 128 inputs); directions of A under 1e-5 of its largest are rounding and not protected; every matrix is
 folded so (published: those named `attn` and `fc1`, all else stays that of the base model), and all but matrices are
 averaged. A share of 2 is two folds; of what is left of a share under 1, so much is added.
 """
@@ -16,7 +16,7 @@ from references.interface import Checkpoints
 from references.matrices import each_matrix, one_by_one
 from torch import Tensor
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 
 
 def filtered(A: Tensor, tau: Tensor, rank: int) -> Tensor:

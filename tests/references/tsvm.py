@@ -5,8 +5,8 @@ authors' `src/utils/TSVM_utils.py` and FusionBench `method/task_singular_vector`
 floor(k / T) leading triplets, k = min(m, n); the stacked U (m, k) and V (n, k) are replaced by their polar factors, and the
 matrix put together with the kept singular values. All but matrices are averaged; the coefficient is 1.0.
 
-Differences, all where the published form fails: a task vector that is zero is not counted; triplets under 1e-4 of their
-checkpoint's largest are left out, and singular values of the stacks are floored at 1e-4 of the largest (the published
+Differences, all where the published form fails: a task vector that is zero is not counted; triplets under 1e-5 of their
+checkpoint's largest are left out, and singular values of the stacks are floored at 1e-5 of the largest (the published
 polar factor of a rank-deficient stack is made of arbitrary directions); with T > k, where not one triplet each would be
 left, the matrix is the mean. A share is a number of blocks, as if the checkpoint were there so often; what is left of a
 share under 1 is a block with its singular values times that.
@@ -17,7 +17,7 @@ from references.interface import Checkpoints
 from references.matrices import each_matrix, one_by_one, plainly
 from torch import Tensor
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 
 
 def polar_factor(stack: Tensor) -> Tensor:

@@ -153,6 +153,18 @@ def test_what_a_broken_download_left_is_not_taken_for_the_whole(hub: FakeHub, cl
     assert content(client.fetch("org/partial", commit).folder) == FILES
 
 
+@pytest.mark.parametrize("pinned", [False, True])
+def test_what_another_program_fetched_one_file_of_is_not_taken_for_the_whole(
+    hub: FakeHub, client: Client, pinned: bool
+) -> None:
+    repo = f"org/one-file-{pinned}"
+    commit = hub.push(repo, FILES)
+    script = "import sys; from huggingface_hub import hf_hub_download; hf_hub_download(*sys.argv[1:])"
+    env = environment(hub.url, client.cache)
+    subprocess.run([sys.executable, "-c", script, repo, "config.json"], env=env, check=True, capture_output=True)
+    assert content(client.fetch(repo, commit if pinned else None).folder) == FILES
+
+
 @contextmanager
 def breaking(hub: FakeHub, pattern: str) -> Iterator[None]:
     """Have the Hub fail at paths that match."""
@@ -274,6 +286,22 @@ def test_the_base_model_stays_at_the_commit_that_init_resolved(hubbed: Hubbed) -
     assert files == {"config.json", "model.safetensors"}
     assert not any(path.is_symlink() for path in merge.store.model(1).iterdir())
     assert len(commit) == 40
+
+
+def test_what_the_rules_would_take_is_told_by_headers_alone(hubbed: Hubbed) -> None:
+    model = hubbed.merge.model | {"lm_head.weight": hubbed.merge.model["embed_tokens.weight"].clone()}
+    folder = save_model(hubbed.merge.root / "pushed", model, CONFIG | {"tie_word_embeddings": True})
+    hubbed.hub.push("org/base", content(folder))
+    told = hubbed.mergd("rules", "average", "--base", "org/base@main", "--json")
+    assert told.returncode == 0, told.stderr
+    here = hubbed.mergd("rules", "average", "--base", folder, "--json")
+    (remote,), (local,) = (json.loads(done.stdout)["rules"] for done in (told, here))
+    assert remote["slots_bytes"] == local["slots_bytes"] > 0
+    made = hubbed.init("org/base@main")  # what was looked at only is fetched whole now
+    assert made.returncode == 0, made.stderr
+    for name, code in (("org/nothing", 78), ("org/empty", 78)):
+        hubbed.hub.push("org/empty", {"config.json": b"{}"})
+        assert hubbed.mergd("rules", "--base", name).returncode == code
 
 
 def test_a_base_model_that_is_nowhere_is_answered_in_two_lines(hubbed: Hubbed) -> None:
