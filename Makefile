@@ -62,7 +62,7 @@ mutations: $(READY)  ## checkpoints changed during their folds by a real daemon;
 kills: $(READY)  ## kill -9 at moments of chance, and at every call that changes the state; COUNT=1000 and SEED=1
 	cd tests && ../$(BIN)/python -m faults --count $(or $(COUNT),1000) --seed $(or $(SEED),1)
 
-faults: $(READY)  ## ENOSPC and EIO at every call of a fold, a rollback and a retention; COUNT=0 (all of them) and SEED=1
+faults: $(READY)  ## ENOSPC and EIO at every call of a fold, a rollback, a retention, a read-out, a re-merge; COUNT=0 (all of them) and SEED=1
 	cd tests && ../$(BIN)/python -m faults.errors --count $(or $(COUNT),0) --seed $(or $(SEED),1)
 
 full-disk: $(READY)  ## a disk that fills up under a daemon, also in the middle of folds; needs root

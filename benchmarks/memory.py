@@ -55,6 +55,16 @@ def mergd(*words: str) -> float:
     return time.monotonic() - began
 
 
+def peak_mb(*words: str) -> float:
+    """Run a command of mergd and return the peak resident memory of that process alone."""
+    process = subprocess.Popen([sys.executable, "-m", "mergd", *words], stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"mergd {words[0]} ended with {process.returncode}")
+    return used.ru_maxrss / 1024
+
+
 def copy_seconds(model: Path, target: Path) -> float:
     """Return the seconds that writing and syncing the same bytes takes."""
     began = time.monotonic()
@@ -92,6 +102,7 @@ def main() -> None:
     parser.add_argument("--tensors", type=int, help="so many matrices of 8 kB are the whole model")
     parser.add_argument("--folds", type=int, default=2)
     parser.add_argument("--rule", default="opcm")
+    parser.add_argument("--remerge", nargs="*", default=[], metavar="RULE", help="merge anew by these, each on its own")
     parser.add_argument("--limit-mb", type=float, default=700.0, help="exit 1 if the peak is above")
     arguments = parser.parse_args()
     planned = list(shapes(arguments.gb, arguments.rows))
@@ -113,10 +124,12 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         bookkeeping = kilobytes(work / "state", arguments.folds)
         log = [json.loads(line) for line in (work / "state" / "log.jsonl").read_text().splitlines()]
+        remerges = {rule: round(peak_mb("remerge", "--rule", rule, "-c", config)) for rule in arguments.remerge}
     result = {
         "model_gb": sum(p.nbytes for p in planned) / 1e9,
         "folds": len(log),
         "peak_rss_mb": round(peak / 1024),
+        "remerge_peak_rss_mb": remerges,
         "init_peak_rss_mb": round(initial / 1024),
         "seconds_per_fold": round(seconds / len(log), 1),
         "copy_seconds": round(copying, 1),

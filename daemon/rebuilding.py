@@ -179,9 +179,10 @@ def _restore_version(history: History, store: Store, manifest: Mapping[str, Any]
     if said is not None:
         row = _checkpoint(history, said, made, manifest, ids.get(said["digest"]))
         ids.setdefault(said["digest"], row.id)
-    removed = manifest.get("removed")
-    if removed and not history.checkpoints.has(removed["id"]):  # the manifest of its fold is damaged
-        _checkpoint(history, removed, made, manifest, ids.get(removed["digest"]))
+    removed, merged = manifest.get("removed"), manifest.get("merged", [])
+    for other in [*([removed] if removed else []), *merged]:
+        if not history.checkpoints.has(other["id"]):  # the manifest of its fold is damaged
+            _checkpoint(history, other, made, manifest, ids.get(other["digest"]))
     version = Version(
         number=number,
         parent=manifest["parent"],

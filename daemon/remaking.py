@@ -195,7 +195,8 @@ class Remaking:
         if version.cause == "fold" and row is not None and job.route.steps:
             norm = sqrt(sum(report.task_norm**2 for report in result.reports.values()))
             brought = Contribution(version.number, row.name, row.contributor, norm, result.sketch)
-        return contents_of_manifest(version, row, self.settings, self.merge, result, published, brought)
+        merged = job.rows.values() if version.cause == "re-merge" else ()
+        return contents_of_manifest(version, row, self.settings, self.merge, result, published, brought, merged)
 
     def _readable_manifest(self, number: int) -> dict[str, Any]:
         try:

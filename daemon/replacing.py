@@ -55,6 +55,8 @@ def _in_line(row: Checkpoint, line: Sequence[Version], get: Callable[[int], Chec
 def _later(row: Checkpoint, old: Version, line: Sequence[Version], get: Callable[[int], Checkpoint]) -> Reason:
     """Say what was folded since, and the commands that let a checkpoint replace another one all the same."""
     since = [version for version in reversed(line) if version.number > old.number]
+    if any(version.checkpoint is None for version in since):
+        return _reread(row, old, since, get)
     later = [get(version.checkpoint) for version in since if version.checkpoint is not None]
     again = " ".join(quoted(other.place) for other in later)
     return Reason(
@@ -63,6 +65,22 @@ def _later(row: Checkpoint, old: Version, line: Sequence[Version], get: Callable
         f"that {old} is the head",
         f"{decide(row.place)}; for it to replace that one: mergd rollback {old}; mergd fold {quoted(row.place)}; "
         f"mergd fold --again {again}",
+    )
+
+
+def _reread(row: Checkpoint, old: Version, since: Sequence[Version], get: Callable[[int], Checkpoint]) -> Reason:
+    """Say what came since, of which a person asked for some: a rollback would undo that, and a removal does not.
+
+    By folding the others: what was at its place may have been what replaces it now.
+    """
+    names = (get(v.checkpoint).name if v.checkpoint is not None else f"{v} ({v.cause})" for v in since)
+    assert old.checkpoint is not None
+    return Reason(
+        "replace-later",
+        f"since {old}, in whose stead it would count: {', '.join(names)}",
+        f"that {old} is the head",
+        f"{decide(row.place)}; for it to replace that one: mergd remove {get(old.checkpoint).digest} --exact; "
+        f"mergd approve {quoted(row.place)}",
     )
 
 

@@ -101,6 +101,8 @@ def shares_at(number: int | None, get: Get) -> dict[int, float]:
         version = get(number)
         if version.checkpoint is not None:
             shares.setdefault(version.checkpoint, share_of(version))
+        if version.cause == "re-merge":  # which says it of all before
+            return dict(_shared(version.arguments)) | shares
         number = version.parent
     return shares
 

@@ -24,8 +24,12 @@ def contents_of_manifest(
     result: FoldResult,
     published: Published,
     brought: Contribution | None,
+    merged: Iterable[Checkpoint] = (),
 ) -> dict[str, Any]:
-    """Return what a version is made of. about: the checkpoint that was folded, whose digest is known, or removed."""
+    """Return what a version is made of.
+
+    about: the checkpoint that was folded, whose digest is known, or removed. merged: those of a re-merge.
+    """
     folded, base = version.cause == "fold", merge.base
     return {
         "version": version.number,
@@ -35,6 +39,7 @@ def contents_of_manifest(
         "gates": list(version.gates),
         "checkpoint": named(about) if folded else None,
         "removed": None if folded else named(about),
+        "merged": [named(row) for row in merged],
         "contribution": as_text(brought) if brought else None,
         "rule": version.rule,
         "method": dict(version.method),

@@ -22,8 +22,8 @@ LINE = "with recursive line(n) as (select ? union all select parent from version
 IN_MODEL = """with recursive line(n) as (select ? union all
         select parent from versions join line on number = n where cause != 're-merge'),
     folds(n, checkpoint) as (select n, checkpoint from line join versions on number = n union
-        select folded.number, folded.checkpoint from line join versions merged on merged.number = n,
-        json_each(merged.arguments, '$.folds') join versions folded on folded.checkpoint = value
+        select coalesce(folded.number, n), value from line join versions merged on merged.number = n,
+        json_each(merged.arguments, '$.folds') left join versions folded on folded.checkpoint = value
         where merged.cause = 're-merge'),
     model(n, checkpoint) as (select n, checkpoint from folds where checkpoint is not null and checkpoint not in
         (select removed from line join versions on number = n where removed is not null))"""

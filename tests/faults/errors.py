@@ -1,4 +1,4 @@
-"""A disk that is full, or fails, at every call of one fold, one rollback and one retention, through the real command line.
+"""A disk that is full, or fails, at every call of what changes a state: a fold, a rollback, a retention, re-merges; through the real command line.
 
 After each: nothing that counted is lost, nothing that is promised is half, no checkpoint is to blame; and once the fault
 is gone, going on makes the same bytes as a run without it. `make faults` has all of it.
