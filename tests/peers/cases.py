@@ -58,7 +58,6 @@ TOLERANCE = (
     "mergd leaves out singular values under a tolerance, whose directions are arbitrary; of a square matrix the least"
     " singular value may lie under it."
 )
-FLOOR = "mergd floors the singular values of the stacked directions, so that nothing arbitrary is magnified."
 FISHER = (
     "By default fusion-bench divides each checkpoint's Fisher information by its norm over the whole model, and adds 1e-6:"
     " without both it is equal."
@@ -115,7 +114,7 @@ CASES = (
     fusion_bench("isotropic_merging:ISO_C_Merge", "iso_c", {"scaling_factor": 1.0}, why=(TABLES,)),
     fusion_bench("isotropic_merging:ISO_CTS_Merge", "iso_cts",
                  {"scaling_factor": 1.0, "common_space_fraction": 0.8, **KEPT}),
-    fusion_bench("task_singular_vector:TaskSingularVectorMerging", "tsvm", {"alpha": 1.0, **KEPT}, why=(FLOOR,)),
+    fusion_bench("task_singular_vector:TaskSingularVectorMerging", "tsvm", {"alpha": 1.0, **KEPT}),
     fusion_bench("wudi:WUDIMerging", "wudi", {"iter_num": 300, **KEPT}, parameters={"solver": "adam", "steps": 300}),
     fusion_bench("doge_ta.doge_ta:DOGE_TA_Algorithm", "doge", {"subspace": 6, "K": 30, "lamda": 0.07},
                  batch={"over": "model", "others": "base"}, models=("clip",),
