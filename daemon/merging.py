@@ -1,9 +1,9 @@
 """Merging anew: all checkpoints stream by together, weight by weight; each weight is folded from nothing and read out once.
 
-Memory is that of one weight for a fold rule; a batch rule holds one weight of every checkpoint.
+Memory is that of one weight of one checkpoint for a fold rule; a batch rule holds one weight of every checkpoint.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import sqrt
@@ -113,6 +113,7 @@ class _Together:
         self._sources = [_Open(base, self._base, source, method, stack) for source in sources]
         self._out = Outgoing(base, method, draft, stack)
         self._reports: dict[str, WeightReport] = {}
+        self._square = 0.0  # of one weight, over all checkpoints, float64
         for source in self._sources:
             source.survey(memory, progress)
 
@@ -125,53 +126,54 @@ class _Together:
 
     def _merge_weight(self, w: Weight) -> None:
         """Fold one weight of every checkpoint, block by block, and read it out."""
-        wide = any(spec.dtype == "F64" for s in self._method.keeps(w) for spec in s.slots(w).values())
-        dtype, blocks, zero, whole = torch.float64 if wide else torch.float32, self._blocks(w), True, 0.0
+        zero, self._square = True, 0.0
         seeded = any("seed" in statistic.needs for statistic in self._method.keeps(w))
         seeds = [source.vectors.seed(w) if seeded else 0 for source in self._sources]
-        streams = [source.vectors.of(w, blocks, dtype) for source in self._sources]
-        for news in zip(*streams, strict=True):
-            rows = news[0][0]
-            start = rows[0] * (w.size // w.shape[0]) if rows else 0
-            extras = [source.shipping.of(w, rows, self._method.needs((w,))) for source in self._sources]
-            updates = list(self._updates([delta for _, delta in news], seeds, start, extras))
-            whole += sum(self._gather(source, delta) for source, (_, delta) in zip(self._sources, news, strict=True))
-            slots = {statistic: self._folded(w, statistic, updates, rows) for statistic in self._method.keeps(w)}
+        for rows, deltas in self._deltas(w, self._blocks(w)):
+            updates = self._updates(w, rows, deltas, seeds)
+            at_once = list(updates) if self._batch is not None else []
+            slots = self._folded(w, at_once or updates, rows)
             for statistic, kept in slots.items():
                 self._out.write(w, statistic, kept)
-            zero &= self._out.read_out(w, self._merged(w, updates, slots), slots)
-            self._progress.advance(len(news) * sum(update.delta.numel() for update in updates[:1]))
+            zero &= self._out.read_out(w, self._merged(w, at_once, slots), slots)
         self._out.end(w, zero)
-        self._reports[w.name] = WeightReport(sqrt(whole / len(self._sources)), self._model.norms[w.name], 0.0, 1.0)
+        norm = sqrt(self._square / len(self._sources))
+        self._reports[w.name] = WeightReport(norm, self._model.norms[w.name], 0.0, 1.0)
+
+    def _deltas(self, w: Weight, blocks: list[Rows]) -> Iterator[tuple[Rows, Iterator[Tensor | LowRank]]]:
+        """Yield each block's rows, and one checkpoint's task vector after the other: they are many, and may be large."""
+        wide = any(spec.dtype == "F64" for s in self._method.keeps(w) for spec in s.slots(w).values())
+        dtype = torch.float64 if wide else torch.float32
+        if len(blocks) == 1:
+            yield blocks[0], (delta for source in self._sources for _, delta in source.vectors.of(w, blocks, dtype))
+            return
+        streams = [source.vectors.of(w, blocks, dtype) for source in self._sources]
+        for rows in blocks:
+            yield rows, (next(stream)[1] for stream in streams)
 
     def _blocks(self, w: Weight) -> list[Rows]:
         by_rows = self._method.rowwise(w) and self._batch is None
         return row_blocks(w.shape, float32_bytes(w.shape) * 2, self._memory) if by_rows else [None]
 
     def _updates(
-        self, deltas: Sequence[Tensor | LowRank], seeds: Sequence[int], start: int, extras: Sequence[Slots]
+        self, w: Weight, rows: Rows, deltas: Iterator[Tensor | LowRank], seeds: Sequence[int]
     ) -> Iterator[Update]:
-        for source, delta, seed, extra in zip(self._sources, deltas, seeds, extras, strict=True):
-            scaled, whole = source.surveyed.scaled(delta), source.surveyed.whole
-            yield Update(scaled, source.share, seed, start, extra, whole)
+        """Yield each checkpoint's news about one block."""
+        start = rows[0] * (w.size // w.shape[0]) if rows else 0
+        nbytes, needs = self._model.layout.tensors[w.name].nbytes, self._method.needs((w,))
+        for source, delta, seed in zip(self._sources, deltas, seeds, strict=True):
+            one = delta.norm() ** 2 if isinstance(delta, LowRank) else square(delta)
+            source.square, self._square = source.square + one, self._square + one
+            extra, surveyed = source.shipping.of(w, rows, needs), source.surveyed
+            yield Update(surveyed.scaled(delta), source.share, seed, start, extra, surveyed.whole)
+            self._progress.advance(nbytes * (rows[1] - rows[0]) // w.shape[0] if rows else nbytes)
 
-    def _gather(self, source: _Open, delta: Tensor | LowRank) -> float:
-        """Add a block's squared norm to its checkpoint's."""
-        one = delta.norm() ** 2 if isinstance(delta, LowRank) else square(delta)
-        source.square += one
-        return one
-
-    def _folded(self, w: Weight, statistic: Statistic, updates: Sequence[Update], rows: Rows) -> Slots:
+    def _folded(self, w: Weight, updates: Iterable[Update], rows: Rows) -> dict[Statistic, Slots]:
         """Return the slots of one block, or of the whole weight, after all folds."""
-        kept: Slots = {
-            name: torch.zeros(
-                (rows[1] - rows[0], *spec.shape[1:]) if rows else spec.shape, dtype=TORCH_DTYPE[spec.dtype]
-            )
-            for name, spec in statistic.slots(w).items()
-        }
+        kept = {statistic: _zeros(statistic, w, rows) for statistic in self._method.keeps(w)}
         before = Counts(0, 0.0)
         for update in updates:
-            kept = statistic.fold(kept, update, w, before, NOTHING).slots
+            kept = {s: s.fold(slots, update, w, before, NOTHING).slots for s, slots in kept.items()}
             before = Counts(before.folded + 1, before.shares + update.share)
         return kept
 
@@ -194,3 +196,11 @@ class _Together:
         out = self._out
         result = FoldResult("", totals, self._reports, out.readouts, out.slots, out.files, read, out.nbytes, sketch=b"")
         return result, digests
+
+
+def _zeros(statistic: Statistic, w: Weight, rows: Rows) -> Slots:
+    """Return a statistic's slots of one block, or of the whole weight, before the first fold."""
+    return {
+        name: torch.zeros((rows[1] - rows[0], *spec.shape[1:]) if rows else spec.shape, dtype=TORCH_DTYPE[spec.dtype])
+        for name, spec in statistic.slots(w).items()
+    }
