@@ -110,7 +110,9 @@ def rule(answer: Mapping[str, Any]) -> None:
     (found,) = answer["rules"]
     trouble(answer)
     facts({"rule": found["rule"], "package": found["package"], "source": found["source"], "error": found["error"]})
-    out.print(f"\n{safe_lines(found['description'])}\n")
+    out.print(f"\n{safe_lines(found['description'])}")
+    if found["parameters"] or found["remerge_only"]:
+        out.print()
     for parameter in found["parameters"]:
         default = "must be given" if parameter["required"] else f"default {parameter['default']!r}"
         out.print(f"[bold]{safe(parameter['name'])}[/]: {safe(parameter['type'])}, {safe(default)}")

@@ -238,7 +238,7 @@ def show(settings: Settings, what: str) -> dict[str, Any]:
                 "attempts": attempts,
             }
         head = history.head()
-        reports = history.weight_reports(version.number)
+        reports = history.weight_reports(version.number) if version.cause != "read-out" else {}  # it brought nothing
         return describe_version(version, history, head.number if head else None) | {
             "weights": {name: vars(report) for name, report in reports.items()}
         }

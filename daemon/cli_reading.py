@@ -1,5 +1,6 @@
 """The commands about how a version is read out: by another rule, at another scale, or merged anew from its sources."""
 
+from math import isfinite, nan
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +15,10 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the rule: --set lambda=0.4.")
 ]
 ScaleOption = Annotated[
-    str | None, typer.Option("--scale", metavar="SCALE", help="A number, mean-norm, or rule for the rule's own.")
+    str | None,
+    typer.Option(
+        "--scale", metavar="SCALE", help="A number, mean-norm, or rule for the rule's own; else as at the head."
+    ),
 ]
 LinesOption = Annotated[
     tuple[float, float] | None,
@@ -75,6 +79,8 @@ def _reading(
     """Return the fields of a request from the options."""
     if not (rule or parameters or scale or lines):
         raise Usage("how is it to be read?", "give --rule, --set, --scale or --lines")
+    if lines and not all(map(isfinite, lines)):
+        raise Usage(f"{lines[0]} {lines[1]} are no factors", "two finite numbers")
     values = values_of(parameters or [])
     others = sorted(values.keys() - {"parameters"})
     if others:
@@ -91,6 +97,9 @@ def _scale(text: str | None) -> str | float | None:
     if text is None or text in ("rule", "mean-norm"):
         return text
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise Usage(f"{text!r} is no scale", "a number, mean-norm, or rule") from None
+        number = nan
+    if not isfinite(number):
+        raise Usage(f"{text!r} is no scale", "a number, mean-norm, or rule")
+    return number

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from ..state.archive import Archive
-from ..state.errors import Unavailable, Usage
+from ..state.errors import Misconfigured, Unavailable, Usage
 from ..state.history import History
 from ..state.records import Checkpoint, Sighting, Task, Version
 from ..state.store import Store
@@ -122,8 +122,13 @@ class Planning:
 
     def _alike(self, one: Version, other: Version) -> bool:
         """Whether two versions keep the same statistics of the same task vectors."""
-        methods = [self.merge.method_at(version) for version in (one, other)]
-        return one.method == other.method or methods[0].keeps_as(methods[1], self.merge.base.weights)
+        if one.method == other.method:
+            return True
+        try:
+            methods = [self.merge.method_at(version) for version in (one, other)]
+        except Misconfigured:  # by a rule that is not installed any more
+            return False
+        return methods[0].keeps_as(methods[1], self.merge.base.weights)
 
     def _rereading(self, task: Task) -> Plan:
         """Plan a read-out of what is kept, or a re-merge. Raises Usage or Unavailable."""

@@ -58,13 +58,15 @@ def _later(row: Checkpoint, old: Version, line: Sequence[Version], get: Callable
     if any(version.checkpoint is None for version in since):
         return _reread(row, old, since, get)
     later = [get(version.checkpoint) for version in since if version.checkpoint is not None]
-    again = " ".join(quoted(other.place) for other in later)
+    what = f"{len(later)} folded" if later else f"{len(since)} made"
+    names = ", ".join(other.name for other in later) or ", ".join(map(str, since))
+    again = "".join(f" {quoted(other.place)}" for other in later)
     return Reason(
         "replace-later",
-        f"{len(later)} folded since {old}, in whose stead it would count: {', '.join(other.name for other in later)}",
+        f"{what} since {old}, in whose stead it would count: {names}",
         f"that {old} is the head",
-        f"{decide(row.place)}; for it to replace that one: mergd rollback {old}; mergd fold {quoted(row.place)}; "
-        f"mergd fold --again {again}",
+        f"{decide(row.place)}; for it to replace that one: mergd rollback {old}; mergd fold {quoted(row.place)}"
+        + (f"; mergd fold --again{again}" if again else ""),
     )
 
 

@@ -1,6 +1,6 @@
 """Rereading: by which method a version is read out, or merged anew, when a person asks for another one. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -45,7 +45,8 @@ def read_out(now: Method, asked: Asked, weights: tuple[Weight, ...]) -> Method:
     lacking = now.cannot_read(rule, weights)
     if lacking:
         what = f"what {name} reads is not kept of {len(lacking)} of {len(weights)} weights, such as {lacking[0]}"
-        raise Usage(what, f"to merge anew, by what is still at its source: mergd remerge --rule {name}")
+        same = ", with the same --set" if asked.parameters else ""
+        raise Usage(what, f"to merge anew, by what is still at its source: mergd remerge --rule {name}{same}")
     return asked.scaled(replace(now, name=name, rule=rule, also=_still_kept(now, name, rule, weights)))
 
 
@@ -56,11 +57,22 @@ def _parameters(now: Method, name: str, asked: Asked) -> dict[str, Any]:
 
 
 def _still_kept(now: Method, name: str, rule: Rule, weights: tuple[Weight, ...]) -> dict[str, Rule]:
-    """Return the rules whose statistics must be kept besides, so that nothing of what is kept is lost."""
-    also = {other: kept for other, kept in now.also.items() if other != name}
-    if now.name != name and not all(set(now.rule.keeps(w)) <= set(rule.keeps(w)) for w in weights):
-        return {now.name: now.rule, **also}
-    return also
+    """Return the rules whose statistics must be kept besides, so that nothing of what is kept is lost.
+
+    With other parameters a rule may read less than it did: then what it was is kept besides, by its own name.
+    """
+    also = {other: kept for other, kept in now.also.items() if other != name or not _covered(kept, (rule,), weights)}
+    others = (rule, *also.values()) if now.name == name else (rule,)
+    return also if _covered(now.rule, others, weights) else {now.name: now.rule} | _without(also, now.name)
+
+
+def _covered(rule: Rule, others: Collection[Rule], weights: tuple[Weight, ...]) -> bool:
+    """Whether other rules keep all that a rule reads."""
+    return all(set(rule.keeps(w)) <= {s for other in others for s in other.keeps(w)} for w in weights)
+
+
+def _without(also: Mapping[str, Rule], name: str) -> dict[str, Rule]:
+    return {other: kept for other, kept in also.items() if other != name}
 
 
 def remerged_by(now: Method, asked: Asked) -> tuple[Method, dict[str, Any]]:
@@ -73,9 +85,7 @@ def remerged_by(now: Method, asked: Asked) -> tuple[Method, dict[str, Any]]:
     name = asked.rule or now.name
     rule = make_rule(name, _parameters(now, name, asked))
     if not is_batch(rule):
-        return asked.scaled(
-            replace(now, name=name, rule=rule, also={k: v for k, v in now.also.items() if k != name})
-        ), {}
+        return asked.scaled(replace(now, name=name, rule=rule, also=_without(now.also, name))), {}
     read = asked.scaled(now)
     by = {"rule": name, "parameters": parameters_of(rule), "scale": read.scale, "lines": asdict(read.lines)}
     return now, {"by": by}

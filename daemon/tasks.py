@@ -115,7 +115,10 @@ class Tasks:
             return self.planning.plan(task).job
         except MergdError as error:
             self._end(task, error)
-            return None
+        except Exception as error:
+            log.error("planning %s failed", task.verb, exc_info=error)
+            self._end(task, MergdError(f"unforeseen: {type(error).__name__}: {error}", "the log says more"))
+        return None
 
     def finish(self, job: Remake, made: Remade, who: str) -> None:
         """Make true what was made."""

@@ -1,4 +1,4 @@
-"""What the rules that see all checkpoints at once share: matrices, leading directions, and weights that are none."""
+"""What the rules that see all checkpoints at once share: leading directions, and weights that are none."""
 
 from collections.abc import Sequence
 from math import isfinite
@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ...state.records import Weight
+from ._spectral import RANK_TOLERANCE
 from .interface import Others
 
-RANK_TOLERANCE = 1e-5  # directions under this share of the largest singular value are rounding of task vectors
 MOST = 10**6  # what no count among a rule's parameters can mean to exceed
 CHUNK = 2**16  # numbers that are in float64 at a time
 
@@ -17,13 +17,6 @@ CHUNK = 2**16  # numbers that are in float64 at a time
 def is_matrix(w: Weight) -> bool:
     """Whether a weight is one matrix or more, and not empty."""
     return w.kind in ("matrix", "convolution") and w.size > 0
-
-
-def matrices(tensor: Tensor, w: Weight) -> tuple[Tensor, ...]:
-    """Return views of the matrices of a batch (..., m, n); of a convolution (m, ...), the one of all that follows m."""
-    if w.kind == "convolution":
-        return (tensor.reshape(tensor.shape[0], -1),)
-    return tensor.reshape(-1, *tensor.shape[-2:]).unbind(0)
 
 
 def total(taus: Sequence[Tensor], shares: Sequence[float]) -> Tensor:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ...state.records import Weight
-from ._batch import MOST, check_finite, is_matrix, leading, matrices, plain, row_slices, total
+from ._batch import MOST, check_finite, is_matrix, leading, plain, row_slices, total
+from ._matrices import matrices
 from ._sums import norm
 from .batch_interface import MergesAtOnce
 from .interface import check_between, check_one_of

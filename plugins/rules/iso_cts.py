@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from ...state.records import Totals, Weight
-from ._batch import RANK_TOLERANCE, check_finite, is_matrix, leading, matrices, plain, polar, total
+from ._batch import check_finite, is_matrix, leading, plain, polar, total
+from ._matrices import matrices
+from ._spectral import RANK_TOLERANCE
 from ._sums import norm
 from .batch_interface import MergesAtOnce
 from .interface import Others, check_between, check_one_of

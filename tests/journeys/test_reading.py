@@ -1,6 +1,7 @@
 """Reading what is kept out otherwise, and merging anew: versions like any other, through rollbacks, replays and rebuilds."""
 
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from references.interface import Checkpoints
 from support.merges import NO_LIMITS, Sandbox, make_merge
 from support.models import MATRICES, Model, task_vector
 
+from mergd.daemon.forming import Forming
 from mergd.daemon.requests import Fold, Publish, Remerge, Remove, Replay, Rollback
 from mergd.state.errors import Unavailable, Usage
 from mergd.state.history import History
@@ -96,6 +98,48 @@ def test_only_what_is_kept_can_be_read(tmp_path: Path) -> None:
         more.weight_files(6)["models/000006/model.safetensors"]
         == more.weight_files(4)["models/000004/model.safetensors"]
     )
+
+
+def test_a_rule_that_reads_less_than_it_did_leaves_what_is_kept(tmp_path: Path) -> None:
+    merge = filled(tmp_path, rule="wudi")
+    ask(merge, Publish(parameters={"solver": "ridge"}), Publish(parameters={"solver": "adam"}))
+    _, ridge, adam = merge.versions()[-3:]
+    assert dict(ridge.method["also"]) == {"wudi": {**ridge.method["parameters"], "solver": "adam"}}
+    assert not adam.method  # as init pinned it
+    assert merge.weight_files(6) and same(merged(merge, 6), merged(merge, 4))
+
+
+def test_parameters_that_a_rule_got_since_are_no_damage(tmp_path: Path) -> None:
+    merge = filled(tmp_path, "a")
+    with History(merge.store.database, write=True) as history:  # as a mergd pinned it whose opcm had no others
+        parameters = dict(history.pins()["parameters"])
+        assert parameters.pop("others")
+        history.pin({"parameters": parameters})
+    merge.drop("b", 2)
+    merge.fold_all()
+    assert merge.mergd("verify").code == 0
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "much"])
+def test_a_scale_that_is_no_number_is_said_to_be_none(tmp_path: Path, text: str) -> None:
+    ended = filled(tmp_path, "a").mergd("publish", "--scale", text)
+    assert (ended.code, "is no scale" in ended.err) == (2, True)
+
+
+def test_a_fold_rule_holds_one_task_vector_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    merge, made, most = filled(tmp_path, rule="average"), list[weakref.ref[Any]](), [0]
+    form = Forming._difference
+
+    def counted(*arguments: Any) -> Any:
+        delta = form(*arguments)
+        made.append(weakref.ref(delta))
+        most[0] = max(most[0], sum(one() is not None for one in made))
+        return delta
+
+    monkeypatch.setattr(Forming, "_difference", counted)
+    ask(merge, Remerge(rule="task_arithmetic"))
+    assert len(made) >= len(NAMES)
+    assert most[0] <= 2 < len(NAMES)
 
 
 @pytest.mark.parametrize(
