@@ -47,7 +47,9 @@ def rows_of(tau: Tensor, w: Weight) -> Tensor:
     """Return the rows in which magnitudes are ranked: of each matrix, of a convolution (m, ...), or the one of a vector."""
     if tau.ndim < 2:
         return tau.reshape(1, -1)
-    return tau.flatten(1) if w.kind == "convolution" else tau.flatten(0, -2)
+    return (
+        tau.flatten(0, -2) if w.kind in ("matrix", "lookup") else tau.flatten(1)
+    )  # a summed convolution is among the others
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,9 @@ class IsoC(MergesMatrices):
         return (TaskSum(),)
 
     def matrix(self, kept: Mapping[Statistic, Slots], counts: Counts) -> Tensor:
-        """Return the isotropic sum; while all shares sum to no more than 1, the sum as it is."""
+        """Return the isotropic sum; of a lone checkpoint that counts no more than once, the sum as it is."""
         total = kept[TaskSum()]["sum"]
-        return total if counts.shares <= 1 else isotropic(total)
+        return total if counts.folded <= 1 and counts.shares <= 1 else isotropic(total)
 
     def scale(self, totals: Totals) -> float:
         """Return lambda."""

@@ -16,13 +16,14 @@ from ._sums import norm, square
 from .interface import ReadOut, Slots, Statistic, Sum, TaskSum, Update
 
 
-def mean_cosine(U_square: float, directions: float, N: float) -> float:
+def mean_cosine(U_square: float, own: float, N: float) -> float:
     """Return the mean cosine of all pairs of N task vectors: (||sum of tau / ||tau|| ||^2 - N) / (N (N - 1)).
 
-    U_square: the squared norm of the sum of their directions, of which there are fewer than N where some are zero; pairs
-    with those have cosine 0.
+    U_square: the squared norm of the sum of their directions; own: the sum of the squared norms of those. That is N but for
+    rounding, which would be most of the difference where the cosines are small, and for zero task vectors: pairs with
+    those have cosine 0.
     """
-    return (U_square - directions) / (N * (N - 1))
+    return (U_square - own) / (N * (N - 1))
 
 
 def interpolation_ratio(cos: float, N: float) -> float:
@@ -32,17 +33,17 @@ def interpolation_ratio(cos: float, N: float) -> float:
 
 @dataclass(frozen=True)
 class DirectionSum(Sum):
-    """The sum of the directions of the task vectors, and how many of them have one."""
+    """The sum of the directions of the task vectors, and that of their squared norms."""
 
     def slots(self, w: Weight) -> Mapping[str, SlotSpec]:
         """One slot in the weight's shape, and a number."""
-        return {"directions": SlotSpec(w.shape), "count": SlotSpec(())}
+        return {"directions": SlotSpec(w.shape), "own": SlotSpec((), "F64")}
 
     def term(self, u: Update, w: Weight) -> Slots:
         """Return tau / ||tau||, which the whole weight is needed for."""
         length = norm(u.delta)
-        one = torch.tensor(1.0 if length else 0.0)
-        return {"directions": u.delta / length if length else torch.zeros_like(u.delta), "count": one}
+        direction = (u.delta / length if length else torch.zeros_like(u.delta)).float()
+        return {"directions": direction, "own": torch.tensor(square(direction), dtype=torch.float64)}
 
 
 @dataclass(frozen=True)
@@ -62,5 +63,5 @@ class ModelStock(ReadOut):
         if N <= 1:  # there is no angle
             return total / (N or 1.0)
         sums = kept[DirectionSum()]
-        cos = mean_cosine(square(sums["directions"]), float(sums["count"]), N)
+        cos = mean_cosine(square(sums["directions"]), float(sums["own"]), N)
         return total * (interpolation_ratio(min(cos, 1.0), N) / N)

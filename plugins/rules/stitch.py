@@ -42,8 +42,8 @@ class LocalizedSum(Sum):
         return True
 
     def term(self, u: Update, w: Weight) -> Slots:
-        """Return the entries that are kept, and a one for each."""
-        mask = u.delta.abs() >= u.whole[self._survey]["least"]
+        """Return the entries that are kept, and a one for each; what is not changed is none, however few there are."""
+        mask = (u.delta.abs() >= u.whole[self._survey]["least"]) & (u.delta != 0)
         return {"sum": torch.where(mask, u.delta, 0.0), "shares": mask}
 
 

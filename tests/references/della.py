@@ -59,7 +59,7 @@ def merge(given: Checkpoints, density: float = 0.7, epsilon: float = 0.07, lambd
     """Return the published task vector of each weight."""
     merged = {}
     for name in given.taus[0]:
-        convolution = given.kinds[name] == "convolution"
+        convolution = given.kinds[name] not in ("matrix", "lookup")  # summed, it is among the others
         pairs = zip(given.taus, given.seeds, strict=True)
         taus = torch.stack([sampled(tau[name], seeds[name], convolution, density, epsilon) for tau, seeds in pairs])
         shares = torch.tensor(given.counted, dtype=torch.float64).reshape(-1, *[1] * (taus.ndim - 1))

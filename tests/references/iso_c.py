@@ -7,7 +7,7 @@ on validation data in the paper).
 
 Differences, all where the published form is arbitrary or of no use: only singular values above 1e-5 of the largest are
 flattened (the others are rounding, and their singular vectors are arbitrary), so that the mean is over those; a single
-checkpoint (shares that sum to no more than 1) is returned as it is (published: flattened too).
+checkpoint (of a share of no more than 1) is returned as it is (published: flattened too).
 """
 
 import torch
@@ -31,6 +31,6 @@ def merge(given: Checkpoints, lambda_: float = 1.0, others: str = "mean") -> dic
 
     def formula(taus: list[Tensor], shares: list[float]) -> Tensor:
         total = weighted_sum(taus, shares)
-        return total if sum(shares) <= 1 else isotropic(total)
+        return total if len(taus) <= 1 and sum(shares) <= 1 else isotropic(total)
 
     return {name: lambda_ * tau for name, tau in each_matrix(given, formula, others).items()}

@@ -3,7 +3,7 @@
 Source: arXiv 2408.13656, section 4 (dataless: the top k % of magnitudes of the whole task vector; stitching by the mean
 over the masks that overlap), and the authors' code (`localize_utils.py`: Localizer.create_basepatch, which keeps what is
 larger than the floor(k x d)-th magnitude, so floor(k x d) - 1 entries; Stitcher.get_average_masks). Sparsity is 0.05 for
-language models there. Here at least one entry stays, and entries as large as the last that stays do too.
+language models there. Here at least one entry stays, and entries as large as the last that stays do too, but none that is zero.
 """
 
 import torch
@@ -16,7 +16,7 @@ def mask(tau: dict[str, Tensor], density: float) -> dict[str, Tensor]:
     magnitudes = torch.cat([tensor.flatten() for tensor in tau.values()]).abs()
     count = max(int(density * magnitudes.numel()) - 1, 1) if density < 1 else magnitudes.numel()
     threshold = magnitudes.topk(count).values[-1]
-    return {name: (tensor.abs() >= threshold).double() for name, tensor in tau.items()}
+    return {name: ((tensor.abs() >= threshold) & (tensor != 0)).double() for name, tensor in tau.items()}
 
 
 def merge(given: Checkpoints, density: float = 0.05) -> dict[str, Tensor]:

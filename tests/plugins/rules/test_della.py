@@ -27,6 +27,7 @@ def test_each_entry_is_kept_as_often_as_its_probability_says_and_rescaled() -> N
     ("shape", "kind", "rows"),
     [
         ((6,), "other", (1, 6)),
+        ((5, 2, 3, 3), "other", (5, 18)),
         ((2, 3, 4), "matrix", (6, 4)),
         ((5, 2, 3, 3), "convolution", (5, 18)),
         ((), "other", (1, 1)),

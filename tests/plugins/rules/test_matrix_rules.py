@@ -118,6 +118,15 @@ def test_iso_c_makes_all_directions_count_alike(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(S, before.mean(-1, keepdim=True).expand_as(S), rtol=1e-5, atol=0)
 
 
+def test_iso_c_flattens_two_checkpoints_whatever_they_count() -> None:
+    """A share that all have scales the sum, and tells nothing of how many there are."""
+    w, news = weight((9, 5)), [gaussian(9, 5, seed=t) for t in range(2)]
+    stream = Stream(IsoC(), (w,))
+    for tau in news:
+        stream.fold({w.name: tau}, 0.5)
+    assert relative_error(stream.published()[w.name], read(IsoC(), w, news) / 2) < 1e-6
+
+
 @pytest.mark.parametrize("rule", [IsoC(), TsvM(), Wudi(), Wudi(step="relative", lr=0.02), NullFilter()], ids=repr)
 @each_shape
 def test_one_checkpoint_is_given_back(rule: Rule, shape: tuple[int, ...]) -> None:

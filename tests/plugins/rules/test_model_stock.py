@@ -48,3 +48,17 @@ def test_a_checkpoint_that_does_not_change_a_weight_is_at_a_right_angle() -> Non
 def test_a_single_checkpoint_is_itself() -> None:
     tau = torch.tensor([1.0, 2, 3])
     assert torch.equal(published(tau), tau.double())
+
+
+def test_small_cosines_are_no_rounding() -> None:
+    """Task vectors of large weights are nearly perpendicular: what is left of their directions' sum is then a small difference."""
+    generator = torch.Generator().manual_seed(0)
+    one, news = torch.randn(2, 2**18, generator=generator, dtype=torch.float64)
+    other = news - (news @ one) / (one @ one) * one + 1e-4 * one
+    one, other = one.float(), other.float()
+    cosine = float(torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=0))
+    stream = Stream(ModelStock(), (Weight("weight", (2**18,), "other"),))
+    for tau in (one, other):
+        stream.fold({"weight": tau})
+    expected = interpolation_ratio(cosine, 2) * (one.double() + other.double()) / 2
+    assert float((stream.published()["weight"] - expected).norm()) < 1e-5 * float(expected.norm())

@@ -25,6 +25,15 @@ def test_a_density_of_1_averages_everything_that_all_have() -> None:
     assert stream.published()["a"].tolist() == pytest.approx([2, 4, 6, 8, 10])
 
 
+def test_what_a_checkpoint_does_not_change_has_no_say() -> None:
+    """Fewer entries changed than are to be kept: the threshold is 0, and all others reach it."""
+    stream = Stream(Stitch(0.8), (A,))
+    stream.fold({"a": torch.tensor([9.0, 8, 7, 6, 5])})
+    stream.fold({"a": torch.zeros(5)})
+    stream.fold({"a": torch.tensor([1.0, 0, 0, 0, 0])})
+    assert stream.published()["a"].tolist() == [5, 8, 7, 0, 0]
+
+
 @pytest.mark.parametrize("density", [0.0, 2.0])
 def test_a_density_is_a_share_of_the_entries(density: float) -> None:
     with pytest.raises(ValueError, match="density must be above 0 and at most 1"):
