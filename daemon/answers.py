@@ -138,6 +138,7 @@ def status(answer: Mapping[str, Any]) -> None:
             "checkpoints": counts or "none yet",
             "gates": ", ".join(answer.get("gates") or []) or "none is set: every checkpoint that is admitted goes live",
             "rule": f"{answer.get('rule')} {answer.get('parameters') or ''}".strip(),
+            "scale": f"{answer['scale']:.6g}" if answer.get("scale") is not None else "",
             "totals": ", ".join(f"{key} {value:.6g}" for key, value in (answer.get("totals") or {}).items()),
             "disk": f"{size(disk['used'])} used{_of(answer.get('budget'))}, {size(disk['free'])} free" if disk else "",
         }

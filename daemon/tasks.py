@@ -4,6 +4,7 @@ It runs on the one thread that writes the history.
 """
 
 import logging
+import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -115,7 +116,9 @@ class Tasks:
             return self.planning.plan(task).job
         except MergdError as error:
             self._end(task, error)
-        except Exception as error:
+        except (OSError, sqlite3.Error):  # the disk's, which the loop minds
+            raise
+        except Exception as error:  # a rule may be anybody's, and must not end the daemon
             log.error("planning %s failed", task.verb, exc_info=error)
             self._end(task, MergdError(f"unforeseen: {type(error).__name__}: {error}", "the log says more"))
         return None

@@ -36,13 +36,14 @@ class DirectionSum(Sum):
     """The sum of the directions of the task vectors, and that of their squared norms."""
 
     def slots(self, w: Weight) -> Mapping[str, SlotSpec]:
-        """One slot in the weight's shape, and a number."""
-        return {"directions": SlotSpec(w.shape), "own": SlotSpec((), "F64")}
+        """One slot in the weight's shape, and a number; float64, for a mean cosine near 0 is the difference of large numbers."""
+        return {"directions": SlotSpec(w.shape, "F64"), "own": SlotSpec((), "F64")}
 
     def term(self, u: Update, w: Weight) -> Slots:
         """Return tau / ||tau||, which the whole weight is needed for."""
         length = norm(u.delta)
-        direction = (u.delta / length if length else torch.zeros_like(u.delta)).float()
+        delta = u.delta.double()
+        direction = delta / length if length else torch.zeros_like(delta)
         return {"directions": direction, "own": torch.tensor(square(direction), dtype=torch.float64)}
 
 
