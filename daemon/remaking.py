@@ -143,7 +143,8 @@ class Remaking:
     def _compare_source(self, row: Checkpoint, digest: str, weights_digest: str) -> None:
         """Hold what a source had against what it had when it was folded, maybe by a method that needs its weights alone."""
         if row.digest not in (digest, weights_digest):
-            raise Busy(f"the source of {row.name} holds other content now", "bring the old one back")
+            hint = f"bring the old one back; to go on without it: mergd remove {row.digest} --exact"
+            raise Busy(f"the source of {row.name} holds other content now", hint)
 
     def _compare_slots(self, step: Step, result: FoldResult) -> None:
         """Hold what a step came to against what it came to before."""

@@ -275,6 +275,11 @@ def test_a_source_that_holds_other_content_now_ends_a_re_merge(tmp_path: Path) -
     ended = merge.mergd("remerge", "--rule", "average")
     assert ended.code != 0
     assert "other content" in ended.err
+    assert f"mergd remove {merge.checkpoints()[1].digest} --exact" in ended.err
     assert len(merge.versions()) == len(NAMES)
     with History(merge.store.database) as history:
         assert not history.tasks.waiting()
+    (digest,) = {row.digest for row in merge.checkpoints() if row.name == "b" and row.state == "folded"}
+    assert merge.mergd("remove", digest, "--exact").code == 0
+    assert merge.mergd("remerge", "--rule", "average").code == 0
+    assert same(merged(merge), merged(filled(tmp_path / "others", "acd", rule="average")))
