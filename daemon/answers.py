@@ -248,6 +248,8 @@ def remade(answer: Mapping[str, Any]) -> None:
         if answer["left_out"]:
             out.print(f"left out, because their sources are gone: {safe(', '.join(answer['left_out']))}")
         out.print(f"v{answer['version']} is there; the head is v{answer['head']}")
+        if answer["goes_on_by"]:
+            out.print(f"the next checkpoint is folded and read by {safe(answer['goes_on_by'])}, as before")
 
 
 def exported(answer: Mapping[str, Any]) -> None:

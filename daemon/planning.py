@@ -44,6 +44,7 @@ class Plan:
     seconds: float  # by the folds so far
     need: int  # bytes of the disk, while it is done
     left_out: tuple[str, ...] = ()  # checkpoints of the model whose sources are gone
+    goes_on_by: str = ""  # the rule by which the next fold is read, where it is not the one of this version
 
     def describe(self) -> dict[str, Any]:
         """Return it as scripts see it."""
@@ -56,6 +57,7 @@ class Plan:
             "seconds": round(self.seconds, 1),
             "disk": self.need,
             "left_out": list(self.left_out),
+            "goes_on_by": self.goes_on_by,
             "words": str(self),
         }
 
@@ -163,7 +165,7 @@ class Planning:
         said = {"folds": [row for row, _ in merged], "shares": [share for _, share in merged], "left_out": list(gone)}
         job = self._job(task, self._history.next_number(), route, sightings)
         job = replace(job, parent=head, cause="re-merge", arguments=by | said, method=described)
-        return replace(self._costs(job, "re-merge"), left_out=gone)
+        return replace(self._costs(job, "re-merge"), left_out=gone, goes_on_by=method.name if by else "")
 
     def _described(self, method: Method) -> dict[str, Any]:
         """Return a method as a version has it: nothing where it is as init pinned it."""

@@ -207,7 +207,8 @@ def test_a_re_merge_by_a_fold_rule_is_as_if_all_had_been_folded_by_it(tmp_path: 
 
 def test_a_batch_rule_reads_all_at_once_and_the_next_fold_goes_on_as_before(tmp_path: Path) -> None:
     merge = filled(tmp_path, rule="average")
-    ask(merge, Remerge(rule="consensus_ta", parameters={"lambda": 0.5}))
+    ended = merge.mergd("remerge", "--rule", "consensus_ta", "--set", "lambda=0.5")
+    assert (ended.code, "the next checkpoint is folded and read by average" in ended.out) == (0, True)
     taus = [task_vector(merge.fine_tuned(ord(name)), merge.model) for name in NAMES]
     given = Checkpoints(taus, dict.fromkeys(taus[0], "other"))
     assert same(merged(merge), consensus_ta.merge(given, lambda_=0.5))
