@@ -30,6 +30,7 @@ SPARE = 64 * 2**20  # bytes of disk besides the versions
 ROUND = 10  # folds, after which the daemon and its state are looked at
 EVERY = {"refused": 1, "duplicate": 2, "rollback": 5}  # rounds
 KIB = 2**10
+LOOKS, PAUSE = 10, 0.05  # for each sample; seconds between them
 MODELS, _ = Keep(last=KEEP).most(tags=0)  # both ends of a person's last moves are kept too
 
 
@@ -163,11 +164,18 @@ def spoiled(model: Model) -> Model:
 
 
 def sample(daemon: Command, merge: Sandbox, seconds: float) -> Sample:
-    """Look at a daemon and its state."""
-    status = Path(f"/proc/{daemon.pid}/status").read_text()
-    rss, threads = (int(re.findall(rf"^{key}:\s+(\d+)", status, re.MULTILINE)[0]) for key in ("VmRSS", "Threads"))
-    files = len(os.listdir(f"/proc/{daemon.pid}/fd"))
+    """Look at a daemon and its state: what comes and goes is not what stays, so that the least of several looks counts."""
+    rss, threads, files = (min(values) for values in zip(*(_look(daemon.pid) for _ in range(LOOKS)), strict=True))
     return Sample(rss * KIB, files, threads, *disk(merge.state), seconds)
+
+
+def _look(pid: int) -> tuple[int, int, int]:
+    """Return a process's memory in KiB, its threads and its open files, and let a moment pass."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    rss, threads = (int(re.findall(rf"^{key}:\s+(\d+)", status, re.MULTILINE)[0]) for key in ("VmRSS", "Threads"))
+    files = len(os.listdir(f"/proc/{pid}/fd"))
+    time.sleep(PAUSE)
+    return rss, threads, files
 
 
 def disk(state: Path) -> tuple[int, int, int]:
