@@ -94,7 +94,8 @@ def _of_content(
         check_pins(settings, method, history.pins())
         row, merge = _row(sighting), Merge(base, method, make_sane(settings), {}, {})
         job = job_for(row, candidate, history, settings)
-        head, method = head_at(job.start.parent, store), merge.method_at(job.start.parent)
+        method = merge.method_at(job.start.parent)
+        head = head_at(job.start.parent, store, published=method.is_costly(base.weights))
         try:
             result = fold(base, candidate, head, method, None, settings.memory, progress, share=job.share)
         except Refused as refusal:

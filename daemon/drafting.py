@@ -69,7 +69,8 @@ class Drafting:
     def _make(self, job: Job, draft: Draft, progress: Progress) -> Outcome:
         """The way of a draft, in order."""
         settings, merge, parent = self.settings, self.merge, job.start.parent
-        head, method = head_at(parent, self._store), merge.method_at(parent)
+        method = merge.method_at(parent)
+        head = head_at(parent, self._store, published=method.is_costly(merge.base.weights))
         result = fold(merge.base, job.candidate, head, method, draft, settings.memory, progress, share=job.share)
         drafted = judged(job, result, merge)
         if not isinstance(drafted, Drafted):
@@ -118,9 +119,13 @@ class Drafting:
         return Made(draft, version, result)
 
 
-def head_at(parent: Version | None, store: Store) -> Head:
-    """Return what a fold onto a version starts from. Raises DamagedFiles where its slots are not as they were written."""
+def head_at(parent: Version | None, store: Store, *, published: bool = False) -> Head:
+    """Return what a fold onto a version starts from; `published`: with the published weights, for their direction.
+
+    Raises DamagedFiles where its slots are not as they were written.
+    """
     if parent is None:
         return Head()
     slots, sums = store.slot_layouts(parent.number), store.slot_sums(parent.number)
-    return Head(parent.totals, slots, sums, store.model_layout(parent.number), parent.scale)
+    model = store.model_layout(parent.number) if published else None
+    return Head(parent.totals, slots, sums, model, parent.scale)

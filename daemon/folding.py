@@ -277,6 +277,10 @@ class _Trip:
             names = ["/".join(Path(path).parts[-3:]) for path in spoilt]
             raise DamagedFiles(f"{', '.join(names)} is not as it was written: nothing was folded onto it", *names)
 
+    def _readers(self) -> list[Reader]:
+        published = [self._published] if self._published else []
+        return [self._base, self.candidate, *self._kept.values(), *published]
+
     def finish(self) -> FoldResult:
         """Close the files that were written, and add up."""
         share, out = MORE[self._act] * self._share, self._out
@@ -291,8 +295,7 @@ class _Trip:
             readouts=out.readouts if out else {},
             slots=out.slots if out else [],
             files=out.files if out else [],
-            bytes_read=self.shipping.nbytes
-            + sum(reader.nbytes for reader in (self._base, self.candidate, *self._kept.values())),
+            bytes_read=self.shipping.nbytes + sum(reader.nbytes for reader in self._readers()),
             bytes_written=out.nbytes if out else 0,
             sketch=self._sketch.tobytes(),
         )

@@ -54,6 +54,10 @@ class Method:
         """Whether a weight may go by in blocks of rows."""
         return self.rule.rowwise(w) and all(statistic.rowwise(w) for statistic in self.keeps(w))
 
+    def is_costly(self, weights: tuple[Weight, ...]) -> bool:
+        """Whether a weight is read out by more than a look at its slots, block by block."""
+        return not all(self.rule.rowwise(w) for w in weights)
+
     def surveys(self, weights: tuple[Weight, ...]) -> tuple[Survey, ...]:
         """Return what must be known of a whole checkpoint before it is folded."""
         return tuple(dict.fromkeys(survey for w in weights for s in self.keeps(w) for survey in s.surveys))

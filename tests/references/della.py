@@ -7,22 +7,12 @@ old l1 norm instead; a row of one entry gives it 0 / 0, here that entry is kept 
 Rows are those of each matrix, and of a convolution (out, in x k x k); a vector is one row. Equal magnitudes rank by place.
 """
 
-import numpy as np
 import torch
+from references.drawing import uniform
 from references.interface import Checkpoints
 from torch import Tensor
 
 EPSILON = 1e-6  # float32 sums of equal masses differ by this
-
-
-def uniform(seed: int, count: int) -> Tensor:
-    """Return splitmix64's u(seed, i) in [0, 1) for i < count, float64."""
-    with np.errstate(over="ignore"):
-        x = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x = x ^ (x >> np.uint64(31))
-    return torch.from_numpy((x >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
 def keep_probability(rows: Tensor, density: float, epsilon: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from references.dare import uniform
+from references.drawing import uniform
 
 from mergd.plugins.rules._random import CHUNK, DRAWS, draws
 
