@@ -1,6 +1,6 @@
 """The leading singular directions of an accumulator: how many are protected, and which they are.
 
-They are found by the short side's Gram matrix, by random combinations where there are few, or one by one.
+They are found by the short side's Gram matrix, within the factors where there are two, or one by one.
 """
 
 from collections.abc import Iterator
@@ -9,12 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._sums import norm
-
 # Singular values under this share of the largest are rounding of float32 slots: their directions mean nothing.
 RANK_TOLERANCE = 1e-6
 CHUNK_ROWS = 1024  # rows of A that are in float64 at a time
-MIN_SKETCH = 16  # columns; what has fewer directions to look for is decomposed at once
+GRAM_BLOCK = 256  # columns of a Gram matrix that are computed at once, and mirrored
 
 
 def split_rank(S: Tensor, alpha: float) -> int:
@@ -61,40 +59,38 @@ def leading_directions(A: Tensor, alpha: float) -> Directions:
     accuracy only where they are small; those directions are not the leading ones.
     """
     tall = A if A.shape[0] >= A.shape[1] else A.T  # (long, short)
-    gram = A.new_zeros((tall.shape[1], tall.shape[1]), dtype=torch.float64)
-    for rows in _chunks(tall):
-        gram.addmm_(rows.T, rows)
-    squares, Q = torch.linalg.eigh(gram)  # ascending
+    squares, Q = torch.linalg.eigh(gram_matrix(tall))  # ascending
     S = squares.flip(0).clamp(min=0).sqrt()
     r = split_rank(S, alpha)
-    short = Q.flip(1)[:, :r]
-    long = torch.cat([(rows @ short / S[:r]).to(A.dtype) for rows in _chunks(tall)])
-    short = short.to(A.dtype)
+    short = Q.flip(1)[:, :r].to(A.dtype).contiguous()
+    long = tall @ (short / S[:r].to(A.dtype))
     U, V = (long, short) if tall is A else (short, long)
     return Directions(U, V, r, split_margin(S, alpha))
 
 
-def low_rank_directions(A: Tensor, alpha: float) -> Directions | None:
-    """Return `leading_directions` of A (m, n) at the cost of its rank; None where that is no small part of its side.
+def gram_matrix(tall: Tensor) -> Tensor:
+    """Return X^T X of X (long, short) in float64: a few rows of X at a time, and of what is symmetric one half."""
+    short = tall.shape[1]
+    gram = tall.new_zeros((short, short), dtype=torch.float64)
+    for rows in _chunks(tall):
+        for start in range(0, short, GRAM_BLOCK):
+            gram[start : start + GRAM_BLOCK, start:].addmm_(rows[:, start : start + GRAM_BLOCK].T, rows[:, start:])
+    return gram.triu_().add_(gram.triu(1).T)
 
-    A sum of few adapters has few directions: q random combinations of its columns span them (Halko, Martinsson, Tropp,
-    "Finding structure with randomness", arXiv 0909.4061, algorithm 4.1), which the rest that they leave out confirms.
+
+def low_rank_directions(B: Tensor, A: Tensor, alpha: float) -> dict[str, Tensor]:
+    """Return the split rank's leading singular directions of B A at the cost of its factors; B (m, q), A (q, n).
+
+    B A = Q C W^T with orthonormal Q (m, q) and W (n, q), in the factors' dtype, and the core C (q, q), float64. In these bases
+    the directions are U and V (q, r), float64; "margin" is that of the split rank.
     """
-    short = min(A.shape)
-    tolerance = RANK_TOLERANCE * norm(A)
-    for q in (short >> shift for shift in (6, 5, 4, 3)):
-        if q < MIN_SKETCH:
-            continue
-        noise = torch.randn(A.shape[1], q, generator=torch.Generator().manual_seed(q), dtype=A.dtype).to(A.device)
-        Q = torch.linalg.qr((A @ noise).double())[0].to(A.dtype)  # (m, q)
-        inside = Q.T @ A  # (q, n)
-        rest = norm(torch.addmm(A, Q, inside, alpha=-1))
-        if rest <= tolerance:
-            U, S, Vh = torch.linalg.svd(inside.double(), full_matrices=False)
-            r = split_rank(S, alpha)
-            left, right = Q @ U[:, :r].to(A.dtype), Vh[:r].T.to(A.dtype).contiguous()
-            return Directions(left, right, r, split_margin(S, alpha))
-    return None
+    Q, R_B = torch.linalg.qr(B.double())
+    W, R_A = torch.linalg.qr(A.double().T)
+    C = R_B @ R_A.T
+    U, S, Vh = torch.linalg.svd(C)
+    r, margin = split_rank(S, alpha), torch.tensor(split_margin(S, alpha), dtype=torch.float64)
+    bases = {"Q": Q.to(B.dtype), "W": W.to(B.dtype), "C": C}
+    return bases | {"U": U[:, :r].contiguous(), "V": Vh[:r].T.contiguous(), "margin": margin}
 
 
 def all_directions(A: Tensor, alpha: float) -> Directions:

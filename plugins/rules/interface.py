@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod, sqrt
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -60,8 +60,10 @@ class LowRank:
         B, A = self.B.double(), self.A.double()
         return sqrt(max(0.0, float(((B.mT @ B) * (A @ A.mT)).sum())))
 
-    def dot(self, other: Tensor) -> float:
-        """Return the inner product with a tensor of `shape`, in float64 of products in its dtype."""
+    def dot(self, other: "Tensor | LowRank") -> float:
+        """Return the inner product with a tensor of `shape`, in float64 of products in its dtype; or with other factors."""
+        if isinstance(other, LowRank):
+            return float(((self.B.mT @ other.B).double() * (self.A @ other.A.mT).double()).sum())
         left = self.B.mT.to(other.dtype) @ other.reshape(*self.B.shape[:-1], self.A.shape[-1])  # (..., r, n)
         return float((left.double() * self.A).sum())
 
@@ -109,6 +111,16 @@ class Folded:
     margin: float = 0.0  # least distance of the split rank from being another one, as a share of the singular-value sum
 
 
+@dataclass(frozen=True)
+class FoldedFactors:
+    """A statistic's one slot after a fold, where it is kept as two factors; the rest as `Folded` has it."""
+
+    slot: LowRank
+    split_rank: float = 0.0
+    removed: float = 0.0
+    margin: float = 0.0
+
+
 class Survey(Protocol):
     """What must be known of the whole task vector before it is folded; a frozen dataclass: equal ones are made once.
 
@@ -127,6 +139,13 @@ class Survey(Protocol):
     def found(self, sums: Slots, found: Slots) -> Slots:
         """Return what a pass came to."""
         ...
+
+
+def added(slot: Tensor, u: Update) -> Tensor:
+    """Return slot + share x task vector; a product of factors is formed nowhere but in there."""
+    if u.factors is not None:
+        return u.factors.added_to(slot, u.share)
+    return slot.add(u.delta.reshape(slot.shape).to(slot.dtype), alpha=u.share)
 
 
 class Statistic(Protocol):
@@ -155,12 +174,33 @@ class Statistic(Protocol):
         """Whether `fold` may be given blocks of rows (of the first dimension) in place of the whole weight."""
         ...
 
+    @property
+    def factored(self) -> bool:
+        """Whether its slot, the only one and in the weight's shape, may be kept as two factors while adapters alone are folded.
+
+        Then it is a `Factored`.
+        """
+        ...
+
     def prepare(self, kept: Slots, w: Weight) -> Slots:
         """Return what a fold needs of `kept` alone, so that it can be computed before a checkpoint is there."""
         ...
 
     def fold(self, kept: Slots, u: Update, w: Weight, before: Counts, prepared: Slots) -> Folded:
         """Return the slots after update `u`; `before`: what was folded earlier. `prepared` may be empty."""
+        ...
+
+
+@runtime_checkable
+class Factored(Protocol):
+    """What a statistic does besides, if its slot may be kept as two factors: the sum of a few adapters has a small rank."""
+
+    def prepare_factors(self, kept: LowRank, w: Weight) -> Slots:
+        """Return what a fold needs of the slot alone, as `prepare` does."""
+        ...
+
+    def fold_factors(self, kept: LowRank, u: Update, D: LowRank, w: Weight, prepared: Slots) -> FoldedFactors:
+        """Return the slot after an update by D; it has as many columns as both together."""
         ...
 
 
@@ -179,8 +219,17 @@ class _Kept:
         """Not unless it says so: a block of rows alone may not tell what it adds."""
         return False
 
+    @property
+    def factored(self) -> bool:
+        """Not unless it says so."""
+        return False
+
     def prepare(self, kept: Slots, w: Weight) -> Slots:
         """Nothing can be done before a checkpoint is there."""
+        return NOTHING
+
+    def prepare_factors(self, kept: LowRank, w: Weight) -> Slots:
+        """Nothing, here too."""
         return NOTHING
 
 
@@ -234,6 +283,11 @@ class TaskSum(Sum):
         """One slot in the weight's shape."""
         return {"sum": SlotSpec(w.shape)}
 
+    @property
+    def factored(self) -> bool:
+        """The sum of factors is that of more columns."""
+        return True
+
     def rowwise(self, w: Weight) -> bool:
         """Always."""
         return True
@@ -244,9 +298,12 @@ class TaskSum(Sum):
 
     def _added(self, kept: Slots, u: Update, w: Weight, share: float) -> Folded:
         """Add factors without forming their product aside."""
-        if u.factors is None:
-            return super()._added(kept, u, w, share)
-        return Folded({"sum": u.factors.added_to(kept["sum"], share)})
+        return Folded({"sum": added(kept["sum"], replace(u, share=share))})
+
+    def fold_factors(self, kept: LowRank, u: Update, D: LowRank, w: Weight, prepared: Slots) -> FoldedFactors:
+        """Return both, side by side."""
+        B, A = torch.cat([kept.B, u.share * D.B], 1), torch.cat([kept.A, D.A], 0)
+        return FoldedFactors(LowRank(B, A, kept.shape))
 
 
 class Rule(Protocol):

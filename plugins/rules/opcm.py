@@ -14,11 +14,12 @@ from torch import Tensor
 
 from ...state.records import Counts, SlotSpec, Totals, Weight
 from ._directions import RANK_TOLERANCE, Directions, all_directions, leading_directions, low_rank_directions
-from ._matrices import is_matrix, matrices, pairs_up
+from ._matrices import is_matrix, matrices, newcomers, untouched
 from ._sums import adaptive_scale, inner, norm, square
 from .interface import (
     NOTHING,
     Folded,
+    FoldedFactors,
     LowRank,
     Others,
     ReadOut,
@@ -27,6 +28,7 @@ from .interface import (
     Statistic,
     TaskSum,
     Update,
+    added,
     check_between,
     check_one_of,
     read_others,
@@ -45,12 +47,13 @@ def project(D: Tensor, U_r: Tensor, V_r: Tensor) -> Tensor:
     return D - U_r @ P @ V_r.T
 
 
-def project_factors(B: Tensor, A: Tensor, U_r: Tensor, V_r: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the factors that `project` of D = B A takes away: U_r (U_r^T D V_r) V_r^T = L R.
-
-    B: (m, q), A: (q, n); U_r: (m, r), V_r: (n, r) orthonormal columns; L: (m, q), R: (q, n).
-    """
-    return U_r @ (U_r.T @ B), (A @ V_r) @ V_r.T
+def coordinates(D: Tensor | LowRank, U_r: Tensor, V_r: Tensor) -> Tensor:
+    """Return P = U_r^T D V_r, (r, r); D (m, n) or its two factors, U_r (m, r), V_r (n, r)."""
+    if isinstance(D, LowRank):
+        P: Tensor = (U_r.T @ D.B.to(U_r.dtype)) @ (D.A.to(U_r.dtype) @ V_r)
+        return P
+    D = D.to(U_r.dtype)
+    return (U_r.T @ D) @ V_r if D.shape[0] > D.shape[1] else U_r.T @ (D @ V_r)
 
 
 def project_paper(D: Tensor, U_r: Tensor, V_r: Tensor) -> Tensor:
@@ -71,16 +74,15 @@ def drop_diagonal(D: Tensor, U_t: Tensor, V_t: Tensor) -> Tensor:
     return D - (U_t * diagonal) @ V_t.T
 
 
-def drop_tail(cleaned: Tensor, A: Tensor, U_r: Tensor, V_r: Tensor) -> Tensor:
-    """Return cleaned without its component along the accumulator's tail A_t, what of A lies outside the protected block.
+def tail_component(A_t: Tensor, A: Tensor, D: Tensor | LowRank) -> float:
+    """Return c such that D - c A_t is orthogonal to A_t, the accumulator's tail: what of A lies outside the protected block.
 
-    cleaned, A: (m, n); U_r: (m, r), V_r: (n, r) leading singular vectors of A. With the block gone, <A, cleaned> is
-    <A_t, cleaned>: one scalar makes the two orthogonal, and leans on no single singular vector.
+    A_t, A, D: (m, n). With the block gone from D, <A, D> is <A_t, D>: one scalar makes the two orthogonal, and leans on no
+    single singular vector. <A_t, D> is the same before the block goes, for A_t has nothing there.
     """
-    A_t = project(A, U_r, V_r)
     if norm(A_t) <= RANK_TOLERANCE * norm(A):  # everything is protected
-        return cleaned
-    return cleaned - A_t * (inner(A_t, cleaned) / square(A_t))
+        return 0.0
+    return (D.dot(A_t) if isinstance(D, LowRank) else inner(A_t, D.to(A_t.dtype))) / square(A_t)
 
 
 @dataclass(frozen=True)
@@ -106,57 +108,87 @@ class Accumulator(Recurrence):
         """A matrix is decomposed whole, a convolution too; of a batch, each matrix for itself."""
         return len(w.shape) > 2 and w.kind != "convolution"
 
+    @property
+    def factored(self) -> bool:
+        """Whether the accumulator may be kept as two factors: where the leading directions are enough."""
+        return self.leading
+
     def prepare(self, kept: Slots, w: Weight) -> Slots:
         """Return the protected directions of each matrix: "U0", "V0" and so on, with "r0" and "margin0" as scalars."""
-        return self._directions(kept["accumulator"], w, few=False)
-
-    def _directions(self, accumulator: Tensor, w: Weight, few: bool) -> Slots:
-        """`few`: look first whether there are few directions, as where only adapters were folded."""
         prepared: dict[str, Tensor] = {}
-        for i, A in enumerate(matrices(accumulator, w)):
+        for i, A in enumerate(matrices(kept["accumulator"], w)):
             if not A.any():  # nothing to protect: no checkpoint changed this weight
                 found = Directions.none(A)
             elif self.leading and self.alpha < 1:
-                found = (low_rank_directions(A, self.alpha) if few else None) or leading_directions(A, self.alpha)
+                found = leading_directions(A, self.alpha)
             else:
                 found = all_directions(A, self.alpha)
-            scalars = {f"r{i}": torch.tensor(found.r), f"margin{i}": torch.tensor(found.margin, dtype=torch.float64)}
-            prepared |= {f"U{i}": found.U, f"V{i}": found.V, **scalars}
+            prepared |= {f"U{i}": found.U, f"V{i}": found.V, f"r{i}": torch.tensor(found.r)}
+            prepared |= {f"margin{i}": torch.tensor(found.margin, dtype=torch.float64)}
         return prepared
 
     def step(self, kept: Slots, u: Update, w: Weight, before: Counts, prepared: Slots = NOTHING) -> Folded:
         """A' = A + share x cleaned. The first checkpoint, and one on a weight that none changed, is added whole."""
-        factors = u.factors if self.variant == "block" and u.factors and pairs_up(u.factors, w) else None
-        if u.factors is not None and not u.factors.rank:  # it does not change this weight
-            return Folded({"accumulator": kept["accumulator"]})
-        known = prepared or self._directions(kept["accumulator"], w, few=factors is not None)
-        if factors is not None:
-            return self._fold_factors(kept["accumulator"], factors, u.share, w, known)
-        out, removed = kept["accumulator"].clone(), 0.0
-        for i, (A, D) in enumerate(zip(matrices(out, w), matrices(u.delta, w), strict=True)):
-            cleaned = self._clean(D, A, known[f"U{i}"], known[f"V{i}"], int(known[f"r{i}"]))
-            removed += square(cleaned - D)
-            A.add_(cleaned, alpha=u.share)
+        if untouched(u):
+            return Folded(kept)
+        known, removed = prepared or self.prepare(kept, w), 0.0
+        out = added(kept["accumulator"], u)
+        olds, news = matrices(kept["accumulator"], w), matrices(out, w)
+        for i, (A, A_new, D) in enumerate(zip(olds, news, newcomers(u, w), strict=True)):
+            U, V, r = known[f"U{i}"], known[f"V{i}"], int(known[f"r{i}"])
+            if self.leading:
+                removed += self._take_block(A_new, A, D, U[:, :r], V[:, :r], u.share)
+            else:
+                removed += self._take_diagonal(A_new, D, U, V, r, u.share)
         return folded(out, known, removed)
 
-    def _fold_factors(self, accumulator: Tensor, D: LowRank, share: float, w: Weight, known: Slots) -> Folded:
-        """A' = A + share x (B A - L R): the newcomer's product is formed nowhere but in the accumulator."""
-        out, removed = D.added_to(accumulator, share), 0.0
-        pairs = zip(matrices(D.B, w), matrices(D.A, w), strict=True)
-        for i, (matrix, (B, A)) in enumerate(zip(matrices(out, w), pairs, strict=True)):
-            L, R = project_factors(B, A, known[f"U{i}"].to(B.dtype), known[f"V{i}"].to(B.dtype))
-            matrix.addmm_(L, R, alpha=-share)
-            removed += LowRank(L, R, tuple(matrix.shape)).norm() ** 2
-        return folded(out, known, removed)
+    def _take_block(self, A_new: Tensor, A: Tensor, D: Tensor | LowRank, U: Tensor, V: Tensor, share: float) -> float:
+        """Take the protected block of D out of A_new = A + share x D; returns its squared norm, that of its coordinates.
 
-    def _clean(self, D: Tensor, A: Tensor, U: Tensor, V: Tensor, r: int) -> Tensor:
-        """Return what is kept of D (m, n); A is the accumulator, U (m, q), V (n, q) with the first r columns protected."""
-        D = D.to(U.dtype)
+        A, D: (m, n); U (m, r), V (n, r) are orthonormal.
+        """
+        P = coordinates(D, U, V)  # (r, r)
+        left, right = (U @ P, V.T) if U.shape[0] < V.shape[0] else (U, P @ V.T)
+        A_new.addmm_(left.to(A_new.dtype), right.to(A_new.dtype), alpha=-share)
+        return square(P) + (self._take_tail(A_new, A, D, U, V, share) if self.variant == "orthogonal" else 0.0)
+
+    def _take_tail(self, A_new: Tensor, A: Tensor, D: Tensor | LowRank, U: Tensor, V: Tensor, share: float) -> float:
+        """Take D's component along the accumulator's tail out of A_new too; returns its squared norm."""
+        A_t = project(A, U.to(A.dtype), V.to(A.dtype))
+        c = tail_component(A_t, A, D)
+        A_new.add_(A_t, alpha=-share * c)
+        return c * c * square(A_t)
+
+    def _take_diagonal(self, A_new: Tensor, D: Tensor | LowRank, U: Tensor, V: Tensor, r: int, share: float) -> float:
+        """Take the diagonal out of A_new too, and whatever else the variant takes; returns its squared norm."""
+        D = (D.dense() if isinstance(D, LowRank) else D).to(U.dtype)
         protect = project_paper if self.variant == "paper" else project
-        cleaned = protect(D, U[:, :r], V[:, :r])
+        taken = D - drop_diagonal(protect(D, U[:, :r], V[:, :r]), U[:, r:], V[:, r:])
+        A_new.sub_(taken.to(A_new.dtype), alpha=share)
+        return square(taken)
+
+    # ------------------------------------------------------------------------------------------- kept as two factors
+
+    def prepare_factors(self, kept: LowRank, w: Weight) -> Slots:
+        """Return what the fold needs of A = B A_r: its singular directions, within orthonormal bases of both sides."""
+        return low_rank_directions(kept.B, kept.A, self.alpha)
+
+    def fold_factors(self, kept: LowRank, u: Update, D: LowRank, w: Weight, prepared: Slots) -> FoldedFactors:
+        """Return A' = A + share x cleaned as factors, of as many columns as A and D have together.
+
+        In the bases Q (m, q) and W (n, q) of A = Q C W^T all that is taken out is a change of the core C (q, q).
+        """
+        Q, W, C, U, V = (prepared[name] for name in ("Q", "W", "C", "U", "V"))
+        P = U.T @ ((Q.T @ D.B).double() @ (D.A @ W).double()) @ V  # (r, r)
+        taken, removed = U @ P @ V.T, square(P)
         if self.variant == "orthogonal":
-            return drop_tail(cleaned, A.to(U.dtype), U[:, :r], V[:, :r])
-        return cleaned if self.variant == "block" else drop_diagonal(cleaned, U[:, r:], V[:, r:])
+            C_t = project(C, U, V)
+            c = tail_component(C_t, C, (Q.T @ D.B).double() @ (D.A @ W).double())
+            taken, removed = taken + c * C_t, removed + c * c * square(C_t)
+        core = (C - u.share * taken).to(Q.dtype)
+        B, A = torch.cat([Q @ core, u.share * D.B], 1), torch.cat([W.T, D.A], 0)
+        margin = float(prepared["margin"])
+        return FoldedFactors(LowRank(B, A, w.shape), float(U.shape[1]), removed, margin)
 
 
 def folded(accumulator: Tensor, known: Slots, removed: float) -> Folded:
