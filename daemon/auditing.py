@@ -85,7 +85,7 @@ def _of_row(version: Version, manifest: Mapping[str, Any], history: History) -> 
         if name in manifest and manifest[name] != value:
             yield Fault(f"{version} in the database", f"{name} is {value!r}, its manifest says {manifest[name]!r}")
     slots, model = (
-        [FileDigest(**{key: file[key] for key in ("name", "size", "sha256")}) for file in manifest[part]]
+        [FileDigest(**{key: file[key] for key in ("name", "size", "blake3")}) for file in manifest[part]]
         for part in PARTS
     )
     weights = [file for file in model if file.name.endswith(".safetensors")]

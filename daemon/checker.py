@@ -1,7 +1,6 @@
 """Checking aside: every file of a version is read again and hashed, slice by slice, on a thread that stops at once."""
 
 import errno
-import hashlib
 import logging
 import os
 import threading
@@ -11,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..state.digests import Digest
 from ..state.errors import Abandoned, DamagedFiles
 from ..state.records import Files
 from ..state.store import Store
@@ -110,12 +110,12 @@ def check_version(store: Store, number: int, parts: Sequence[Files], pace: Pace)
         promised, stamps = store.promised(number, *parts), store.stamps(number)
     except DamagedFiles as error:
         return Finding(number, error.files)
-    damaged = [name for name, file in promised.items() if _sum_of(store.root / name, pace) != file.sha256]
+    damaged = [name for name, file in promised.items() if _sum_of(store.root / name, pace) != file.blake3]
     return Finding(number, tuple(damaged), stamps)
 
 
 def _sum_of(path: Path, pace: Pace) -> str | None:
-    """Return a file's sha256, from the disk and not from what the kernel remembers; None if it cannot be read."""
+    """Return a file's digest, from the disk and not from what the kernel remembers; None if it cannot be read."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -129,7 +129,7 @@ def _sum_of(path: Path, pace: Pace) -> str | None:
 
 
 def _hashed(fd: int, pace: Pace) -> str:
-    digest, at, took = hashlib.sha256(), 0, 0.0
+    digest, at, took = Digest(), 0, 0.0
     while True:
         pace.step(took)
         began = time.monotonic()

@@ -4,7 +4,6 @@ It is done in the caller's process, with the caller's rights: who may read the p
 """
 
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..state.digests import Digest
 from ..state.errors import Busy, Damaged, NotPermitted, Refused, Unavailable, Usage
 from ..state.headers import open_regular
 from ..state.history import History
@@ -35,7 +35,7 @@ class File:
 
     name: str  # relative to the model's folder
     size: int  # bytes
-    sha256: str | None  # as the manifest says, where that may be read
+    blake3: str | None  # as the manifest says, where that may be read
 
 
 def export(settings: Settings, text: str, target: Path, progress: Progress) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def export(settings: Settings, text: str, target: Path, progress: Progress) -> d
         "folder": str(place),
         "files": len(files),
         "bytes": sum(file.size for file in files),
-        "compared": all(file.sha256 for file in files),
+        "compared": all(file.blake3 for file in files),
     }
 
 
@@ -176,7 +176,7 @@ def check(folder: Path, files: Iterable[File], progress: Progress) -> None:
 
 def read(path: Path, file: File, progress: Progress, copy: Path | None = None) -> None:
     """Read a file, and write a synced copy if one is asked for. Raises Damaged if it is not what it should be."""
-    digest, done, written = hashlib.sha256(), 0, None
+    digest, done, written = Digest(), 0, None
     fd = _opened(path, file)
     try:
         if copy is not None:
@@ -192,7 +192,7 @@ def read(path: Path, file: File, progress: Progress, copy: Path | None = None) -
         os.close(fd)
         if written is not None:
             written.close()
-    if done != file.size or file.sha256 not in (None, digest.hexdigest()):
+    if done != file.size or file.blake3 not in (None, digest.hexdigest()):
         raise _damaged(path)
 
 
@@ -201,7 +201,7 @@ def _opened(path: Path, file: File) -> int:
     try:
         return open_regular(path)
     except (Busy, Refused):
-        if file.sha256 is None or not path.parent.exists():
+        if file.blake3 is None or not path.parent.exists():
             raise
         raise _damaged(path) from None
 

@@ -44,7 +44,7 @@ class Head:
 
     totals: Totals = field(default_factory=Totals)
     slots: Mapping[SlotKey, Layout] = field(default_factory=dict)
-    sums: Mapping[str, str] = field(default_factory=dict)  # sha256 of each file of the slots, by its path
+    sums: Mapping[str, str] = field(default_factory=dict)  # digest of each file of the slots, by its path
     published: Layout | None = None  # what was read out of them, where it is published
     scale: float = 1.0  # by which it was
 
@@ -57,7 +57,7 @@ class FoldResult:
     totals: Totals
     reports: dict[str, WeightReport]
     readouts: dict[str, Readout]
-    slots: list[dict[str, Any]]  # manifest entries: name, size, sha256, statistic, slot
+    slots: list[dict[str, Any]]  # manifest entries: name, size, blake3, statistic, slot
     files: list[FileDigest]
     bytes_read: int
     bytes_written: int

@@ -8,6 +8,7 @@ from ..plugins.gates.interface import Gate
 from ..plugins.hooks.interface import Hook
 from ..plugins.registry import load
 from ..plugins.sources.interface import Source
+from ..state.digests import DIGESTS, check_digests
 from ..state.errors import Misconfigured
 from ..state.history import History
 from ..state.records import Version
@@ -118,6 +119,7 @@ def pins_of(settings: Settings, method: Method, base: Base, commit: str | None) 
     """Return what init fixes for the life of a state."""
     return settings.pinned | {
         "parameters": parameters_of(method.rule),
+        "digests": DIGESTS,
         "base_commit": commit,
         "base_digest": base.digest,
         "base_norms": dict(base.norms),
@@ -139,8 +141,9 @@ def _open_pinned_base(settings: Settings, history: History, pins: Mapping[str, A
 def pinned_base(settings: Settings, pins: Mapping[str, Any], progress: Progress) -> Base:
     """Return the base model; it is read whole again only if its files are not those that were read last.
 
-    Or if an older mergd read it, that kept no norms.
+    Or if an older mergd read it, that kept no norms. Raises Misconfigured where its digest was another kind of digest.
     """
+    check_digests(pins.get("digests"))
     place, _ = locate(settings.base_model, pins["base_commit"])
     if "base_norms" in pins:
         base = open_base(place, pins)

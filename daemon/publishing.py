@@ -1,6 +1,5 @@
 """Publishing: base + scale x read-out, cast once, as an ordinary model folder whose other files are the base's."""
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..plugins.rules._sums import finite
+from ..state.digests import digest_of
 from ..state.errors import Refused
 from ..state.linking import Linking
 from ..state.reading import TORCH_DTYPE, Reader
@@ -203,7 +203,7 @@ def _copy_side_files(
             data = _without_code(data, copy_code)
         if str(path) == "config.json":
             data = _true_config(data, base, out_dtype)
-        digests.append(FileDigest(str(path), len(data), hashlib.sha256(data).hexdigest()))
+        digests.append(FileDigest(str(path), len(data), digest_of(data)))
         if len(data) < ENOUGH or not linking.same(digests[-1], target / path):
             write_file(target / path, data, PUBLIC_FILE)
     return digests

@@ -181,8 +181,8 @@ class Remaking:
         before = self._readable_manifest(version.number)
         if digest != version.digest:
             raise Damaged(f"repeating {version} gave other bytes than it had", _elsewhere(before))
-        sums = {file["name"]: file["sha256"] for file in before.get("model", [])}
-        others = [file.name for file in published.files if before and sums.get(file.name) != file.sha256]
+        sums = {file["name"]: file["blake3"] for file in before.get("model", [])}
+        others = [file.name for file in published.files if before and sums.get(file.name) != file.blake3]
         if others:
             hint = "nothing was changed; bring the base model's own files back as they were, and the setting copy_code"
             raise Damaged(f"{version} had another {', '.join(others)}", hint)

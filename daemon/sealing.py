@@ -63,5 +63,5 @@ def digest_of(result: FoldResult, published: Published) -> str:
 
 
 def slots_of(entries: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
-    """Return (statistic, slot, sha256) of a manifest's slots, sorted: what two of them must have in common."""
-    return sorted((entry["statistic"], entry["slot"], entry["sha256"]) for entry in entries)
+    """Return (statistic, slot, digest) of a manifest's slots, sorted: what two of them must have in common."""
+    return sorted((entry["statistic"], entry["slot"], entry["blake3"]) for entry in entries)

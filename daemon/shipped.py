@@ -3,7 +3,6 @@
 Each is a file in the checkpoint's folder, `fisher.safetensors`, of the weights' own names and shapes.
 """
 
-import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ..plugins.formats.interface import Candidate, Contents, Shipped, Whole
 from ..plugins.rules.interface import NOTHING, Slots
+from ..state.digests import digest_of
 from ..state.errors import Refused
 from ..state.headers import FLOATING, layout_of
 from ..state.reading import ContentDigest, Reader
@@ -176,7 +176,7 @@ class Shipping:
         """
         if not self._readers:
             return weights
-        return hashlib.sha256(f"{weights}\n{self._content.hexdigest()}".encode()).hexdigest()
+        return digest_of(f"{weights}\n{self._content.hexdigest()}".encode())
 
 
 def _check(name: str, w: Weight, values: Tensor) -> None:

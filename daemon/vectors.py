@@ -36,7 +36,7 @@ def open_vector(version: Version, base: Base, store: Store, progress: Progress, 
     """Return the version's task vector, once the files that it is read from were compared with the manifest."""
     manifest = store.manifest(version.number)
     if version.slots_kept and method_in(manifest).name == version.rule:
-        files = [File(entry["name"], entry["size"], entry["sha256"]) for entry in manifest["slots"]]
+        files = [File(entry["name"], entry["size"], entry["blake3"]) for entry in manifest["slots"]]
         check(store.versions / folder_name(version.number), files, progress)
         return FromSlots(method_in(manifest), base, store.slot_layouts(version.number), version, stack)
     files = [File(**entry) for entry in manifest["model"] if entry["name"].endswith(".safetensors")]

@@ -32,8 +32,8 @@ class Linking:
         manifest = _manifest(store, parent)
         if parent is not None and manifest:
             self._folder, self._stamps = store.model(parent.number), parent.stamps
-            self._files = {f["name"]: FileDigest(f["name"], f["size"], f["sha256"]) for f in manifest["model"]}
-            self._untouched = manifest.get("untouched", [])  # an older mergd wrote none
+            self._files = {f["name"]: FileDigest(f["name"], f["size"], f["blake3"]) for f in manifest["model"]}
+            self._untouched = manifest["untouched"]
 
     def untouched(self, target: Path, header: bytes) -> FileDigest | None:
         """Link a file of untouched weights by its header, which says names, dtypes, shapes and order; None if there is none.

@@ -1,6 +1,7 @@
 """A version's manifest: what it was made of and its files, as JSON that vouches for itself in one of its lines.
 
 The line `"sha256"` is the sha256 of all the others: `grep -v '^ "sha256"' manifest.json | sha256sum` gives it again.
+The files' own digests are what `"digests"` says, for `b3sum`.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .digests import DIGESTS, check_digests
 from .errors import DamagedFiles
 from .records import Checkpoint
 
@@ -21,12 +23,15 @@ SINCE = "made_on"  # what every manifest has that must have the line: older ones
 def text_of(manifest: Mapping[str, Any]) -> bytes:
     """Return a manifest's text: the same bytes for the same values."""
     blank = "0" * 64
-    text = (json.dumps({**manifest, "sha256": blank}, indent=1, sort_keys=True) + "\n").encode()
+    text = (json.dumps({**manifest, "digests": DIGESTS, "sha256": blank}, indent=1, sort_keys=True) + "\n").encode()
     return text.replace(f'\n "sha256": "{blank}"'.encode(), f'\n "sha256": "{_digest(text)}"'.encode())
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Return a manifest. Raises DamagedFiles if it cannot be read, or is not as it was written."""
+    """Return a manifest. Raises DamagedFiles if it cannot be read, or is not as it was written.
+
+    Raises Misconfigured if a mergd wrote it whose digests were others.
+    """
     try:
         data = path.read_bytes()
         manifest = dict(json.loads(data))
@@ -35,6 +40,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     said = manifest.pop("sha256", None)
     if (said is None and SINCE in manifest) or said != _digest(data):
         raise _damaged(path, "is not as it was written")
+    check_digests(manifest.pop("digests", None))
     return manifest
 
 

@@ -5,7 +5,6 @@ aligned alike at each run, which a matrix product needs to give the same bytes a
 """
 
 import ctypes
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from .digests import Digest
 from .errors import Busy
 from .headers import open_regular, reading
 from .records import FileStamp, Layout, TensorInfo
@@ -104,7 +104,7 @@ class Reader:
             self._sums[info.file].add(view, offset)
 
     def unlike(self, sums: Mapping[str, str]) -> list[str]:
-        """Return which of the files, read by a reader that hashes, have another sha256 than these.
+        """Return which of the files, read by a reader that hashes, have another digest than these.
 
         What was read in file order was hashed as it was read; only the rest, such as the headers, is read for it.
         """
@@ -139,11 +139,11 @@ class Reader:
 
 
 class _Sum:
-    """The sha256 of a file's beginning."""
+    """The digest of a file's beginning."""
 
     def __init__(self) -> None:
         self.done = 0  # bytes
-        self.running = hashlib.sha256()
+        self.running = Digest()
 
     def add(self, data: memoryview, offset: int) -> None:
         """Add what was read at an offset, as far as it goes on from here; what was hashed already is passed over."""
@@ -161,7 +161,7 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
 
 
 class ContentDigest:
-    """The digest of a checkpoint's content, gathered while it is read: over sorted (name, dtype, shape, sha256).
+    """The digest of a checkpoint's content, gathered while it is read: over sorted (name, dtype, shape, digest).
 
     Another sharding of the same weights, another order or other metadata have the same digest. `formulas` is what makes
     a content besides its tensors, such as an adapter's scales.
@@ -171,9 +171,7 @@ class ContentDigest:
         self._formulas = formulas
         self._tensors: dict[str, TensorInfo] = {}
         self._bytes: dict[str, int] = {}  # of each tensor, so far
-        self._running: dict[
-            str, hashlib._Hash
-        ] = {}  # of those that are not at their end: each keeps its place in the heap
+        self._running: dict[str, Digest] = {}  # of those that are not at their end
         self._done: dict[str, str] = {}
 
     def add(self, info: TensorInfo, block: Tensor) -> None:
@@ -181,7 +179,7 @@ class ContentDigest:
         self.begin(info)
         if not block.numel():
             return
-        running = self._running.setdefault(info.name, hashlib.sha256())
+        running = self._running.setdefault(info.name, Digest())
         running.update(memory_of(block))
         self._bytes[info.name] += block.numel() * block.element_size()
         if self._bytes[info.name] == info.nbytes:
@@ -193,12 +191,12 @@ class ContentDigest:
         return self._bytes.setdefault(info.name, 0)
 
     def of(self, name: str) -> str:
-        """Return the sha256 of one tensor's bytes."""
-        return self._done[name] if name in self._done else self._running.get(name, hashlib.sha256()).hexdigest()
+        """Return the digest of one tensor's bytes."""
+        return self._done[name] if name in self._done else self._running.get(name, Digest()).hexdigest()
 
     def hexdigest(self) -> str:
         """Return the digest of all that was added."""
-        whole = hashlib.sha256()
+        whole = Digest()
         for name, info in sorted(self._tensors.items()):
             whole.update(json.dumps([name, info.dtype, list(info.shape), self.of(name)]).encode() + b"\n")
         whole.update(self._formulas.encode())

@@ -222,7 +222,7 @@ class FileDigest:
 
     name: str
     size: int  # bytes
-    sha256: str
+    blake3: str
 
 
 @dataclass(frozen=True)

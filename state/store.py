@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .digests import digest_of, digest_of_file
 from .errors import Busy, DamagedFiles, Refused
 from .headers import layout_of
 from .manifests import read_manifest, text_of
@@ -178,9 +179,9 @@ class Store:
             return None
 
     def slot_sums(self, number: int) -> dict[str, str]:
-        """Return the sha256 of each file of a version's slots, by its path."""
+        """Return the digest of each file of a version's slots, by its path."""
         folder = self._folder(number, "slots")
-        return {str(folder / entry["name"]): entry["sha256"] for entry in self.manifest(number)["slots"]}
+        return {str(folder / entry["name"]): entry["blake3"] for entry in self.manifest(number)["slots"]}
 
     def manifest(self, number: int) -> dict[str, Any]:
         """Return a version's manifest. Raises DamagedFiles."""
@@ -206,7 +207,7 @@ class Store:
         manifest = self.manifest(number)
         return {
             self._named(self._folder(number, part) / file["name"]): FileDigest(
-                file["name"], file["size"], file["sha256"]
+                file["name"], file["size"], file["blake3"]
             )
             for part in (parts or PARTS)
             for file in manifest[part]
@@ -220,7 +221,7 @@ class Store:
     def damaged(self, number: int, *parts: Files) -> list[str]:
         """Read these parts of a version, or both, and return the names of the files that are not as its manifest says."""
         promised = self.promised(number, *parts)
-        return [name for name, file in promised.items() if sha256_of(self.root / name) != file.sha256]
+        return [name for name, file in promised.items() if digest_of_file(self.root / name) != file.blake3]
 
     def _folder(self, number: int, part: Files) -> Path:
         return self.root / FOLDERS[part] / folder_name(number)
@@ -368,16 +369,7 @@ def write_file(path: Path, data: bytes, mode: int) -> FileDigest:
         os.fsync(fd)
     finally:
         os.close(fd)
-    return FileDigest(path.name, len(data), hashlib.sha256(data).hexdigest())
-
-
-def sha256_of(path: Path) -> str | None:
-    """Return the sha256 of a file, None if it is gone."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return None
+    return FileDigest(path.name, len(data), digest_of(data))
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

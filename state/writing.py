@@ -1,6 +1,5 @@
 """Writing tensors as carriers: a safetensors writer that streams, block by block, and syncs what it wrote."""
 
-import hashlib
 import json
 import math
 import os
@@ -15,6 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from .digests import Digest
 from .errors import Damaged
 from .headers import BITS
 from .reading import TORCH_DTYPE, memory_of
@@ -40,7 +40,7 @@ class Planned:
 class Writer:
     """Writes tensors whose names, dtypes and shapes are known beforehand, in `order`, block by block.
 
-    The header is computed first, so that no tensor waits in memory, and each file's sha256 is made on the way.
+    The header is computed first, so that no tensor waits in memory, and each file's digest is made on the way.
     A file that is not closed by `finish` was never complete, and says so: its header promises more bytes.
     """
 
@@ -66,7 +66,7 @@ class Writer:
         self._fd = -1
         self._shard = -1
         self._offset = self._end = 0
-        self._hash = hashlib.sha256()
+        self._hash = Digest()
 
     def __enter__(self) -> Self:
         return self
@@ -139,7 +139,7 @@ class Writer:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._mode)
         os.fchmod(self._fd, self._mode)  # whatever the umask
         self._offset, self._end = 0, len(header) + sum(tensor.nbytes for tensor in shard)
-        self._hash = hashlib.sha256()
+        self._hash = Digest()
         self._put(memoryview(header))
 
     def _put(self, data: memoryview, *, hole: bool = False) -> None:

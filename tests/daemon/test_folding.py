@@ -119,7 +119,7 @@ def test_blocks_of_rows_give_the_same_bytes_as_the_whole(tmp_path: Path, rule: R
             result, draft = bench.fold(candidate, rule, memory)
             bench.go_on(result, draft)
         published = bench.published(result, draft, rule, memory)
-        outcomes.append((result.digest, [file.sha256 for file in result.files], published))
+        outcomes.append((result.digest, [file.blake3 for file in result.files], published))
     (digest, slots, whole), (other_digest, other_slots, blocks) = outcomes
     assert digest == other_digest
     assert slots == other_slots

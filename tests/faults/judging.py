@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from faults.onehot import BASE, Seen, coordinate_of, counted, load, see, sha256, weights
+from faults.onehot import BASE, Seen, coordinate_of, counted, digest_of, load, see, weights
 
 
 def judge(state: Path, before: Seen, folded: Iterable[str] = ()) -> list[str]:
@@ -107,7 +107,7 @@ def _version(state: Path, after: Seen, number: int) -> Iterator[str]:
         there = sorted(folder.glob(pattern))
         if not promised:
             yield from (f"v{number}: {path.name} is promised no more" for path in there)
-        elif wrong := [file["name"] for file in manifest[part] if sha256(folder / file["name"]) != file["sha256"]]:
+        elif wrong := [file["name"] for file in manifest[part] if digest_of(folder / file["name"]) != file["blake3"]]:
             yield f"v{number}: not as the manifest says: {wrong}"
         elif (found := counted(load(there), base, scale)) != expected:
             yield f"v{number}: its {part} count {found}, folded were {expected}"

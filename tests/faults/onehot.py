@@ -1,10 +1,9 @@
 """A merge whose weights count: checkpoint k adds 1 to coordinate k, so that a lost or a doubled fold shows exactly.
 
-Nothing here is mergd's: what a crash left is read with the standard library alone.
+Nothing here is mergd's: what a crash left is read with the standard library, and the digests' package.
 """
 
 import array
-import hashlib
 import json
 import math
 import os
@@ -15,6 +14,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from blake3 import blake3
 
 COORDINATES = 256
 SHAPES = {"layer.matrix.weight": (16, 16), "layer.bias": (COORDINATES,)}  # each has every coordinate
@@ -176,6 +177,6 @@ def _merged(cause: str, arguments: str, names: dict[int, str]) -> tuple[str, ...
     return tuple(names[row] for row in json.loads(arguments)["folds"]) if cause == "re-merge" else ()
 
 
-def sha256(path: Path) -> str | None:
-    """Return the sha256 of a file, None if there is none."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+def digest_of(path: Path) -> str | None:
+    """Return the digest of a file, as b3sum prints it, None if there is none."""
+    return blake3(path.read_bytes()).hexdigest() if path.is_file() else None

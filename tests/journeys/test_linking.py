@@ -308,20 +308,11 @@ def replaced_by_a_link(path: Path, merge: Sandbox) -> None:
     path.symlink_to(merge.root / "elsewhere")
 
 
-def from_an_older_mergd(path: Path, merge: Sandbox) -> None:
-    place = merge.state / "versions" / "000001" / "manifest.json"
-    manifest = merge.store.manifest(1)
-    del manifest["untouched"], manifest["made_on"]
-    place.unlink()
-    place.write_text(json.dumps(manifest))
-
-
 SPOILED: dict[str, Callable[[Path, Sandbox], object]] = {
     "flipped": flipped,
     "touched": lambda path, merge: os.utime(path),
     "of another mode": lambda path, merge: path.chmod(0o644),
     "replaced by a link": replaced_by_a_link,
-    "from an older mergd": from_an_older_mergd,
 }
 
 

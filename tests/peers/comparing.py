@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from blake3 import blake3
 from references.interface import Checkpoints
 from safetensors.torch import load_file
 from torch import Tensor
@@ -108,7 +109,7 @@ def task_vector(folder: Path, base: Path) -> dict[str, Tensor]:
 
 def seeds_of(checkpoint: Path) -> dict[str, int]:
     """Return the seed of each weight of a checkpoint: of its name and the digest of its bytes, as mergd takes it."""
-    contents = {name: sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in _read(checkpoint).items()}
+    contents = {name: blake3(tensor.numpy().tobytes()).hexdigest() for name, tensor in _read(checkpoint).items()}
     digests = {name: sha256(json.dumps([name, [content], 0.0]).encode()).digest() for name, content in contents.items()}
     return {name: int.from_bytes(digest[:8], "big") >> 1 for name, digest in digests.items()}
 

@@ -1,19 +1,21 @@
 """A manifest vouches for itself: by one line, which a shell can check too."""
 
+import hashlib
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mergd.state.errors import DamagedFiles
+from mergd.state.errors import DamagedFiles, Misconfigured
 from mergd.state.manifests import read_manifest, text_of
 
 MANIFEST: dict[str, Any] = {
     "version": 7,
     "made_on": {"torch": "2.13.0"},
-    "slots": [{"name": "slots-00001.safetensors", "sha256": "0" * 64, "size": 100}],
+    "slots": [{"name": "slots-00001.safetensors", "blake3": "0" * 64, "size": 100}],
     "scale": 1.0000000000000002,
     "place": '/watch/caf\u00e9\n "sha256": "00"',
 }
@@ -47,6 +49,23 @@ def test_each_flipped_bit_is_found(path: Path) -> None:
             read_manifest(path)
 
 
-def test_an_older_one_has_no_such_line(path: Path) -> None:
-    path.write_text(json.dumps({"version": 7}))
-    assert read_manifest(path) == {"version": 7}
+def without_line(manifest: dict[str, Any]) -> bytes:
+    return json.dumps(manifest).encode()
+
+
+def with_line(manifest: dict[str, Any]) -> bytes:
+    text = json.dumps(manifest | {"sha256": "0" * 64}, indent=1, sort_keys=True) + "\n"
+    rest = "".join(line for line in text.splitlines(keepends=True) if not line.startswith(' "sha256"'))
+    return text.replace("0" * 64, hashlib.sha256(rest.encode()).hexdigest()).encode()
+
+
+@pytest.mark.parametrize("written", [without_line, with_line])
+def test_one_from_before_the_digests_of_now_is_not_called_damaged(
+    path: Path, written: Callable[[dict[str, Any]], bytes]
+) -> None:
+    path.write_bytes(written({"version": 7} | ({"made_on": {}} if written is with_line else {})))
+    with pytest.raises(Misconfigured, match="digests were sha256") as raised:
+        read_manifest(path)
+    assert "mergd init" in raised.value.hint
+    path.write_bytes(with_line({"version": 7, "made_on": {}, "digests": "blake3"}))
+    assert read_manifest(path) == {"version": 7, "made_on": {}}

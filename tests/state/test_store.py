@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import save_file
 from support.merges import writable
 
+from mergd.state.digests import digest_of_file
 from mergd.state.errors import Damaged
 from mergd.state.records import FileDigest
-from mergd.state.store import BALLAST, Draft, Store, disk_bytes, replace_file, sha256_of, version_digest, write_file
+from mergd.state.store import BALLAST, Draft, Store, disk_bytes, replace_file, version_digest, write_file
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def digest_of(path: Path) -> dict[str, Any]:
-    return {"name": path.name, "size": path.stat().st_size, "sha256": sha256_of(path)}
+    return {"name": path.name, "size": path.stat().st_size, "blake3": digest_of_file(path)}
 
 
 def drafted(store: Store, number: int, value: float = 0.0) -> Draft:
@@ -119,7 +120,7 @@ def test_a_manifest_is_the_same_bytes_for_the_same_version(store: Store) -> None
         store.install(draft, number)
     texts = [(store.versions / f"{number:06d}" / "manifest.json").read_bytes() for number in (1, 2)]
     assert texts[0] == texts[1]
-    assert json.loads(texts[0]) | {"sha256": ""} == {"a": [2.5, None], "b": 1, "sha256": ""}
+    assert json.loads(texts[0]) | {"sha256": ""} == {"a": [2.5, None], "b": 1, "digests": "blake3", "sha256": ""}
 
 
 # --------------------------------------------------------------------------------------------------------- the link
@@ -283,12 +284,12 @@ def test_a_versions_digest_covers_slots_and_weights_in_any_order() -> None:
 
 def test_a_small_file_is_written_once_and_never_over_another(tmp_path: Path) -> None:
     digest = write_file(tmp_path / "a", b"abc", 0o640)
-    assert (digest.name, digest.size, digest.sha256) == ("a", 3, sha256_of(tmp_path / "a"))
+    assert (digest.name, digest.size, digest.blake3) == ("a", 3, digest_of_file(tmp_path / "a"))
     assert mode(tmp_path / "a") == 0o640
     with pytest.raises(FileExistsError):
         write_file(tmp_path / "a", b"other", 0o640)
     assert (tmp_path / "a").read_bytes() == b"abc"
-    assert sha256_of(tmp_path / "b") is None
+    assert digest_of_file(tmp_path / "b") is None
 
 
 def test_a_replaced_file_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The tensor files: safetensors' own library reads what mergd writes, and writes what mergd reads."""
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from blake3 import blake3
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -164,7 +164,7 @@ def test_each_digest_is_that_of_its_file(tmp_path: Path) -> None:
     assert len(writer.files) > 1
     for file in writer.files:
         content = (tmp_path / file.name).read_bytes()
-        assert (file.size, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+        assert (file.size, file.blake3) == (len(content), blake3(content).hexdigest())
     assert writer.nbytes == sum(file.size for file in writer.files)
 
 
@@ -200,7 +200,7 @@ def test_tensors_apart_are_in_files_of_their_own_which_may_be_there_already(
         if path.name.startswith("model-00004"):
             return None
         os.link(before.folder / file.name, path)
-        return FileDigest(path.name, file.size, file.sha256)
+        return FileDigest(path.name, file.size, file.blake3)
 
     (tmp_path / "after").mkdir()
     with Writer(tmp_path / "after", "model", plan, METADATA, shard_size) as writer:
@@ -213,7 +213,7 @@ def test_tensors_apart_are_in_files_of_their_own_which_may_be_there_already(
     assert [file.name for file in writer.files] == sorted(path.name for path in (tmp_path / "after").iterdir())
     for file in writer.files:
         content = (tmp_path / "after" / file.name).read_bytes()
-        assert (file.size, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+        assert (file.size, file.blake3) == (len(content), blake3(content).hexdigest())
     assert writer.apart == list(headers)
     assert {Path(layout.tensors[name].file).name for name in "ac"} == set(headers)
     assert all((tmp_path / "after" / name).read_bytes().startswith(header) for name, header in headers.items())
@@ -468,16 +468,16 @@ def test_the_bytes_of_one_tensor_have_a_digest_of_their_own(tmp_path: Path) -> N
     (info,) = written(tmp_path, {"a": torch.ones(2, 3)}).layout.tensors.values()
     content = ContentDigest()
     content.add(info, torch.ones(2, 3))
-    assert content.of("a") == hashlib.sha256(torch.ones(2, 3).numpy().tobytes()).hexdigest()
+    assert content.of("a") == blake3(torch.ones(2, 3).numpy().tobytes()).hexdigest()
 
 
 # -------------------------------------------------------------------------------------------- hashed while it is read
 
 
 def hashed(folder: Path, reads: Callable[[Reader], object]) -> tuple[list[str], int]:
-    """Return what a reader that hashes finds unlike its sha256, and how many bytes it read, after these reads."""
+    """Return what a reader that hashes finds unlike its digest, and how many bytes it read, after these reads."""
     layout = layout_of([folder / "model.safetensors"])
-    sums = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in layout.files}
+    sums = {path: blake3(Path(path).read_bytes()).hexdigest() for path in layout.files}
     with Reader(layout, hashed=True) as reader:
         reads(reader)
         assert reader.unlike(dict.fromkeys(sums, "0" * 64)) == list(sums)
