@@ -31,6 +31,7 @@ RUNNING_STATISTICS = re.compile(r"(^|\.)running_(mean|var)$")  # of the data, no
 HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output|output_projection|decoder|proj_out)(\.weight)?$")
 HEAD_OF_TIED = re.compile(r"head|output|decoder|proj", re.IGNORECASE)
 COPIES = 12  # float32 blocks of a weight that are alive at once, at most
+Rows = tuple[int, int] | None  # first and last (exclusive) of a block; None is the whole weight
 READING = 256 * 2**20  # bytes of working buffers while the base model is read whole
 
 

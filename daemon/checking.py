@@ -97,7 +97,7 @@ def _of_content(
         method = merge.method_at(job.start.parent)
         head = head_at(job.start.parent, store, published=method.is_costly(base.weights))
         try:
-            result = fold(base, candidate, head, method, None, settings.memory, progress, share=job.share)
+            result = fold(base, candidate, head, method, None, settings.machine, progress, share=job.share)
         except Refused as refusal:
             return _answer(Verdict("refused", refusal.reasons))
         progress.end()

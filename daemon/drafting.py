@@ -71,7 +71,7 @@ class Drafting:
         settings, merge, parent = self.settings, self.merge, job.start.parent
         method = merge.method_at(parent)
         head = head_at(parent, self._store, published=method.is_costly(merge.base.weights))
-        result = fold(merge.base, job.candidate, head, method, draft, settings.memory, progress, share=job.share)
+        result = fold(merge.base, job.candidate, head, method, draft, settings.machine, progress, share=job.share)
         drafted = judged(job, result, merge)
         if not isinstance(drafted, Drafted):
             return drafted

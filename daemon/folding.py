@@ -1,11 +1,12 @@
 """Folding: base, candidate and head stream by, weight by weight; each task vector enters the statistics and is read out.
 
-Large weights go by in blocks of rows where statistic and rule allow it. Nothing here knows the history or the threads.
+Large weights go by in blocks of rows where statistic and rule allow it. Nothing here knows the history.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
 from math import sqrt
 from pathlib import Path
 from typing import Any, Literal
@@ -15,27 +16,27 @@ from torch import Tensor
 
 from ..plugins.formats.interface import Candidate, Contents
 from ..plugins.rules._sums import inner, square
-from ..plugins.rules.interface import NOTHING, Folded, LowRank, Slots, Statistic, Sum, Update
-from ..state.errors import Busy, DamagedFiles, Unavailable
-from ..state.reading import TORCH_DTYPE, Reader
+from ..plugins.rules.interface import NOTHING, Factored, Folded, LowRank, Slots, Statistic, Sum, Update
+from ..state.errors import Busy
+from ..state.reading import Reader
 from ..state.records import Counts, FileDigest, Layout, Readout, Totals, Weight, WeightReport
 from ..state.store import Draft
-from .base import COPIES, Base, float32_bytes, read_contents, row_blocks
-from .forming import Forming, Rows
+from .base import Base, Rows, read_contents
+from .blocks import jobs_of
+from .forming import Forming
+from .machine import Machine
 from .method import Method
-from .outgoing import Outgoing, SlotKey, key_of
+from .outgoing import Made, Merged, Outgoing
+from .overlapping import Job, overlapped
 from .progress import Progress
 from .shipped import Shipping
 from .sketch import Projection, Sketch
+from .slots import KeptSlots, SlotKey, factorable, pays
 from .surveying import Surveyed, survey
 
 Act = Literal["fold", "remove", "keep"]
 MORE: Mapping[Act, int] = {"fold": 1, "remove": -1, "keep": 0}  # checkpoints that are in the model after it
 NOBODY = Candidate("", "nothing", Contents(Layout({}, ()), {}), {}, ())  # has a task vector of zero everywhere
-OTHERS, PER_SLOT = (
-    6,
-    3,
-)  # blocks that are alive at once: both weights, what is made of them; of a slot, the old, the term, the new
 
 
 @dataclass(frozen=True)
@@ -71,21 +72,20 @@ def fold(
     head: Head,
     method: Method,
     draft: Draft | None,
-    memory: int,
+    machine: Machine,
     progress: Progress,
     act: Act = "fold",
     share: float = 1.0,
 ) -> FoldResult:
     """Fold one candidate onto the head's slots, into the draft; without one nothing is written, only measured.
 
-    `memory` bounds the working buffers of blocks, in bytes; a matrix that a rule needs whole is held whole. `share`: what
-    the checkpoint counts; 2 means as if it were folded twice.
+    `share`: what the checkpoint counts; 2 means as if it were folded twice.
     `act` may be "remove", where all statistics are sums: then its terms are taken out again.
     Raises Busy if the candidate changed or shrank meanwhile, Refused if tied weights differ, DamagedFiles if the head's
     slots are not as they were written, Abandoned on request.
     """
     with ExitStack() as stack:
-        trip = _Trip(base, candidate, head, method, draft, memory, progress, stack, act, share)
+        trip = _Trip(base, candidate, head, method, draft, machine, progress, stack, act, share)
         if read_contents(Path(candidate.place)) != candidate.contents or not trip.opened_as_sighted():
             raise Busy(f"{candidate.name} was changed before it was folded")
         if not method.needs(base.weights) <= candidate.shipped.keys():
@@ -100,24 +100,16 @@ def fold(
         return trip.finish()
 
 
-def keep(base: Base, head: Head, method: Method, draft: Draft, memory: int, progress: Progress) -> FoldResult:
+def keep(base: Base, head: Head, method: Method, draft: Draft, machine: Machine, progress: Progress) -> FoldResult:
     """Write the head's slots, or zeros where it has none, into the draft as they are, and read them out.
 
     Raises Abandoned on request.
     """
     with ExitStack() as stack:
-        trip = _Trip(base, NOBODY, head, method, draft, memory, progress, stack, "keep", 0.0)
+        trip = _Trip(base, NOBODY, head, method, draft, machine, progress, stack, "keep", 0.0)
         trip.all_weights("copying")
         trip.check_slots()
         return trip.finish()
-
-
-def blocks_of(w: Weight, method: Method, memory: int) -> list[Rows]:
-    """Return the blocks of rows that a weight goes by in, so small that what is alive of them at once fits the memory."""
-    by_rows = method.rowwise(w)
-    kept = sum(spec.nbytes for statistic in method.keeps(w) for spec in statistic.slots(w).values())
-    alive = (OTHERS * float32_bytes(w.shape) + PER_SLOT * kept) // COPIES
-    return row_blocks(w.shape, max(float32_bytes(w.shape), alive), memory) if by_rows else [None]
 
 
 def removable(base: Base, method: Method) -> bool:
@@ -135,41 +127,42 @@ class _Trip:
         head: Head,
         method: Method,
         draft: Draft | None,
-        memory: int,
+        machine: Machine,
         progress: Progress,
         stack: ExitStack,
         act: Act,
         share: float,
     ) -> None:
-        self._model, self._head, self._method, self._draft, self._act = base, head, method, draft, act
-        self._memory, self._progress, self._stack = memory, progress, stack
+        self._model, self._head, self._method, self._act = base, head, method, act
+        self._machine, self._progress = machine, progress
         self._base = stack.enter_context(Reader(base.layout))
         self.candidate = stack.enter_context(Reader(candidate.contents.layout))
         self.shipping = Shipping(candidate, stack)
-        self._kept = {
-            key: stack.enter_context(Reader(layout, hashed=bool(head.sums))) for key, layout in head.slots.items()
-        }
-        self._out = Outgoing(base, method, draft, stack) if draft else None
+        self._kept = KeptSlots(head.slots, stack, hashed=bool(head.sums))
         self._published = stack.enter_context(Reader(head.published)) if head.published else None
         self._candidate, self._share = candidate, share
         self._vectors, self._sketch = Forming(candidate, self._base, self.candidate), Sketch()
+        self._ranks = dict(self._ranks_after())
+        self._out = Outgoing(base, method, draft, stack, self._ranks) if draft else None
         before = head.totals
         self._before = Counts(before.folded, before.shares)
         self._after = Counts(before.folded + MORE[act], before.shares + MORE[act] * share)
         self._surveyed = Surveyed()
-        self._reports: dict[str, WeightReport] = {}
-        self._task_square = 0.0
+        self._gathered: dict[str, _Gathered] = {}
+        self._seed = 0  # of the weight that is read
+
+    def _ranks_after(self) -> Iterator[tuple[str, int]]:
+        """Yield the weights whose slot is kept as two factors after this fold, and how many columns these have."""
+        for w in self._model.weights:
+            before, more = self._kept.rank(w), self._vectors.rank(w)
+            if before is None or more is None or self._share > 1:  # a share of 2 is two steps
+                continue
+            if pays(before + more, w.shape) and factorable(self._method, w):
+                yield w.name, before + more
 
     def opened_as_sighted(self) -> bool:
         """Whether the candidate's files were, when they were opened, those that admission looked into."""
         return self.candidate.opened_as(self._candidate.stamps) and self.shipping.opened_as_sighted()
-
-    def all_weights(self, doing: str) -> None:
-        """Take every weight, one after the other."""
-        self._progress.begin(doing, len(self._model.weights), self._model.layout.nbytes)
-        for weight in self._model.weights:
-            self.fold_weight(weight)
-            self._progress.next_weight()
 
     def survey(self) -> None:
         """Learn of the whole candidate what its fold needs to know beforehand."""
@@ -177,138 +170,180 @@ class _Trip:
         def again() -> Forming:
             return Forming(self._candidate, self._base, self.candidate, hashed=False)
 
-        self._surveyed = survey(self._model, again, self._method, self._memory, self._progress)
+        self._surveyed = survey(self._model, again, self._method, self._machine.memory, self._progress)
 
-    # ------------------------------------------------------------------------------------------------- one weight
+    def all_weights(self, doing: str) -> None:
+        """Take every weight, one after the other: read ahead, folded several at once, written in order."""
+        self._progress.begin(doing, len(self._model.weights), self._model.layout.nbytes)
+        jobs = jobs_of(self._model.weights, self._method, self._machine, self._ranks)
+        for job, block in overlapped(jobs, self._load, self._machine.memory, self._machine.threads):
+            with self._progress.busy("fold"):
+                self._take(job, block)
+            whole = self._model.layout.tensors[job.weight.name].nbytes
+            self._progress.advance(whole * (job.rows[1] - job.rows[0]) // job.weight.shape[0] if job.rows else whole)
+            if job.last:
+                self._progress.next_weight()
 
-    def fold_weight(self, w: Weight) -> None:
-        """Fold one weight, block by block, and read it out at once."""
-        statistics = self._method.keeps(w)
-        gathered, projection = _Gathered(), Projection(w.name, w.shape)
-        factor = self._method.lines.at(self._model.depths[w.name])
-        wide = any(spec.dtype == "F64" for s in statistics for spec in s.slots(w).values())
-        dtype = torch.float64 if wide else torch.float32
-        needs = self._method.needs((w,))
-        seed = self._vectors.seed(w) if any("seed" in statistic.needs for statistic in statistics) else 0
-        for rows, delta in self._vectors.of(w, blocks_of(w, self._method, self._memory), dtype):
-            gathered.task += delta.norm() ** 2 if isinstance(delta, LowRank) else square(delta)
-            self._sketch.add(projection, delta, rows)
-            before = {statistic: self._kept_blocks(w, statistic, rows) for statistic in statistics}
-            gathered.dot += factor * self._dot(w, rows, before, delta)
-            extra = self.shipping.of(w, rows, needs)
-            if self._out is not None:
-                update = self._update(w, rows, delta, seed, extra)
-                after = {s: self._fold_block(self._out, w, s, kept, update, gathered) for s, kept in before.items()}
-                gathered.zero &= self._out.read_out(w, self._method.merged(after, w, self._after), after)
-            whole = self._model.layout.tensors[w.name].nbytes
-            self._progress.advance(whole * (rows[1] - rows[0]) // w.shape[0] if rows else whole)
-        if self._out is not None:
-            self._out.end(w, gathered.zero)
-        self._task_square += gathered.task
-        self._reports[w.name] = gathered.report(self._model.norms[w.name])
+    # -------------------------------------------------------------------------------------- one block: what is read
 
-    def _update(self, w: Weight, rows: Rows, delta: Tensor | LowRank, seed: int, extra: Slots) -> Update:
-        """Return one block's news, normalised where the method wants it so."""
-        start = rows[0] * (w.size // w.shape[0]) if rows else 0
-        return Update(self._surveyed.scaled(delta), self._share, seed, start, extra, self._surveyed.whole)
+    def _load(self, job: Job) -> "Callable[[], _Block]":
+        """Read all that one block needs; what it returns works on it."""
+        with self._progress.busy("read"):
+            w, rows, statistics = job.weight, job.rows, self._method.keeps(job.weight)
+            wide = any(spec.dtype == "F64" for s in statistics for spec in s.slots(w).values())
+            if job.first:
+                self._seed = self._vectors.seed(w) if any("seed" in s.needs for s in statistics) else 0
+            delta = self._vectors.block(w, rows, torch.float64 if wide else torch.float32)
+            extra = self.shipping.of(w, rows, self._method.needs((w,)))
+            start = rows[0] * (w.size // w.shape[0]) if rows else 0
+            update = Update(self._surveyed.scaled(delta), self._share, self._seed, start, extra, self._surveyed.whole)
+            if w.name in self._ranks:
+                assert isinstance(delta, LowRank), "its rank was known"
+                return partial(self._work_on_factors, job, delta, update, self._kept.factors(w))
+            kept = {statistic: self._kept.read(w, statistic, rows) for statistic in statistics}
+            return partial(self._work, job, delta, update, kept, self._published_delta(job, delta))
 
-    def _dot(self, w: Weight, rows: Rows, before: Mapping[Statistic, Slots], delta: Tensor | LowRank) -> float:
-        """Return the task vector's inner product with the head's read-out, in one block."""
-        if not self._before.folded or (isinstance(delta, LowRank) and not delta.rank):
-            return 0.0
-        merged = self._readout_before(w, rows, before)
-        if merged is None:
-            return 0.0
-        return delta.dot(merged) if isinstance(delta, LowRank) else inner(merged, delta)
-
-    def _readout_before(self, w: Weight, rows: Rows, before: Mapping[Statistic, Slots]) -> Tensor | None:
-        """Return the head's read-out; where that would be costly, as far as it can be told from what is published."""
-        if self._method.rule.rowwise(w):
-            return self._method.merged(before, w, self._before)
+    def _published_delta(self, job: Job, delta: Tensor | LowRank) -> Tensor | None:
+        """Return the head's read-out as what is published tells it, where reading it out of the slots would be costly."""
+        w, rows = job.weight, job.rows
         factor = self._head.scale * self._method.lines.at(self._model.depths[w.name])
-        if self._published is None or not factor:
+        needless = self._method.rule.rowwise(w) or not self._before.folded or _is_nothing(delta)
+        if self._published is None or not factor or needless:
             return None
         theta, theta0 = self._published.read(w.name, rows), self._base.read(w.name, rows)
         return (theta.float() - theta0.float()) / factor
 
-    def _fold_block(
-        self, out: Outgoing, w: Weight, statistic: Statistic, kept: Slots, update: Update, gathered: "_Gathered"
-    ) -> Slots:
-        folded = self._entered(w, statistic, kept, update)
-        out.write(w, statistic, folded.slots)
-        gathered.split_rank = max(gathered.split_rank, folded.split_rank)
-        gathered.margin = min(filter(None, (gathered.margin, folded.margin)), default=0.0)
-        gathered.removed += folded.removed
-        return folded.slots
+    # --------------------------------------------------------------------------------- one block: what is made of it
 
-    def _entered(self, w: Weight, statistic: Statistic, kept: Slots, update: Update) -> Folded:
-        if self._act == "fold":
-            return statistic.fold(kept, update, w, self._before, NOTHING)
+    def _work(
+        self, job: Job, delta: Tensor | LowRank, u: Update, kept: dict[Statistic, Slots], published: Tensor | None
+    ) -> "_Block":
+        """Fold one block and read it out."""
+        w = job.weight
+        with self._progress.busy("fold"):
+            made = _Block(delta, Projection(w.name, w.shape), job.rows)
+            made.dot = self._dot(w, kept, delta, published)
+        if self._out is None:
+            return made
+        after: dict[Statistic, Slots] = {}
+        for statistic in list(kept):
+            after[statistic] = made.note(self._entered(w, statistic, kept.pop(statistic), u)).slots
+        with self._progress.busy("fold"):
+            made.slots, made.merged = after, Merged.of(self._method.merged(after, w, self._after))
+        return made
+
+    def _dot(
+        self, w: Weight, kept: Mapping[Statistic, Slots], delta: Tensor | LowRank, published: Tensor | None
+    ) -> float:
+        """Return the task vector's inner product with the head's read-out, in one block."""
+        if not self._before.folded or _is_nothing(delta):
+            return 0.0
+        merged = self._method.merged(kept, w, self._before) if self._method.rule.rowwise(w) else published
+        if merged is None:
+            return 0.0
+        return delta.dot(merged) if isinstance(delta, LowRank) else inner(merged, delta)
+
+    def _entered(self, w: Weight, statistic: Statistic, kept: Slots, u: Update) -> Folded:
+        """Return a statistic's slots with the update in them, or out of them."""
         if self._act == "keep":
             return Folded(kept)
-        assert isinstance(statistic, Sum), "only sums are taken out of"
-        return statistic.remove(kept, update, w)
+        if self._act == "remove":
+            assert isinstance(statistic, Sum), "only sums are taken out of"
+            return statistic.remove(kept, u, w)
+        with self._progress.busy("decompose"):
+            prepared = NOTHING if _is_nothing(u.given) else statistic.prepare(kept, w)
+        with self._progress.busy("fold"):
+            return statistic.fold(kept, u, w, self._before, prepared)
 
-    def _kept_blocks(self, w: Weight, statistic: Statistic, rows: Rows) -> Slots:
-        return {slot: self._kept_block(w, statistic, slot, rows) for slot in statistic.slots(w)}
+    def _work_on_factors(self, job: Job, delta: LowRank, u: Update, kept: LowRank) -> "_Block":
+        """Fold the factors of a whole weight."""
+        w, made = job.weight, _Block(delta, Projection(job.weight.name, job.weight.shape), None)
+        (statistic,) = self._method.keeps(w)
+        assert isinstance(statistic, Factored), "factorable says so"
+        made.dot = delta.dot(kept) if self._before.folded else 0.0
+        slot = kept
+        if self._act != "keep" and delta.rank:
+            news = u.given if isinstance(u.given, LowRank) else delta
+            with self._progress.busy("decompose"):
+                prepared = statistic.prepare_factors(kept, w)
+            signed = u if self._act == "fold" else replace(u, share=-u.share)
+            with self._progress.busy("fold"):
+                folded = statistic.fold_factors(kept, signed, news, w, prepared)
+            slot = folded.slot
+            made.note(Folded({}, folded.split_rank, folded.removed, folded.margin))
+        (name,) = statistic.slots(w)
+        made.slots, made.merged = {statistic: {name: slot}}, Merged.of(slot)
+        return made
 
-    def _kept_block(self, w: Weight, statistic: Statistic, slot: str, rows: Rows) -> Tensor:
-        """Return the head's slot, or zeros before the first fold."""
-        reader = self._kept.get(key_of(statistic, slot))
-        if reader is not None:
-            with _ours(reader.layout.files):
-                return reader.read(w.name, rows)
-        spec = statistic.slots(w)[slot]
-        shape = (rows[1] - rows[0], *spec.shape[1:]) if rows is not None else spec.shape
-        return torch.zeros(shape, dtype=TORCH_DTYPE[spec.dtype])
+    # ------------------------------------------------------------------------------------- one block: what is written
+
+    def _take(self, job: Job, block: "_Block") -> None:
+        """Write what was made of one block, and add up what is known of it."""
+        w = job.weight
+        factor = self._method.lines.at(self._model.depths[w.name])
+        self._gathered.setdefault(w.name, _Gathered()).add(block, factor)
+        self._sketch.add_part(block.sketch)
+        if self._out is not None and block.merged is not None:
+            self._out.take(w, block.slots, block.merged)
+            if job.last:
+                self._out.end(w)
 
     # --------------------------------------------------------------------------------------------------- all weights
 
     def read_the_rest(self) -> None:
         """Read what is not folded, for the digest, and hold tied weights against each other."""
-        self._vectors.read_the_rest(self._memory, self._progress)
-        self.shipping.read_the_rest(self._memory)
+        self._vectors.read_the_rest(self._machine.memory, self._progress)
+        self.shipping.read_the_rest(self._machine.memory)
         self._vectors.check_ties()
 
     def check_slots(self) -> None:
-        """Raise DamagedFiles unless what was read of the head is what was once written: nothing is folded onto else."""
-        spoilt = [path for reader in self._kept.values() for path in reader.unlike(self._head.sums)]
-        if spoilt:
-            names = ["/".join(Path(path).parts[-3:]) for path in spoilt]
-            raise DamagedFiles(f"{', '.join(names)} is not as it was written: nothing was folded onto it", *names)
-
-    def _readers(self) -> list[Reader]:
-        published = [self._published] if self._published else []
-        return [self._base, self.candidate, *self._kept.values(), *published]
+        """Raise DamagedFiles unless what was read of the head is what was once written."""
+        self._kept.check(self._head.sums)
 
     def finish(self) -> FoldResult:
         """Close the files that were written, and add up."""
-        share, out = MORE[self._act] * self._share, self._out
-        norms = sqrt(self._task_square), share, sqrt(out.readout_square) if out else 0.0
+        out, readers = self._out, filter(None, (self._base, self.candidate, self._published))
+        task_square = sum(gathered.task for gathered in self._gathered.values())
         if out is not None:
-            out.finish()
+            with self._progress.busy("sync"):
+                out.finish()
+        norms = sqrt(task_square), MORE[self._act] * self._share, sqrt(out.readout_square) if out else 0.0
         return FoldResult(
             digest=self.shipping.digest_with(self._vectors.hexdigest()),
             weights_digest=self._vectors.hexdigest(),
             totals=self._head.totals.with_checkpoint(*norms),
-            reports=self._reports,
+            reports={name: sums.report(self._model.norms[name]) for name, sums in self._gathered.items()},
             readouts=out.readouts if out else {},
             slots=out.slots if out else [],
             files=out.files if out else [],
-            bytes_read=self.shipping.nbytes + sum(reader.nbytes for reader in self._readers()),
+            bytes_read=self.shipping.nbytes + self._kept.nbytes + sum(reader.nbytes for reader in readers),
             bytes_written=out.nbytes if out else 0,
             sketch=self._sketch.tobytes(),
         )
 
 
-@contextmanager
-def _ours(files: Iterable[str]) -> Iterator[None]:
-    """Raise DamagedFiles where slots of the head cannot be read: they are no checkpoint's."""
-    try:
-        yield
-    except Unavailable as error:
-        within = ("/".join(Path(file).parts[-3:]) for file in files)
-        raise DamagedFiles(f"{error}; it is a file of the head", *within) from error
+def _is_nothing(delta: Tensor | LowRank) -> bool:
+    """Whether a task vector says that the checkpoint does not change a weight."""
+    return isinstance(delta, LowRank) and not delta.rank
+
+
+class _Block:
+    """What was made of one block: the slots and the read-out to be written, and its part of each sum."""
+
+    def __init__(self, delta: Tensor | LowRank, projection: Projection, rows: Rows) -> None:
+        self.task = delta.norm() ** 2 if isinstance(delta, LowRank) else square(delta)
+        self.sketch = projection.of(delta, rows)
+        self.dot = 0.0  # the task vector's inner product with the head's read-out
+        self.removed = self.split_rank = self.margin = 0.0
+        self.slots: Made = {}
+        self.merged: Merged | None = None
+
+    def note(self, folded: Folded) -> Folded:
+        """Take down what a fold tells of itself."""
+        self.split_rank = max(self.split_rank, folded.split_rank)
+        self.margin = min(filter(None, (self.margin, folded.margin)), default=0.0)
+        self.removed += folded.removed
+        return folded
 
 
 @dataclass
@@ -320,8 +355,16 @@ class _Gathered:
     split_rank: float = 0.0
     margin: float = 0.0
     dot: float = 0.0
-    zero: bool = True  # the read-out, so far
+
+    def add(self, block: _Block, factor: float) -> None:
+        """Add one block's; `factor` is that of the weight's depth."""
+        self.task += block.task
+        self.removed += block.removed
+        self.split_rank = max(self.split_rank, block.split_rank)
+        self.margin = min(filter(None, (self.margin, block.margin)), default=0.0)
+        self.dot += factor * block.dot
 
     def report(self, base_norm: float) -> WeightReport:
+        """Return what the fold did to the weight."""
         survived = 1.0 - self.removed / self.task if self.task else 1.0
         return WeightReport(sqrt(self.task), base_norm, self.split_rank, survived, self.dot, self.margin)

@@ -8,16 +8,16 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from ..plugins.formats.interface import Candidate, Whole
+from ..plugins.formats.interface import Candidate, Part, Whole, factor_rank
 from ..plugins.rules.interface import LowRank
 from ..state.errors import Busy, Refused
 from ..state.reading import ContentDigest, Reader
 from ..state.records import Reason, TensorInfo, Weight
+from .base import Rows
 from .progress import Progress
 from .shipped import Shipping
 
 READING = 2**24  # bytes at a time, of what is read for a seed
-Rows = tuple[int, int] | None  # first and last (exclusive) of a block; None is the whole weight
 
 
 class Forming:
@@ -27,32 +27,50 @@ class Forming:
         self._candidate, self._base, self._reader, self._hashed = candidate, base, reader, hashed
         self._tensors = candidate.contents.layout.tensors
         self._content = ContentDigest(candidate.contents.formulas)
+        self._formed: tuple[str, Tensor | LowRank] | None = None  # the weight whose formula was formed last
 
     def of(self, w: Weight, blocks: Sequence[Rows], dtype: torch.dtype) -> Iterator[tuple[Rows, Tensor | LowRank]]:
-        """Yield each block of the task vector of one weight, in `dtype`: new values stream by, a formula is formed once."""
+        """Yield each block of the task vector of one weight, in `dtype`."""
+        return ((rows, self.block(w, rows, dtype)) for rows in blocks)
+
+    def block(self, w: Weight, rows: Rows, dtype: torch.dtype) -> Tensor | LowRank:
+        """Return one block of the task vector of one weight: new values stream by, a formula is formed once."""
         part = self._candidate.parts.get(w.name)
         if isinstance(part, Whole):
-            return ((rows, self._difference(w, part, rows, dtype)) for rows in blocks)
+            return self._difference(w, part, rows, dtype)
+        if self._formed is None or self._formed[0] != w.name:
+            self._formed = None  # before the next one is
+            self._formed = w.name, self._form(w, part).to(dtype)
+        return _rows_of(self._formed[1], rows)
+
+    def _form(self, w: Weight, part: Part | None) -> Tensor | LowRank:
         if part is not None:
-            delta = part.task_vector(self._read, lambda: self._base.read(w.name))
-        else:
-            delta = LowRank.zero(w.shape) if len(w.shape) > 1 else torch.zeros(w.shape)
-        delta = delta.to(dtype)
-        return ((rows, _rows_of(delta, rows)) for rows in blocks)
+            return part.task_vector(self._read, lambda: self._base.read(w.name))
+        return LowRank.zero(w.shape) if len(w.shape) > 1 else torch.zeros(w.shape)
+
+    def rank(self, w: Weight) -> int | None:
+        """Return how many columns the factors of one weight's task vector have; None where it is given whole."""
+        part = self._candidate.parts.get(w.name)
+        return factor_rank(part) if part is not None else 0
 
     def _difference(self, w: Weight, part: Whole, rows: Rows, dtype: torch.dtype) -> Tensor:
         """Return new values minus the base's for one block; zero below the rows that count."""
-        theta0 = self._base.read(w.name, rows)
         first, last = rows or (0, w.shape[0] if w.shape else 1)
         shared = last if part.rows is None else max(first, min(last, part.rows))
         theta = self._reader.read(part.tensor, rows if part.rows is None else (first, shared))
         self._add(self._tensors[part.tensor], theta)
-        wide = torch.float64 if torch.float64 in (dtype, theta0.dtype, theta.dtype) else torch.float32
+        stored = self._base.dtype_of(w.name)
+        wide = torch.float64 if torch.float64 in (dtype, stored, theta.dtype) else torch.float32
+        delta = theta.to(wide)
+        for part_rows, theta0 in self._base.parts(w.name, (first, shared) if w.shape else None):
+            some = delta[part_rows[0] - first : part_rows[1] - first] if part_rows else delta
+            some.sub_(theta0.to(wide))
+        delta = delta.to(dtype)
         if shared == last:
-            return theta.to(wide).sub(theta0.to(wide)).to(dtype)
-        delta = torch.zeros(theta0.shape, dtype=dtype)
-        delta[: shared - first] = theta.to(wide) - theta0[: shared - first].to(wide)
-        return delta
+            return delta
+        padded = torch.zeros((last - first, *w.shape[1:]), dtype=dtype)
+        padded[: shared - first] = delta
+        return padded
 
     def _read(self, name: str) -> Tensor:
         tensor = self._reader.read(name)

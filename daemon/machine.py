@@ -3,14 +3,26 @@
 import ctypes
 import platform
 import resource
+from dataclasses import dataclass
 from importlib.metadata import version
 
 from ..state.errors import Misconfigured
 
 BESIDE = 64  # files that a process has open anyway, with some to spare: a daemon has 18 or 19
-RETURNED = 1 << 22  # bytes: a block of at least this size goes back to the system when it is freed
-M_MMAP_THRESHOLD = -3  # glibc, malloc.h
+RETURNED = (
+    32 * 2**20
+)  # bytes: a block of at least this size goes back to the system when it is freed; the most glibc takes
+KEPT_FREE = 32 * 2**20  # bytes of free memory that are kept for the next blocks
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc, malloc.h
 LIBC = ctypes.CDLL(None)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a pass over the weights may take of the machine."""
+
+    memory: int  # bytes of working buffers
+    threads: int = 1  # of one product with a large matrix; of small ones so many are under way at once
 
 
 def settle_threads(threads: int) -> None:
@@ -22,13 +34,15 @@ def settle_threads(threads: int) -> None:
 
 
 def settle_memory() -> None:
-    """Have glibc give large blocks back: by default it learns to keep blocks of up to 32 MB, and they pile up.
+    """Have glibc use the memory of one weight for the next: pages that come from the system anew cost more than most sums.
 
-    benchmarks/memory.py, 2 GB of small matrices and a 1 GB embedding: 1,048 MB peak without this, 436 MB with it.
+    All threads share one heap, of which little is kept while it is free, and the largest blocks go back at once: by default
+    each thread has a heap of its own, where blocks of all sizes pile up.
     """
     mallopt = getattr(LIBC, "mallopt", None)  # another C library may have none
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, RETURNED)
+        for option, value in ((M_MMAP_THRESHOLD, RETURNED), (M_TRIM_THRESHOLD, KEPT_FREE), (M_ARENA_MAX, 1)):
+            mallopt(option, value)
 
 
 def allow_open_files(number: int) -> None:

@@ -20,11 +20,13 @@ from ..state.errors import Busy
 from ..state.reading import TORCH_DTYPE, Reader
 from ..state.records import Counts, Totals, Weight, WeightReport
 from ..state.store import Draft
-from .base import Base, read_contents
-from .folding import FoldResult, blocks_of
-from .forming import Forming, Rows
+from .base import Base, Rows, read_contents
+from .blocks import blocks_of, threads_for
+from .folding import FoldResult
+from .forming import Forming
+from .machine import Machine
 from .method import Method
-from .outgoing import Outgoing
+from .outgoing import Merged, Outgoing
 from .progress import Progress
 from .shipped import Shipping
 from .surveying import Surveyed, survey
@@ -44,7 +46,7 @@ def remerge(
     method: Method,
     batch: BatchRule | None,
     draft: Draft,
-    memory: int,
+    machine: Machine,
     progress: Progress,
 ) -> tuple[FoldResult, list[tuple[str, str]]]:
     """Merge checkpoints from nothing, in their order, into the draft; returns the digests of each one's content, and of its
@@ -54,7 +56,7 @@ def remerge(
     all task vectors by a batch rule. Raises what `fold` raises.
     """
     with ExitStack() as stack:
-        together = _Together(base, sources, method, batch, draft, memory, progress, stack)
+        together = _Together(base, sources, method, batch, draft, machine, progress, stack)
         together.all_weights()
         return together.finish()
 
@@ -114,36 +116,35 @@ class _Together:
         method: Method,
         batch: BatchRule | None,
         draft: Draft,
-        memory: int,
+        machine: Machine,
         progress: Progress,
         stack: ExitStack,
     ) -> None:
-        self._model, self._method, self._batch, self._memory, self._progress = base, method, batch, memory, progress
+        self._model, self._method, self._batch, self._machine, self._progress = base, method, batch, machine, progress
         self._base = stack.enter_context(Reader(base.layout))
         self._sources = [_Open(base, self._base, source, method, stack) for source in sources]
         self._out = Outgoing(base, method, draft, stack)
         self._reports: dict[str, WeightReport] = {}
         for source in self._sources:
-            source.survey(memory, progress)
+            source.survey(machine.memory, progress)
 
     def all_weights(self) -> None:
         """Take every weight, one after the other."""
         self._progress.begin("merging", len(self._model.weights), len(self._sources) * self._model.layout.nbytes)
         for w in self._model.weights:
-            self._merge_weight(w)
+            with threads_for(w, self._method, self._machine.threads):
+                self._merge_weight(w)
             self._progress.next_weight()
 
     def _merge_weight(self, w: Weight) -> None:
         """Fold one weight of every checkpoint, block by block, and read it out."""
-        seeded, zero = any("seed" in statistic.needs for statistic in self._method.keeps(w)), True
+        seeded = any("seed" in statistic.needs for statistic in self._method.keeps(w))
         seeds = [source.vectors.seed(w) if seeded else 0 for source in self._sources]
         squares = [0.0 for _ in self._sources]
-        for rows in blocks_of(w, self._method, self._memory) if self._batch is None else [None]:
+        for rows in blocks_of(w, self._method, self._machine.memory) if self._batch is None else [None]:
             slots, taus = self._folded(w, rows, seeds, squares)
-            for statistic, kept in slots.items():
-                self._out.write(w, statistic, kept)
-            zero &= self._out.read_out(w, self._merged(w, taus, slots), slots)
-        self._out.end(w, zero)
+            self._out.take(w, slots, Merged.of(self._merged(w, taus, slots)))
+        self._out.end(w)
         for source, square_of_weight in zip(self._sources, squares, strict=True):
             source.square += square_of_weight
         each = sqrt(sum(squares) / len(squares))
@@ -179,7 +180,7 @@ class _Together:
 
     def finish(self) -> tuple[FoldResult, list[tuple[str, str]]]:
         """Close the files, and add up."""
-        digests = [source.digests(self._memory, self._progress) for source in self._sources]
+        digests = [source.digests(self._machine.memory, self._progress) for source in self._sources]
         self._out.finish()
         totals = Totals()
         for source in self._sources:

@@ -1,73 +1,99 @@
 """Outgoing: what a pass over all weights writes into a draft: the slots, and the read-outs that are no slot."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from ..plugins.rules._sums import square
-from ..plugins.rules.interface import Slots, Statistic
-from ..state.errors import Misconfigured
+from ..plugins.rules.interface import LowRank, Statistic
 from ..state.records import FileDigest, Readout, Weight
 from ..state.store import Draft
 from ..state.writing import Planned, Writer
 from .base import Base
 from .method import Method
+from .slots import LEFT, RIGHT, SlotKey, key_of, plan_slots
 
-SlotKey = tuple[str, str]  # (statistic, slot), as the manifest names them
+Made = Mapping[Statistic, Mapping[str, Tensor | LowRank]]  # the slots of one block, of each statistic
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The read-out of one block of a weight."""
+
+    readout: Tensor | LowRank
+    square: float  # squared Frobenius norm, float64
+    zero: bool  # everywhere
+
+    @staticmethod
+    def of(readout: Tensor | LowRank) -> "Merged":
+        """Measure a read-out."""
+        if isinstance(readout, LowRank):
+            found = readout.norm() ** 2
+            return Merged(readout, found, not found and not (readout.B.any() and readout.A.any()))
+        found = square(readout)
+        return Merged(readout, found, not found and not readout.any())  # the squares of tiny numbers are zero too
 
 
 class Outgoing:
     """The open files of one draft."""
 
-    def __init__(self, base: Base, method: Method, draft: Draft, stack: ExitStack) -> None:
+    def __init__(
+        self, base: Base, method: Method, draft: Draft, stack: ExitStack, ranks: Mapping[str, int] | None = None
+    ) -> None:
         self.readouts: dict[str, Readout] = {}
         self.readout_square = 0.0  # squared Frobenius norm of all read-outs so far, float64
         self.slots: list[dict[str, Any]] = []  # manifest entries, once all is written: file, statistic, slot
         self.files: list[FileDigest] = []
         self._draft, self._stack, self._base, self._method = draft, stack, base, method
         self._spilled: list[Writer] = []
-        plans = enumerate(plan_slots(base, method).items(), start=1)
+        plans = enumerate(plan_slots(base, method, ranks or {}).items(), start=1)
         self._slots = {key: stack.enter_context(self._slot_writer(i, key, planned)) for i, (key, planned) in plans}
 
     def _slot_writer(self, number: int, key: SlotKey, planned: list[Planned]) -> Writer:
         metadata = {"format": "pt", "statistic": key[0], "slot": key[1]}
         return Writer(self._draft.slots, f"slots-{number:05d}", planned, metadata, holes=True)
 
-    def write(self, w: Weight, statistic: Statistic, slots: Slots) -> None:
-        """Write the next block of one weight's slots."""
-        for slot, tensor in slots.items():
-            self._slots[key_of(statistic, slot)].write(w.name, tensor)
+    def take(self, w: Weight, slots: Made, merged: Merged) -> None:
+        """Write the next block of one weight's slots, and of what is read out of it.
 
-    def read_out(self, w: Weight, merged: Tensor, slots: Mapping[Statistic, Slots]) -> bool:
-        """Take the next block of what is read out of one weight, and return whether it is zero everywhere.
-
-        Unless it is one of the slots itself it is spilled, for the scale is not known yet.
+        Unless the read-out is one of the slots itself it is spilled, for the scale is not known yet.
         """
-        whole = square(merged)
-        self.readout_square += self._method.lines.at(self._base.depths[w.name]) ** 2 * whole
-        zero = not whole and not merged.any()  # the squares of tiny numbers are zero too
-        places = (key_of(s, slot) for s, found in slots.items() for slot, tensor in found.items() if tensor is merged)
-        key = next(places, None)
+        for statistic, tensors in slots.items():
+            for slot, tensor in tensors.items():
+                self._write(self._slots[key_of(statistic, slot)], w, tensor)
+        self.readout_square += self._method.lines.at(self._base.depths[w.name]) ** 2 * merged.square
+        made = ((key_of(s, slot), tensor) for s, tensors in slots.items() for slot, tensor in tensors.items())
+        key = next((key for key, tensor in made if tensor is merged.readout), None)
+        zero = merged.zero and (w.name not in self.readouts or self.readouts[w.name].zero)
         if key is not None:
-            self.readouts[w.name] = Readout(self._slots[key].layout, w.name)
-            return zero
+            self.readouts[w.name] = Readout(self._slots[key].layout, w.name, zero)
+            return
         if w.name not in self.readouts:
-            planned = [Planned(w.name, "F32", w.shape)]
-            spill = Writer(self._draft.folder, f"spill-{len(self._spilled):05d}", planned, {"format": "pt"})
-            self._spilled.append(self._stack.enter_context(spill))
-            self.readouts[w.name] = Readout(spill.layout, w.name)
-        self._spilled[-1].write(w.name, merged)
-        return zero
+            self._spill(w)
+        self.readouts[w.name] = replace(self.readouts[w.name], zero=zero)
+        assert isinstance(merged.readout, Tensor), "factors are read out where they are kept so"
+        self._spilled[-1].write(w.name, merged.readout)
 
-    def end(self, w: Weight, zero: bool) -> None:
-        """End one weight; `zero`: its read-out was zero everywhere."""
+    def _write(self, writer: Writer, w: Weight, tensor: Tensor | LowRank) -> None:
+        if isinstance(tensor, LowRank):
+            writer.write(w.name + LEFT, tensor.B)
+            writer.write(w.name + RIGHT, tensor.A)
+        else:
+            writer.write(w.name, tensor)
+
+    def _spill(self, w: Weight) -> None:
+        planned = [Planned(w.name, "F32", w.shape)]
+        spill = Writer(self._draft.folder, f"spill-{len(self._spilled):05d}", planned, {"format": "pt"})
+        self._spilled.append(self._stack.enter_context(spill))
+        self.readouts[w.name] = Readout(spill.layout, w.name)
+
+    def end(self, w: Weight) -> None:
+        """End one weight: one spilled file at a time is open."""
         if self._spilled and w.name in self._spilled[-1].order:
-            self._spilled[-1].finish()  # one file at a time is open
-        if zero:
-            self.readouts[w.name] = replace(self.readouts[w.name], zero=True)
+            self._spilled[-1].finish()
 
     def finish(self) -> None:
         """Close the files of the slots."""
@@ -81,26 +107,3 @@ class Outgoing:
     def nbytes(self) -> int:
         """Bytes written so far."""
         return sum(writer.nbytes for writer in (*self._slots.values(), *self._spilled))
-
-
-def plan_slots(base: Base, method: Method) -> dict[SlotKey, list[Planned]]:
-    """Return every slot that a method keeps for this base model: one file for each (statistic, slot)."""
-    plan: dict[SlotKey, list[Planned]] = {}
-    for key, tensor in _slot_plans(base, method):
-        plan.setdefault(key, []).append(tensor)
-    return plan
-
-
-def _slot_plans(base: Base, method: Method) -> Iterator[tuple[SlotKey, Planned]]:
-    called: dict[str, Statistic] = {}
-    for w in base.weights:
-        for statistic in method.keeps(w):
-            if called.setdefault(repr(statistic), statistic) != statistic:
-                raise Misconfigured(f"two rules keep different statistics called {statistic!r}", "use one of the rules")
-            for slot, spec in statistic.slots(w).items():
-                yield key_of(statistic, slot), Planned(w.name, spec.dtype, spec.shape)
-
-
-def key_of(statistic: Statistic, slot: str) -> SlotKey:
-    """Return how the manifest names a slot: a frozen dataclass prints its fields, so equal ones are one."""
-    return repr(statistic), slot

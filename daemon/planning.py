@@ -22,7 +22,6 @@ from .machine import allow_open_files
 from .method import Method
 from .naming import find_checkpoint, find_version
 from .opening import Merge
-from .outgoing import plan_slots
 from .pinning import Sources
 from .publishing import slots_bytes, spilled_bytes, version_bytes
 from .remaking import Remake
@@ -30,6 +29,7 @@ from .replaying import Route, Step, route_to, route_without, shares_at, unknown
 from .rereading import Asked, read_out, remerged_by
 from .room import lacking
 from .settings import Settings
+from .slots import plan_slots
 
 LOOKS_BACK = 10  # folds that the time of another one is estimated by
 
@@ -248,4 +248,4 @@ class Planning:
     def _opened(self, step: Step, job: Remake) -> int:
         """Return how many files a step has open at once: a re-merge those of all its checkpoints, before it reads any."""
         base, sources = self.merge.base, sum(len(job.sightings[row].stamps) for row, _ in step.merged)
-        return sources + len(base.layout.files) + len(plan_slots(base, self.merge.method_of(step.method)))
+        return sources + len(base.layout.files) + len(plan_slots(base, self.merge.method_of(step.method), {}))

@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from ..state.errors import Abandoned
 
@@ -18,6 +19,8 @@ class Progress:
         self.nbytes = self.all_bytes = 0
         self.seconds: dict[str, float] = {}  # by piece of work that ended
         self._since = time.monotonic()
+        self._busy: dict[str, float] = {}  # seconds of threads, by step, in this piece of work
+        self._adding = threading.Lock()
 
     def begin(self, doing: str, weights: int, nbytes: int) -> None:
         """Begin a piece of work of so many weights and bytes; the one before has ended."""
@@ -27,10 +30,25 @@ class Progress:
         self.all_weights, self.all_bytes = weights, nbytes
 
     def end(self) -> None:
-        """End the piece of work, and note its seconds."""
+        """End the piece of work, and note its seconds: by step, where it has steps that overlap.
+
+        Then what it took is split among them by how long threads were busy with each, so that all steps add up to the whole.
+        """
         if self.doing:
-            self.seconds[self.doing] = round(time.monotonic() - self._since, 3)
-        self.doing = ""
+            took, whole = time.monotonic() - self._since, sum(self._busy.values())
+            for step, busy in (self._busy if whole else {self.doing: 1.0}).items():
+                self.seconds[step] = round(self.seconds.get(step, 0.0) + took * busy / (whole or 1.0), 3)
+        self.doing, self._busy = "", {}
+
+    @contextmanager
+    def busy(self, step: str) -> Iterator[None]:
+        """Note that the calling thread is busy with a step of the piece of work; several threads may be at once."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            with self._adding:
+                self._busy[step] = self._busy.get(step, 0.0) + time.monotonic() - began
 
     def advance(self, nbytes: int) -> None:
         """So many bytes more are done. Raises Abandoned if somebody asked for that."""

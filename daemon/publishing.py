@@ -2,9 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,17 @@ from ..plugins.rules._sums import finite
 from ..state.digests import digest_of
 from ..state.errors import Refused
 from ..state.linking import Linking
-from ..state.reading import TORCH_DTYPE, Reader
-from ..state.records import Counts, FileDigest, Readout, Reason, Weight
+from ..state.reading import Reader
+from ..state.records import FileDigest, Readout, Reason, Weight
 from ..state.store import PUBLIC, PUBLIC_FILE, Draft, write_file
 from ..state.writing import Planned, Writer
-from .base import Base, float32_bytes, row_blocks
+from .base import COPIES, Base, float32_bytes, row_blocks
+from .blocks import LARGEST, UNDER_WAY
 from .method import EVEN, Lines, Method
+from .overlapping import Job, overlapped
 from .progress import Progress
 from .settings import Settings
+from .slots import read_tensor, reads_slot
 
 # Bytes, from which on untouched weights are published apart, and a side file is linked: what is damaged in a linked file is
 # damaged in every version that has it.
@@ -71,11 +75,16 @@ def publish(
         writer.adopt(linking.untouched)
         order = writer.order
         progress.begin("publishing", len(order), sum(base.layout.tensors[name].nbytes for name in order))
-        for name in order:
-            factor = scale * lines.at(base.depths.get(base.tied.get(name, name), 0.0))
-            _write_weight(base, name, source, opened, factor, writer, settings.memory, progress)
-            progress.next_weight()
-        layout = writer.finish()
+        merging = _Merging(base, source, opened, writer, scale, lines, progress)
+        for job, block in overlapped(
+            _jobs(base, order, settings.memory), merging.load, settings.memory, settings.threads
+        ):
+            with progress.busy("publish"):
+                writer.write(job.weight.name, block)
+            progress.advance(block.numel() * block.element_size())
+            progress.weights += job.last
+        with progress.busy("sync"):
+            layout = writer.finish()
         files = [*writer.files]
         read, written = source.nbytes + opened.nbytes, writer.nbytes
     if len(files) > 1:
@@ -89,28 +98,51 @@ def publish(
     return Published(files, writer.apart, read, written, int(settings.shard_size))
 
 
-def _write_weight(
-    base: Base,
-    name: str,
-    source: Reader,
-    readouts: "_Readouts",
-    scale: float,
-    writer: Writer,
-    memory: int,
-    progress: Progress,
-) -> None:
-    """Write one weight, block by block: base + scale x read-out, or the base's own where that is zero everywhere."""
-    info = base.layout.tensors[name]
-    folded = base.tied.get(name, name)
-    for rows in row_blocks(info.shape, max(info.nbytes, float32_bytes(info.shape)), memory):
-        block = source.read(name, rows)
-        if folded in readouts:
-            block = merge(block, readouts.read(folded, rows), scale)
-        block = block.to(writer.dtype_of(name))
-        if folded in base.by_name:
-            _check_fits(name, block)
-        writer.write(name, block)
-        progress.advance(block.numel() * block.element_size())
+def _jobs(base: Base, names: Iterable[str], memory: int) -> Iterator[Job]:
+    """Yield the blocks of rows that tensors are published by, in order."""
+    for name in names:
+        info = base.layout.tensors[name]
+        alive = max(info.nbytes, float32_bytes(info.shape))
+        blocks = row_blocks(info.shape, alive, min(memory // UNDER_WAY, LARGEST))
+        for number, rows in enumerate(blocks, start=1):
+            share = (rows[1] - rows[0]) / info.shape[0] if rows else 1.0
+            weight = Weight(name, info.shape, "other")
+            yield Job(weight, rows, int(COPIES * alive * share) // 2, last=number == len(blocks))
+
+
+class _Merging:
+    """Reads a block of the base's weight and of its read-out, and merges them; of what was not touched, the base's own."""
+
+    def __init__(
+        self,
+        base: Base,
+        source: Reader,
+        readouts: "_Readouts",
+        writer: Writer,
+        scale: float,
+        lines: Lines,
+        progress: Progress,
+    ) -> None:
+        self._base, self._source, self._readouts, self._writer = base, source, readouts, writer
+        self._scale, self._lines, self._progress = scale, lines, progress
+
+    def load(self, job: Job) -> Callable[[], Tensor]:
+        """Read what a job needs; what it returns gives the block as it is written."""
+        name = job.weight.name
+        folded = self._base.tied.get(name, name)
+        with self._progress.busy("publish"):
+            theta0 = self._source.read(name, job.rows)
+            readout = self._readouts.read(folded, job.rows) if folded in self._readouts else None
+        return partial(self._merged, name, folded, theta0, readout)
+
+    def _merged(self, name: str, folded: str, theta0: Tensor, readout: Tensor | None) -> Tensor:
+        with self._progress.busy("publish"):
+            factor = self._scale * self._lines.at(self._base.depths.get(folded, 0.0))
+            block = theta0 if readout is None else merge(theta0, readout, factor)
+            block = block.to(self._writer.dtype_of(name))
+            if folded in self._base.by_name:
+                _check_fits(name, block)
+            return block
 
 
 def merge(theta0: Tensor, readout: Tensor, scale: float) -> Tensor:
@@ -135,13 +167,13 @@ class _Readouts:
         readout = self._readouts[name]
         if len(readout.layout.tensors) == 1:  # spilled: a file of its own
             with Reader(readout.layout) as reader:
-                block = reader.read(readout.name, rows)
+                block = read_tensor(reader, readout.name, rows)
             self._once += reader.nbytes
             return block
         files = readout.layout.files
         if files not in self._readers:
             self._readers[files] = self._stack.enter_context(Reader(readout.layout))
-        return self._readers[files].read(readout.name, rows)
+        return read_tensor(self._readers[files], readout.name, rows)
 
     @property
     def nbytes(self) -> int:
@@ -281,21 +313,3 @@ def slots_bytes(base: Base, method: Method) -> int:
 def spilled_bytes(base: Base, method: Method) -> int:
     """Return what a draft takes besides, in bytes: the read-outs that are no slot, in float32."""
     return sum(float32_bytes(w.shape) for w in base.weights if not reads_slot(method, w))
-
-
-def reads_slot(method: Method, w: Weight) -> bool:
-    """Whether the read-out is one of the slots, asked with tensors that have no values."""
-    if not method.rule.rowwise(w):  # it may take long, even without values
-        return False
-    kept = {
-        statistic: {
-            name: torch.empty(spec.shape, dtype=TORCH_DTYPE[spec.dtype], device="meta")
-            for name, spec in statistic.slots(w).items()
-        }
-        for statistic in method.keeps(w)
-    }
-    try:
-        merged = method.merged(kept, w, Counts(2, 2.0))
-    except Exception:  # noqa: BLE001 - a rule that looks at values: then as much as it may need
-        return False
-    return any(merged is tensor for slots in kept.values() for tensor in slots.values())

@@ -18,7 +18,7 @@ from ..state.errors import MergdError
 from ..state.records import Weight
 from .base import float32_bytes
 from .method import Method, make_rule, method_of
-from .publishing import reads_slot
+from .slots import reads_slot
 
 # What a rule is asked about where there is no base model: matrices of each form, and a weight of each other kind.
 FORMS = {

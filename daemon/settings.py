@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, Va
 from pydantic.fields import FieldInfo
 
 from ..state.errors import Misconfigured, NotPermitted, Usage
+from .machine import Machine
 
 SYSTEM_FOLDER = Path("/etc/mergd")
 LOCAL = Path("mergd.toml")
@@ -211,6 +212,11 @@ class Settings(Table):
         if weight_range[0] > weight_range[1]:
             raise ValueError("the least comes first")
         return weight_range
+
+    @property
+    def machine(self) -> Machine:
+        """Return what a pass over the weights may take of the machine."""
+        return Machine(int(self.memory), self.threads)
 
     @property
     def pinned(self) -> dict[str, Any]:

@@ -35,7 +35,11 @@ class Sketch:
 
     def add(self, weight: "Projection", block: Tensor | LowRank, rows: tuple[int, int] | None = None) -> None:
         """Add the task vector of one weight, or of its rows `rows[0]` to `rows[1]` (exclusive)."""
-        self._sum += weight.of(block, rows)
+        self.add_part(weight.of(block, rows))
+
+    def add_part(self, part: Tensor) -> None:
+        """Add what a projection made of one block."""
+        self._sum += part
 
     def tobytes(self) -> bytes:
         """Return it as float32, in the order of its rows."""

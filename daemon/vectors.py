@@ -7,17 +7,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..plugins.rules.interface import Slots, Statistic
 from ..state.headers import layout_of
 from ..state.reading import Reader
 from ..state.records import Counts, Layout, Version, Weight
 from ..state.store import Store, folder_name
-from .base import Base, float32_bytes, row_blocks
+from .base import Base, Rows, float32_bytes, row_blocks
 from .exporting import File, check
-from .forming import Rows
 from .method import Method, method_in
-from .outgoing import SlotKey, key_of
 from .progress import Progress
+from .slots import KeptSlots, SlotKey
 
 
 class MergedVector(Protocol):
@@ -53,15 +51,12 @@ class FromSlots:
     ) -> None:
         self._method, self._scale, self._depths = method, version.scale, base.depths
         self._counts = Counts(version.totals.folded, version.totals.shares)
-        self._slots = {key: stack.enter_context(Reader(layout)) for key, layout in slots.items()}
+        self._slots = KeptSlots(slots, stack, hashed=False)
 
     def read(self, w: Weight, rows: Rows) -> Tensor:
         """Return one weight's, or a block of its rows."""
-        kept = {statistic: self._kept(statistic, w, rows) for statistic in self._method.keeps(w)}
+        kept = {statistic: self._slots.read(w, statistic, rows) for statistic in self._method.keeps(w)}
         return self._method.merged(kept, w, self._counts) * (self._scale * self._method.lines.at(self._depths[w.name]))
-
-    def _kept(self, statistic: Statistic, w: Weight, rows: Rows) -> Slots:
-        return {slot: self._slots[key_of(statistic, slot)].read(w.name, rows) for slot in statistic.slots(w)}
 
     def blocks(self, w: Weight, memory: int) -> list[Rows]:
         """Return blocks of rows where the rule can read them, else the whole."""

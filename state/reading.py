@@ -29,6 +29,7 @@ TORCH_DTYPE = {
 }  # fmt: skip
 
 PIECE = 4 * 2**20  # bytes read at once where no tensor is wanted
+PART = 2**19  # bytes of a few rows
 
 
 def memory_of(tensor: Tensor) -> memoryview:
@@ -77,6 +78,20 @@ class Reader:
         tensor = torch.empty(_shape(info, last - first), dtype=TORCH_DTYPE[info.dtype])
         self._fill(tensor, info, info.start + first * row_bytes)
         return tensor
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """Return the dtype that a tensor is stored in."""
+        return TORCH_DTYPE[self.layout.tensors[name].dtype]
+
+    def parts(self, name: str, rows: tuple[int, int] | None) -> Iterator[tuple[tuple[int, int] | None, Tensor]]:
+        """Yield a tensor, or its rows `rows[0]` to `rows[1]` (exclusive), a few rows at a time: they fit the cache."""
+        if rows is None:
+            yield None, self.read(name)
+            return
+        step = max(1, PART * self.layout.tensors[name].shape[0] // max(1, self.layout.tensors[name].nbytes))
+        for first in range(rows[0], rows[1], step):
+            some = first, min(first + step, rows[1])
+            yield some, self.read(name, some)
 
     def pieces(self, name: str, nbytes: int, first: int = 0) -> Iterator[Tensor]:
         """Yield tensor `name` from byte `first` on, at most so many bytes at a time, whatever its dtype and shape.

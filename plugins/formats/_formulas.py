@@ -41,6 +41,11 @@ class Lora:
         return self.rank, self.scale
 
     @property
+    def factor_rank(self) -> int:
+        """Its rank: the task vector is given as two factors."""
+        return self.rank
+
+    @property
     def turned(self) -> bool:
         """Whether the weight is stored as (in, out)."""
         square = len(self.shape) == 2 and self.shape[0] == self.shape[1]

@@ -43,6 +43,15 @@ class Part(Protocol):
         ...
 
 
+def factor_rank(part: Part) -> int | None:
+    """Return how many columns the two factors of a part's task vector have; None unless it says that it always gives two.
+
+    A part says so by an attribute `factor_rank`.
+    """
+    rank = getattr(part, "factor_rank", None)
+    return rank if isinstance(rank, int) else None
+
+
 @dataclass(frozen=True)
 class Whole:
     """A weight's new values, as one tensor: these stream by in blocks of rows."""

@@ -7,7 +7,7 @@ and lambda, and needs no lambda.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ from .interface import (
     read_others,
 )
 
+T = TypeVar("T", Tensor, LowRank, Tensor | LowRank)
 Variant = Literal["block", "orthogonal", "block_diagonal", "paper"]
 
 
@@ -72,6 +73,22 @@ def drop_diagonal(D: Tensor, U_t: Tensor, V_t: Tensor) -> Tensor:
     """
     diagonal = ((U_t.T @ D) * V_t.T).sum(1)  # (q - r,): u_i^T D v_i
     return D - (U_t * diagonal) @ V_t.T
+
+
+def subtract_product(A_new: Tensor, left: Tensor, right: Tensor, share: float) -> None:
+    """Take share x left right out of A_new (m, n), in place; left (m, r), right (r, n)."""
+    if A_new._is_view():  # see `settled`
+        A_new.sub_(left @ right, alpha=share)
+    else:
+        A_new.addmm_(left, right, alpha=-share)
+
+
+def settled(X: T) -> T:
+    """Return X, a copy where it is one of a batch.
+
+    These lie elsewhere in memory if their block begins elsewhere, which may change the last bits of a product.
+    """
+    return X.clone() if isinstance(X, Tensor) and X._is_view() else X
 
 
 def tail_component(A_t: Tensor, A: Tensor, D: Tensor | LowRank) -> float:
@@ -116,7 +133,7 @@ class Accumulator(Recurrence):
     def prepare(self, kept: Slots, w: Weight) -> Slots:
         """Return the protected directions of each matrix: "U0", "V0" and so on, with "r0" and "margin0" as scalars."""
         prepared: dict[str, Tensor] = {}
-        for i, A in enumerate(matrices(kept["accumulator"], w)):
+        for i, A in enumerate(map(settled, matrices(kept["accumulator"], w))):
             if not A.any():  # nothing to protect: no checkpoint changed this weight
                 found = Directions.none(A)
             elif self.leading and self.alpha < 1:
@@ -137,7 +154,7 @@ class Accumulator(Recurrence):
         for i, (A, A_new, D) in enumerate(zip(olds, news, newcomers(u, w), strict=True)):
             U, V, r = known[f"U{i}"], known[f"V{i}"], int(known[f"r{i}"])
             if self.leading:
-                removed += self._take_block(A_new, A, D, U[:, :r], V[:, :r], u.share)
+                removed += self._take_block(A_new, A, settled(D), U[:, :r], V[:, :r], u.share)
             else:
                 removed += self._take_diagonal(A_new, D, U, V, r, u.share)
         return folded(out, known, removed)
@@ -149,7 +166,7 @@ class Accumulator(Recurrence):
         """
         P = coordinates(D, U, V)  # (r, r)
         left, right = (U @ P, V.T) if U.shape[0] < V.shape[0] else (U, P @ V.T)
-        A_new.addmm_(left.to(A_new.dtype), right.to(A_new.dtype), alpha=-share)
+        subtract_product(A_new, left.to(A_new.dtype), right.to(A_new.dtype), share)
         return square(P) + (self._take_tail(A_new, A, D, U, V, share) if self.variant == "orthogonal" else 0.0)
 
     def _take_tail(self, A_new: Tensor, A: Tensor, D: Tensor | LowRank, U: Tensor, V: Tensor, share: float) -> float:

@@ -17,6 +17,7 @@ from mergd.daemon.base import Base, read_contents
 from mergd.daemon.base import examine as examine_base
 from mergd.daemon.folding import FoldResult, Head, fold
 from mergd.daemon.forming import content_digest
+from mergd.daemon.machine import Machine
 from mergd.daemon.method import Method
 from mergd.daemon.progress import Progress
 from mergd.daemon.publishing import publish
@@ -72,7 +73,8 @@ class Bench:
         """Fold a candidate onto the head, which stays where it is."""
         self.count += 1
         draft = Draft(self.root / f"draft-{self.count}")
-        return fold(self.base, candidate, self.head, Method("", rule, {}), draft, memory, progress or Progress()), draft
+        method, machine = Method("", rule, {}), Machine(memory, 2)
+        return fold(self.base, candidate, self.head, method, draft, machine, progress or Progress()), draft
 
     def go_on(self, result: FoldResult, draft: Draft) -> None:
         """Let the head be what was folded."""

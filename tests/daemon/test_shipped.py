@@ -15,6 +15,7 @@ from mergd.daemon.base import Base
 from mergd.daemon.base import examine as examine_base
 from mergd.daemon.folding import FoldResult, Head, fold
 from mergd.daemon.forming import content_digest
+from mergd.daemon.machine import Machine
 from mergd.daemon.method import Method, method_of
 from mergd.daemon.progress import Progress
 from mergd.daemon.settings import Settings
@@ -65,7 +66,7 @@ class Bench:
     def fold(self, candidate: Candidate, method: Method = FISHER, memory: int = MUCH) -> tuple[FoldResult, Model]:
         """Fold it as the first one; returns what came of it and the slots, by name and weight."""
         store, draft = Store(self.root), Draft(self.root / "draft")
-        result = fold(self.base, candidate, Head(), method, draft, memory, Progress())
+        result = fold(self.base, candidate, Head(), method, draft, Machine(memory, 2), Progress())
         slots: Model = {}
         for (_, slot), layout in store.layouts_in(draft.slots, result.slots).items():
             with Reader(layout) as reader:
@@ -180,7 +181,7 @@ def test_numbers_that_it_cannot_have_are_refused(bench: Bench, value: float, dra
         if draft:
             bench.fold(candidate, memory=LITTLE)
         else:
-            fold(bench.base, candidate, Head(), FISHER, None, LITTLE, Progress())
+            fold(bench.base, candidate, Head(), FISHER, None, Machine(LITTLE), Progress())
     (reason,) = raised.value.reasons
     assert reason.code == "needs-fisher"
     assert "fisher.safetensors, layer.wide.weight" in reason.found

@@ -1,0 +1,121 @@
+"""Overlapping: what a pass over the weights needs is read ahead, and several weights are worked on at once.
+
+One thread reads, some work, and whoever asked takes what was made, in the order of the jobs: no byte depends on which of them
+was done first. What is under way at once is bounded by the setting `memory`.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
+from typing import TypeVar
+
+from ..state.records import Weight
+from .base import Rows
+from .machine import settle_threads
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One block of one weight."""
+
+    weight: Weight
+    rows: Rows
+    nbytes: int  # of all that is alive of it at once
+    first: bool = True  # whether it begins its weight
+    last: bool = True  # whether it ends it
+    alone: bool = False  # whether nothing else is under way beside it: its products take all threads
+
+
+Load = Callable[[Job], Callable[[], T]]  # reads what a job needs; what it returns does the work
+
+
+def overlapped(jobs: Iterable[Job], load: Load[T], memory: int, threads: int) -> Iterator[tuple[Job, T]]:
+    """Yield each job with what was made of it, in order. Raises what reading or working raises, where its turn comes.
+
+    The threads end before it returns, also where it is closed halfway.
+    """
+    room, handed = _Room(memory), SimpleQueue[tuple[Job, Future[T]] | BaseException | None]()
+    with ThreadPoolExecutor(threads, "mergd-work", settle_threads, (1,)) as workers:
+        reader = threading.Thread(
+            target=_read_ahead, args=(jobs, load, room, workers, threads, handed), name="mergd-read"
+        )
+        reader.start()
+        try:
+            while (item := handed.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                job, future = item
+                made = future.result()
+                del item, future  # what was made lives no longer than whoever takes it wants
+                yield job, made
+                del made
+                room.leave(job)
+        finally:
+            room.close()
+            reader.join()
+            workers.shutdown(cancel_futures=True)
+
+
+def _read_ahead(
+    jobs: Iterable[Job],
+    load: Load[T],
+    room: "_Room",
+    workers: ThreadPoolExecutor,
+    threads: int,
+    handed: "SimpleQueue[tuple[Job, Future[T]] | BaseException | None]",
+) -> None:
+    settle_threads(1)
+    try:
+        for job in jobs:
+            if not room.enter(job):
+                return
+            work = load(job)
+            handed.put((job, workers.submit(partial(_with_all, threads, work) if job.alone else work)))
+        handed.put(None)
+    except BaseException as error:  # noqa: BLE001 - it is raised where the results are taken
+        handed.put(error)
+
+
+def _with_all(threads: int, work: Callable[[], T]) -> T:
+    """Do work that is alone with all threads."""
+    settle_threads(threads)
+    try:
+        return work()
+    finally:
+        settle_threads(1)
+
+
+class _Room:
+    """The memory for what is under way: a job enters when there is room for it, or when nothing else is in."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._free, self._inside, self._alone, self._closed = nbytes, 0, False, False
+        self._changed = threading.Condition()
+
+    def enter(self, job: Job) -> bool:
+        """Wait until there is room; returns whether to go on."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._fits(job))
+            self._free -= job.nbytes
+            self._inside += 1
+            self._alone = job.alone
+            return not self._closed
+
+    def _fits(self, job: Job) -> bool:
+        return not self._inside or (job.nbytes <= self._free and not job.alone and not self._alone)
+
+    def leave(self, job: Job) -> None:
+        with self._changed:
+            self._free += job.nbytes
+            self._inside -= 1
+            self._changed.notify()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
