@@ -58,7 +58,7 @@ def export_adapter(settings: Settings, text: str, target: Path, rank: int, progr
     base = pinned_base(settings, pins, progress)
     with ExitStack() as stack:
         vector = open_vector(version, base, store, progress, stack)
-        squares = _squares(vector, base, settings.memory, progress)
+        squares = _squares(vector, base, settings.buffers, progress)
         targets = [found for w in base.weights if squares[w.name] and (found := _target(w, base))]
         if not targets:
             raise Usage(f"no matrix of {version} differs from the base model's", "export it without --lora")
@@ -66,7 +66,7 @@ def export_adapter(settings: Settings, text: str, target: Path, rank: int, progr
         planned = [tensor for target in targets for tensor in target.planned(rank)]
         check_room(place, sum(tensor.nbytes for tensor in planned))
         with put_together(place) as aside:
-            kept = _write(vector, targets, planned, rank, aside, settings.memory, progress)
+            kept = _write(vector, targets, planned, rank, aside, settings.buffers, progress)
             config = _config(targets, rank, settings.base_model)
             write_file(aside / "adapter_config.json", (json.dumps(config, indent=2) + "\n").encode(), 0o644)
     progress.end()

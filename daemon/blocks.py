@@ -4,16 +4,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from ..plugins.rules._matrices import is_matrix, sides
+from ..state.errors import Misconfigured
 from ..state.records import Weight
-from .base import COPIES, Rows, float32_bytes, row_blocks
+from .base import COPIES, Base, Rows, float32_bytes, row_blocks
 from .machine import Machine, settle_threads
 from .method import Method
 from .overlapping import Job
+from .settings import AT_LEAST, Settings
+from .slots import reads_slot
 
-OTHERS, PER_SLOT = (
-    6,
-    3,
-)  # blocks that are alive at once: the weight, what is made of it; of a slot, the old, the term, the new
+SMALL = 2**20  # bytes of all that is small: chunks, sums, sketches
+FACTORS = 8  # copies of a weight's two factors that are alive at once
 UNDER_WAY = 4  # blocks at once, at least, that the memory is to have room for
 LARGEST = 48 * 2**20  # bytes that are alive of one block of rows: more would leave the processor's cache no better off
 LONG_SIDE = 2048  # the short side from which on a matrix gets all threads, and nothing else is under way beside it
@@ -23,7 +24,7 @@ def jobs_of(weights: Iterable[Weight], method: Method, machine: Machine, ranks: 
     """Yield the blocks of all weights, in order. ranks: of those whose slot is kept as two factors."""
     for w in weights:
         if w.name in ranks:
-            yield Job(w, None, min(machine.memory, OTHERS * 4 * ranks[w.name] * sum(w.shape)))
+            yield Job(w, None, min(machine.memory, FACTORS * 4 * ranks[w.name] * sum(w.shape)))
             continue
         blocks, whole = blocks_of(w, method, machine.memory), working_bytes(w, method)
         alone = machine.threads > 1 and wants_all_threads(w, method)
@@ -56,5 +57,34 @@ def threads_for(w: Weight, method: Method, threads: int) -> Iterator[None]:
 
 def working_bytes(w: Weight, method: Method) -> int:
     """Return the most bytes that are alive at once of a weight while it is folded and read out, beside torch itself."""
-    kept = sum(spec.nbytes for statistic in method.keeps(w) for spec in statistic.slots(w).values())
-    return OTHERS * float32_bytes(w.shape) + PER_SLOT * kept
+    specs = [spec for statistic in method.keeps(w) for spec in statistic.slots(w).values()]
+    news = float32_bytes(w.shape) * (2 if any(spec.dtype == "F64" for spec in specs) else 1)
+    readout = 0 if reads_slot(method, w) else float32_bytes(w.shape)
+    aside = max(method.rule.working(w), *(statistic.working(w) for statistic in method.keeps(w)))
+    return news + 2 * sum(spec.nbytes for spec in specs) + readout + aside + SMALL
+
+
+def machine_of(settings: Settings, base: Base, method: Method) -> Machine:
+    """Return what a pass over the weights may take; a memory of 0 is as much as the largest of them needs.
+
+    Raises Misconfigured where it is less than that.
+    """
+    needs = {_kind(w): w for w in base.weights}
+    need, most = max(((_least(w, method), w) for w in needs.values()), key=lambda pair: pair[0])
+    if not settings.memory:
+        return Machine(max(AT_LEAST, need), settings.threads)
+    if settings.memory < need:
+        shape, least = " x ".join(map(str, most.shape)), f"{-(-need // 10**6)}MB"
+        found = f"memory is {settings.memory.human_readable(decimal=True)}, and {most.name}, {shape}, takes {least} under {method.name}"
+        raise Misconfigured(found, f"set memory to {least} or more, or leave it out: then it is as much as that takes")
+    return Machine(int(settings.memory), settings.threads)
+
+
+def _least(w: Weight, method: Method) -> int:
+    """Return the bytes that the smallest block of a weight takes."""
+    return -(-working_bytes(w, method) // w.shape[0]) if w.shape and method.rowwise(w) else working_bytes(w, method)
+
+
+def _kind(w: Weight) -> tuple[object, ...]:
+    """Return what decides how much a weight takes."""
+    return w.shape, w.kind

@@ -13,6 +13,7 @@ from . import control
 from .admission import Admission
 from .asking import history_of, open_history, said_by, store_of, store_to_look_at
 from .base import Base, locate, open_base
+from .blocks import machine_of
 from .drafting import head_at
 from .folding import fold
 from .judging import Known, judged, seen_here
@@ -97,7 +98,9 @@ def _of_content(
         method = merge.method_at(job.start.parent)
         head = head_at(job.start.parent, store, published=method.is_costly(base.weights))
         try:
-            result = fold(base, candidate, head, method, None, settings.machine, progress, share=job.share)
+            result = fold(
+                base, candidate, head, method, None, machine_of(settings, base, method), progress, share=job.share
+            )
         except Refused as refusal:
             return _answer(Verdict("refused", refusal.reasons))
         progress.end()

@@ -13,6 +13,7 @@ from ..state.errors import Refused
 from ..state.linking import Linking
 from ..state.records import ADMITTED, Drafted, Verdict, Version
 from ..state.store import Draft, Store
+from .blocks import machine_of
 from .folding import FoldResult, Head, fold
 from .forming import content_digest
 from .judging import Job, Known, Turned, contribution_of, held_at_start, judged, seen_here
@@ -50,7 +51,7 @@ class Drafting:
         """
         progress.seconds.clear()
         if job.folded_here:
-            digest = content_digest(job.candidate, self.settings.memory, progress)
+            digest = content_digest(job.candidate, self.settings.buffers, progress)
             if (outcome := seen_here(job, digest, self.settings.on_change)) is not None:
                 return outcome
         if (turned := held_at_start(job)) is not None:
@@ -70,8 +71,9 @@ class Drafting:
         """The way of a draft, in order."""
         settings, merge, parent = self.settings, self.merge, job.start.parent
         method = merge.method_at(parent)
+        machine = machine_of(settings, merge.base, method)
         head = head_at(parent, self._store, published=method.is_costly(merge.base.weights))
-        result = fold(merge.base, job.candidate, head, method, draft, settings.machine, progress, share=job.share)
+        result = fold(merge.base, job.candidate, head, method, draft, machine, progress, share=job.share)
         drafted = judged(job, result, merge)
         if not isinstance(drafted, Drafted):
             return drafted
@@ -115,8 +117,11 @@ class Drafting:
         )
         about, brought = replace(job.checkpoint, digest=result.digest), contribution_of(job, result)
         contents = contents_of_manifest(version, about, self.settings, self.merge, result, published, brought)
-        self._commit.seal(draft, contents)
-        return Made(draft, version, result)
+        progress.begin("syncing", 0, 0)
+        with progress.busy("sync"):
+            self._commit.seal(draft, contents)
+        progress.end()
+        return Made(draft, replace(version, seconds=dict(progress.seconds)), result)
 
 
 def head_at(parent: Version | None, store: Store, *, published: bool = False) -> Head:

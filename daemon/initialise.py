@@ -15,6 +15,7 @@ from ..state.records import Checkpoint, CheckpointState, Reason
 from ..state.store import Store
 from ..state.wording import decide, quoted
 from .base import Base, examine, locate
+from .blocks import machine_of
 from .method import method_of, parameters_of
 from .opening import make_source, pins_of
 from .progress import Progress
@@ -56,6 +57,7 @@ def initialise(settings: Settings, config: Path, progress: Progress) -> Initiali
     method = method_of(settings.method)
     place, commit = locate(settings.base_model)
     base = examine(place, progress, settings.convolutions)
+    machine_of(settings, base, method)
     store.create()
     lock = Lock(store.lock)
     lock.take("mergd init")

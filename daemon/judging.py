@@ -47,6 +47,7 @@ class Job:
     past: Past = Past()
     share: float = 1.0  # what the checkpoint counts
     doubt: Reason | None = None  # why that should be looked at by a person
+    waited: float = 0.0  # seconds, since it was ready
 
     @property
     def name(self) -> str:

@@ -1,6 +1,7 @@
 """The machine: what torch and the allocator would else choose by it is fixed, and what is left is told."""
 
 import ctypes
+import os
 import platform
 import resource
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ BESIDE = 64  # files that a process has open anyway, with some to spare: a daemo
 RETURNED = (
     32 * 2**20
 )  # bytes: a block of at least this size goes back to the system when it is freed; the most glibc takes
-KEPT_FREE = 32 * 2**20  # bytes of free memory that are kept for the next blocks
+KEPT_FREE = 16 * 2**20  # bytes of free memory that are kept for the next blocks
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc, malloc.h
 LIBC = ctypes.CDLL(None)
 
@@ -39,6 +40,7 @@ def settle_memory() -> None:
     All threads share one heap, of which little is kept while it is free, and the largest blocks go back at once: by default
     each thread has a heap of its own, where blocks of all sizes pile up.
     """
+    os.environ.setdefault("MKL_DISABLE_FAST_MM", "1")  # else each thread keeps the buffers of its largest product
     mallopt = getattr(LIBC, "mallopt", None)  # another C library may have none
     if mallopt is not None:
         for option, value in ((M_MMAP_THRESHOLD, RETURNED), (M_TRIM_THRESHOLD, KEPT_FREE), (M_ARENA_MAX, 1)):

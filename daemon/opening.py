@@ -13,6 +13,7 @@ from ..state.errors import Misconfigured
 from ..state.history import History
 from ..state.records import Version
 from .base import Base, examine, file_stamps, locate, open_base
+from .blocks import machine_of
 from .method import Method, make_rule, method_of, parameters_of
 from .progress import Progress
 from .settings import PINNED, Settings
@@ -66,11 +67,9 @@ def open_merge(settings: Settings, history: History, progress: Progress) -> Merg
         raise Misconfigured(f"{settings.state} holds no merge", "make one: mergd init --help")
     method = method_of(settings.method)
     check_pins(settings, method, pins)
-    return Merge(
-        base=_open_pinned_base(settings, history, pins, progress),
-        method=method,
-        **_judges_and_listeners(settings),
-    )
+    base = _open_pinned_base(settings, history, pins, progress)
+    machine_of(settings, base, method)
+    return Merge(base=base, method=method, **_judges_and_listeners(settings))
 
 
 def _pins(history: History) -> dict[str, Any]:
@@ -85,6 +84,7 @@ def _pins(history: History) -> dict[str, Any]:
 def reopen_merge(merge: Merge, old: Settings, new: Settings, pins: Mapping[str, Any]) -> Merge:
     """Return the merge under new settings. Raises Misconfigured for what init pinned, or what only a restart changes."""
     check_pins(new, method_of(new.method), pins)
+    machine_of(new, merge.base, merge.method)
     for key in ("watch", "source", "state"):
         if getattr(new, key) != getattr(old, key):
             raise Misconfigured(

@@ -240,7 +240,11 @@ class Planning:
         kept = [version.number for version in self._history.with_files()]
         if over := lacking(self._store, kept, None, need, self.settings.disk):
             raise Unavailable(over, "nothing was changed")
-        folds = [sum(v.seconds.values()) for v in self._history.versions(LOOKS_BACK) if v.seconds]
+        folds = [
+            sum(v.seconds.values()) - v.seconds.get("wait", 0.0)
+            for v in self._history.versions(LOOKS_BACK)
+            if v.seconds
+        ]
         seconds = median(folds) * max(sum(len(step.merged) or 1 for step in steps), 1) if folds else 0.0
         nbytes = sum(stamp.size for sighting in job.sightings.values() for stamp in sighting.stamps)
         return Plan(job, how, nbytes, seconds, need)

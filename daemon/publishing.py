@@ -77,7 +77,7 @@ def publish(
         progress.begin("publishing", len(order), sum(base.layout.tensors[name].nbytes for name in order))
         merging = _Merging(base, source, opened, writer, scale, lines, progress)
         for job, block in overlapped(
-            _jobs(base, order, settings.memory), merging.load, settings.memory, settings.threads
+            _jobs(base, order, settings.buffers), merging.load, settings.buffers, settings.threads
         ):
             with progress.busy("publish"):
                 writer.write(job.weight.name, block)

@@ -17,6 +17,7 @@ from ..state.linking import Linking
 from ..state.records import ADMITTED, Cause, Checkpoint, Contribution, Sighting, Task, Version
 from ..state.store import Draft, Store
 from .admission import Admission
+from .blocks import machine_of
 from .drafting import head_at
 from .folding import FoldResult, Head, fold, keep
 from .merging import Source, remerge
@@ -109,7 +110,8 @@ class Remaking:
                 left.drop()
 
     def _take_step(self, job: Remake, step: Step, head: Head, into: Draft, progress: Progress) -> FoldResult:
-        base, method, machine = self.merge.base, self.merge.method_of(step.method), self.settings.machine
+        base, method = self.merge.base, self.merge.method_of(step.method)
+        machine = machine_of(self.settings, base, method)
         if step.act == "keep":
             return keep(base, head, method, into, machine, progress)
         if step.act == "merge":

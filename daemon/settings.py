@@ -14,10 +14,10 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, Va
 from pydantic.fields import FieldInfo
 
 from ..state.errors import Misconfigured, NotPermitted, Usage
-from .machine import Machine
 
 SYSTEM_FOLDER = Path("/etc/mergd")
 LOCAL = Path("mergd.toml")
+AT_LEAST = 80_000_000  # bytes of working buffers, where `memory` does not say and nothing needs more
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -167,8 +167,8 @@ class Settings(Table):
     """How often the watched directory is scanned, whatever the events say."""
     events: bool = True
     """Whether file system events also wake a scan; without them, `rescan` alone does."""
-    memory: ByteSize = Field(default=ByteSize(256_000_000), ge=1_000_000)
-    """Bytes of working buffers, such as `256MB`; a matrix that a rule must see whole takes more."""
+    memory: ByteSize = Field(default=ByteSize(0), ge=0)
+    """The most that working buffers take, such as `512MB`; 0: 80 MB, or what the largest matrix takes."""
     shard_size: ByteSize = Field(default=ByteSize(5_000_000_000), ge=1)
     """The largest published weight file, such as `5GB`."""
     copy_code: bool = False
@@ -214,9 +214,9 @@ class Settings(Table):
         return weight_range
 
     @property
-    def machine(self) -> Machine:
-        """Return what a pass over the weights may take of the machine."""
-        return Machine(int(self.memory), self.threads)
+    def buffers(self) -> int:
+        """Return the bytes of working buffers where no weight is needed whole."""
+        return int(self.memory) or AT_LEAST
 
     @property
     def pinned(self) -> dict[str, Any]:

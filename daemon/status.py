@@ -42,6 +42,7 @@ def status(history: History, store: Store, live: Mapping[str, Any] | None = None
         "parameters": _parameters(head, pins),
         "totals": asdict(head.totals) if head else None,
         "scale": head.scale if head else None,
+        "latency": latency(head) if head else None,
         "versions": {"all": history.count_versions(), "kept": sum(version.kept for version in kept)},
         "base_model": pins.get("base_model"),
         "base_digest": pins.get("base_digest"),
@@ -51,6 +52,11 @@ def status(history: History, store: Store, live: Mapping[str, Any] | None = None
         "disk": {"used": store.used(version.number for version in kept), "free": shutil.disk_usage(store.root).free},
         "daemon": None,
     } | dict(live or {})
+
+
+def latency(version: Version) -> dict[str, float]:
+    """Return how long a version took from the moment that its checkpoint was ready, in seconds: in all, and by step."""
+    return {"in_all": round(sum(version.seconds.values()), 3), **version.seconds}
 
 
 def _parameters(head: Version | None, pins: Mapping[str, Any]) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..plugins.formats.interface import Candidate
 from ..state.archive import Archive
+from ..state.clock import seconds_since
 from ..state.committing import Commit, Stamps
 from ..state.disk_errors import meaning
 from ..state.errors import (
@@ -109,7 +110,7 @@ class Worker:
             checkpoints.set_state(row.id, "settling", urgent=None)
             return None
         job = job_for(row, candidate, self._history, self.settings, again=again)
-        return replace(job, attempt=checkpoints.begin_attempt(row.id))
+        return replace(job, attempt=checkpoints.begin_attempt(row.id), waited=seconds_since(row.since))
 
     def _candidate(self, row: Checkpoint) -> Candidate | None:
         try:
@@ -167,10 +168,12 @@ class Worker:
         reports, digest = list(made.result.reports.values()), made.result.digest
         brought = contribution_of(job, made.result)
         replaced = job.start.replaced.number if job.start.replaced else None
-        number, hooks = made.version.number, list(self.merge.hooks)
+        number, hooks, began = made.version.number, list(self.merge.hooks), time.monotonic()
 
         def write(history: History, stamps: Stamps) -> Move:
-            version = replace(made.version, stamps=stamps)
+            steps = dict(made.version.seconds)
+            steps["sync"] = round(steps.get("sync", 0.0) + time.monotonic() - began, 3)
+            version = replace(made.version, stamps=stamps, seconds={"wait": round(job.waited, 3), **steps})
             return history.commit_fold(version, digest, reports, job.attempt, who, hooks, replaced, brought)
 
         self._commit.install(made.draft, number, write, source=digest)

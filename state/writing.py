@@ -1,5 +1,6 @@
 """Writing tensors as carriers: a safetensors writer that streams, block by block, and syncs what it wrote."""
 
+import ctypes
 import json
 import math
 import os
@@ -20,6 +21,10 @@ from .headers import BITS
 from .reading import TORCH_DTYPE, memory_of
 from .records import FileDigest, Layout, TensorInfo
 from .store import PRIVATE_FILE
+
+LIBC = ctypes.CDLL(None)
+SYNC_FILE_RANGE_WRITE = 2  # fcntl.h
+PUSHED = 8 * 2**20  # bytes that are written before the disk is asked to begin with them
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Writer:
         self._places = self._headers()
         self._fd = -1
         self._shard = -1
-        self._offset = self._end = 0
+        self._offset = self._end = self._pushed = 0
         self._hash = Digest()
 
     def __enter__(self) -> Self:
@@ -138,6 +143,7 @@ class Writer:
         path = self.folder / self._names[self._shard]
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._mode)
         os.fchmod(self._fd, self._mode)  # whatever the umask
+        self._pushed = 0  # bytes that the disk was asked to begin with
         self._offset, self._end = 0, len(header) + sum(tensor.nbytes for tensor in shard)
         self._hash = Digest()
         self._put(memoryview(header))
@@ -152,6 +158,9 @@ class Writer:
         while done < len(data):
             done += os.write(self._fd, data[done : done + 2**30])
         self.nbytes += done
+        if self._offset - self._pushed >= PUSHED:
+            push(self._fd, self._pushed, self._offset - self._pushed)
+            self._pushed = self._offset
 
     def _close_file(self) -> None:
         if self._fd < 0:
@@ -174,6 +183,13 @@ class Writer:
                 if set(opened.keys()) != {tensor.name for tensor in shard}:
                     raise Damaged(f"{name} does not read back as it was written")
         return self.layout
+
+
+def push(fd: int, offset: int, nbytes: int) -> None:
+    """Have the kernel begin to write a part of a file to the disk, so that little is left for the sync, which tells of errors."""
+    begin = getattr(LIBC, "sync_file_range", None)  # Linux alone has it
+    if begin is not None:
+        begin(fd, ctypes.c_int64(offset), ctypes.c_int64(nbytes), SYNC_FILE_RANGE_WRITE)
 
 
 def plan_shards(tensors: Iterable[Planned], shard_size: int | None) -> list[list[Planned]]:

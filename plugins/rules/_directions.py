@@ -11,7 +11,7 @@ from torch import Tensor
 
 # Singular values under this share of the largest are rounding of float32 slots: their directions mean nothing.
 RANK_TOLERANCE = 1e-6
-CHUNK_ROWS = 1024  # rows of A that are in float64 at a time
+CHUNK_ROWS = 256  # rows of A that are in float64 at a time
 GRAM_BLOCK = 256  # columns of a Gram matrix that are computed at once, and mirrored
 
 
@@ -62,7 +62,7 @@ def leading_directions(A: Tensor, alpha: float) -> Directions:
     squares, Q = torch.linalg.eigh(gram_matrix(tall))  # ascending
     S = squares.flip(0).clamp(min=0).sqrt()
     r = split_rank(S, alpha)
-    short = Q.flip(1)[:, :r].to(A.dtype).contiguous()
+    short = Q[:, Q.shape[1] - r :].flip(1).to(A.dtype)
     long = tall @ (short / S[:r].to(A.dtype))
     U, V = (long, short) if tall is A else (short, long)
     return Directions(U, V, r, split_margin(S, alpha))

@@ -16,6 +16,10 @@ from ...state.records import Counts, SlotSpec, Totals, Weight
 
 Slots = Mapping[str, Tensor]
 NOTHING: Slots = {}
+COPIES, GRAMS = (
+    4,
+    6,
+)  # of a weight, and of square matrices of its short side, float64, that most formulas have alive at once
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,10 @@ class Statistic(Protocol):
         """Whether `fold` may be given blocks of rows (of the first dimension) in place of the whole weight."""
         ...
 
+    def working(self, w: Weight) -> int:
+        """Return the bytes that a fold takes at most besides the task vector and the slots, old and new."""
+        ...
+
     @property
     def factored(self) -> bool:
         """Whether its slot, the only one and in the weight's shape, may be kept as two factors while adapters alone are folded.
@@ -204,6 +212,12 @@ class Factored(Protocol):
         ...
 
 
+def working_bytes(w: Weight) -> int:
+    """Return the bytes that most formulas of a weight fit into: float64 copies of it, and of its Gram matrix."""
+    short = min(w.shape[-2:]) if len(w.shape) > 1 else 0
+    return 8 * (COPIES * w.size + GRAMS * short * short * prod(w.shape[:-2]))
+
+
 class _Kept:
     """What most statistics have in common: they need nothing but the task vector, and see each weight whole."""
 
@@ -218,6 +232,10 @@ class _Kept:
     def rowwise(self, w: Weight) -> bool:
         """Not unless it says so: a block of rows alone may not tell what it adds."""
         return False
+
+    def working(self, w: Weight) -> int:
+        """A few float64 copies of the weight, and of square matrices of its short side, unless it says so."""
+        return working_bytes(w)
 
     @property
     def factored(self) -> bool:
@@ -283,6 +301,10 @@ class TaskSum(Sum):
         """One slot in the weight's shape."""
         return {"sum": SlotSpec(w.shape)}
 
+    def working(self, w: Weight) -> int:
+        """Nothing."""
+        return 0
+
     @property
     def factored(self) -> bool:
         """The sum of factors is that of more columns."""
@@ -327,6 +349,10 @@ class Rule(Protocol):
         """Whether `merged` may be given blocks of rows in place of the whole weight; it costs little then, too."""
         ...
 
+    def working(self, w: Weight) -> int:
+        """Return the bytes that a read-out takes at most besides the slots."""
+        ...
+
     def merged(self, kept: Mapping[Statistic, Slots], w: Weight, counts: Counts) -> Tensor:
         """Return the read-out in the weight's shape; a slot itself where that is what is read.
 
@@ -348,6 +374,10 @@ class ReadOut:
         """Not unless it says so."""
         return False
 
+    def working(self, w: Weight) -> int:
+        """A few float64 copies of the weight, and of square matrices of its short side, unless it says so."""
+        return working_bytes(w)
+
     def scale(self, totals: Totals) -> float:
         """Return 1: the read-out is the merged task vector."""
         return 1.0
@@ -355,6 +385,10 @@ class ReadOut:
 
 class ReadsTaskSum(ReadOut):
     """A rule that reads the sum of the task vectors as it is; a subclass writes `scale` alone."""
+
+    def working(self, w: Weight) -> int:
+        """Nothing: the read-out is the slot."""
+        return 0
 
     def keeps(self, w: Weight) -> tuple[Statistic, ...]:
         """Return the sum of the task vectors, for every weight."""

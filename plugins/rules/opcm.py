@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ...state.records import Counts, SlotSpec, Totals, Weight
-from ._directions import RANK_TOLERANCE, Directions, all_directions, leading_directions, low_rank_directions
-from ._matrices import is_matrix, matrices, newcomers, untouched
+from ._directions import CHUNK_ROWS, RANK_TOLERANCE, Directions, all_directions, leading_directions, low_rank_directions
+from ._matrices import is_matrix, matrices, newcomers, sides, untouched
 from ._sums import adaptive_scale, inner, norm, square
 from .interface import (
     NOTHING,
@@ -32,6 +32,7 @@ from .interface import (
     check_between,
     check_one_of,
     read_others,
+    working_bytes,
 )
 
 T = TypeVar("T", Tensor, LowRank, Tensor | LowRank)
@@ -124,6 +125,14 @@ class Accumulator(Recurrence):
     def rowwise(self, w: Weight) -> bool:
         """A matrix is decomposed whole, a convolution too; of a batch, each matrix for itself."""
         return len(w.shape) > 2 and w.kind != "convolution"
+
+    def working(self, w: Weight) -> int:
+        """The decomposition of one matrix at a time: its Gram matrix, LAPACK's workspace, the directions on both sides."""
+        _, m, n = sides(w)
+        short = min(m, n)
+        if not self.leading or self.alpha == 1:
+            return working_bytes(w)
+        return 8 * (CHUNK_ROWS * short + 5 * short * short) + 4 * short * (m + n)
 
     @property
     def factored(self) -> bool:
@@ -246,6 +255,10 @@ class Opcm(ReadOut):
     def rowwise(self, w: Weight) -> bool:
         """Always: the read-out is the slot."""
         return True
+
+    def working(self, w: Weight) -> int:
+        """Nothing but where the mean is formed."""
+        return 0 if self.others == "sum" or is_matrix(w) else 4 * w.size
 
     def merged(self, kept: Mapping[Statistic, Slots], w: Weight, counts: Counts) -> Tensor:
         """Return A."""

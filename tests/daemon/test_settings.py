@@ -69,7 +69,7 @@ BAD: dict[str, list[Any]] = {
     "run_quiet": ["soon", -1, None],
     "rescan": [0, "0s", -3, "often"],
     "events": ["perhaps", 2, None],
-    "memory": ["much", 1000, "1kB", -5],
+    "memory": ["much", -5],
     "shard_size": ["huge", 0, -1],
     "copy_code": ["perhaps", 7],
     "keep_last": [0, -1, "all", 2.5],
