@@ -11,6 +11,7 @@ from ..state.clock import utc_now
 from ..state.committing import Commit
 from ..state.errors import Refused
 from ..state.linking import Linking
+from ..state.prepared import Prepared
 from ..state.records import ADMITTED, Drafted, Verdict, Version
 from ..state.store import Draft, Store
 from .folding import FoldResult, Head, fold
@@ -18,6 +19,7 @@ from .forming import content_digest
 from .judging import Job, Known, Turned, contribution_of, held_at_start, judged, seen_here
 from .opening import Merge
 from .pinning import pin
+from .preparing import prepared_for
 from .progress import Progress
 from .publishing import Published, publish
 from .sealing import contents_of_manifest, digest_of
@@ -70,7 +72,8 @@ class Drafting:
         """The way of a draft, in order."""
         settings, merge, parent = self.settings, self.merge, job.start.parent
         method = merge.method_at(parent)
-        head = head_at(parent, self._store, published=method.is_costly(merge.base.weights))
+        prepared = prepared_for(parent, self._store, settings)
+        head = head_at(parent, self._store, published=method.is_costly(merge.base.weights), prepared=prepared)
         result = fold(merge.base, job.candidate, head, method, draft, settings.memory, progress, share=job.share)
         drafted = judged(job, result, merge)
         if not isinstance(drafted, Drafted):
@@ -119,7 +122,7 @@ class Drafting:
         return Made(draft, version, result)
 
 
-def head_at(parent: Version | None, store: Store, *, published: bool = False) -> Head:
+def head_at(parent: Version | None, store: Store, *, published: bool = False, prepared: Prepared | None = None) -> Head:
     """Return what a fold onto a version starts from; `published`: with the published weights, for their direction.
 
     Raises DamagedFiles where its slots are not as they were written.
@@ -128,4 +131,4 @@ def head_at(parent: Version | None, store: Store, *, published: bool = False) ->
         return Head()
     slots, sums = store.slot_layouts(parent.number), store.slot_sums(parent.number)
     model = store.model_layout(parent.number) if published else None
-    return Head(parent.totals, slots, sums, model, parent.scale)
+    return Head(parent.totals, slots, sums, model, parent.scale, prepared or Prepared())

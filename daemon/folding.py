@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from ..plugins.formats.interface import Candidate, Contents
+from ..plugins.rules._matrices import untouched
 from ..plugins.rules._sums import inner, square
 from ..plugins.rules.interface import NOTHING, Folded, LowRank, Slots, Statistic, Sum, Update
 from ..state.errors import Busy, DamagedFiles, Unavailable
+from ..state.prepared import Prepared
 from ..state.reading import TORCH_DTYPE, Reader
 from ..state.records import Counts, FileDigest, Layout, Readout, Totals, Weight, WeightReport
 from ..state.store import Draft
@@ -47,6 +49,7 @@ class Head:
     sums: Mapping[str, str] = field(default_factory=dict)  # sha256 of each file of the slots, by its path
     published: Layout | None = None  # what was read out of them, where it is published
     scale: float = 1.0  # by which it was
+    prepared: Prepared = field(default_factory=Prepared)  # what was computed of them beforehand
 
 
 @dataclass
@@ -198,7 +201,9 @@ class _Trip:
             extra = self.shipping.of(w, rows, needs)
             if self._out is not None:
                 update = self._update(w, rows, delta, seed, extra)
-                after = {s: self._fold_block(self._out, w, s, kept, update, gathered) for s, kept in before.items()}
+                after = {
+                    s: self._fold_block(self._out, w, s, rows, kept, update, gathered) for s, kept in before.items()
+                }
                 gathered.zero &= self._out.read_out(w, self._method.merged(after, w, self._after), after)
             whole = self._model.layout.tensors[w.name].nbytes
             self._progress.advance(whole * (rows[1] - rows[0]) // w.shape[0] if rows else whole)
@@ -232,18 +237,26 @@ class _Trip:
         return (theta.float() - theta0.float()) / factor
 
     def _fold_block(
-        self, out: Outgoing, w: Weight, statistic: Statistic, kept: Slots, update: Update, gathered: "_Gathered"
+        self,
+        out: Outgoing,
+        w: Weight,
+        statistic: Statistic,
+        rows: Rows,
+        kept: Slots,
+        update: Update,
+        gathered: "_Gathered",
     ) -> Slots:
-        folded = self._entered(w, statistic, kept, update)
+        folded = self._entered(w, statistic, rows, kept, update)
         out.write(w, statistic, folded.slots)
         gathered.split_rank = max(gathered.split_rank, folded.split_rank)
         gathered.margin = min(filter(None, (gathered.margin, folded.margin)), default=0.0)
         gathered.removed += folded.removed
         return folded.slots
 
-    def _entered(self, w: Weight, statistic: Statistic, kept: Slots, update: Update) -> Folded:
+    def _entered(self, w: Weight, statistic: Statistic, rows: Rows, kept: Slots, update: Update) -> Folded:
         if self._act == "fold":
-            return statistic.fold(kept, update, w, self._before, NOTHING)
+            prepared = NOTHING if untouched(update) else self._head.prepared.of(w, statistic, rows)
+            return statistic.fold(kept, update, w, self._before, prepared)
         if self._act == "keep":
             return Folded(kept)
         assert isinstance(statistic, Sum), "only sums are taken out of"
@@ -295,7 +308,9 @@ class _Trip:
             readouts=out.readouts if out else {},
             slots=out.slots if out else [],
             files=out.files if out else [],
-            bytes_read=self.shipping.nbytes + sum(reader.nbytes for reader in self._readers()),
+            bytes_read=self.shipping.nbytes
+            + self._head.prepared.nbytes
+            + sum(reader.nbytes for reader in self._readers()),
             bytes_written=out.nbytes if out else 0,
             sketch=self._sketch.tobytes(),
         )

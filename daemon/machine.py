@@ -1,14 +1,17 @@
 """The machine: what torch and the allocator would else choose by it is fixed, and what is left is told."""
 
 import ctypes
+import os
 import platform
 import resource
+import threading
 from importlib.metadata import version
 
 from ..state.errors import Misconfigured
 
 BESIDE = 64  # files that a process has open anyway, with some to spare: a daemon has 18 or 19
 RETURNED = 1 << 22  # bytes: a block of at least this size goes back to the system when it is freed
+LAST = 19  # the lowest priority, for which the kernel's schedulers give time that nobody else wants
 M_MMAP_THRESHOLD = -3  # glibc, malloc.h
 LIBC = ctypes.CDLL(None)
 
@@ -19,6 +22,11 @@ def settle_threads(threads: int) -> None:
 
     torch.set_num_threads(threads)
     torch.backends.mkldnn.set_flags(False)  # type: ignore[no-untyped-call]  # fails under MemoryDenyWriteExecute
+
+
+def be_last() -> None:
+    """Let the calling thread have what processor time, and with some schedulers what disk time, others leave."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LAST)
 
 
 def settle_memory() -> None:

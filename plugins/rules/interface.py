@@ -156,7 +156,10 @@ class Statistic(Protocol):
         ...
 
     def prepare(self, kept: Slots, w: Weight) -> Slots:
-        """Return what a fold needs of `kept` alone, so that it can be computed before a checkpoint is there."""
+        """Return what a fold needs of `kept` alone, so that it can be computed before a checkpoint is there.
+
+        Tensors without gaps, as `clone` gives them: they come back from a file with the same strides.
+        """
         ...
 
     def fold(self, kept: Slots, u: Update, w: Weight, before: Counts, prepared: Slots) -> Folded:
@@ -182,6 +185,12 @@ class _Kept:
     def prepare(self, kept: Slots, w: Weight) -> Slots:
         """Nothing can be done before a checkpoint is there."""
         return NOTHING
+
+
+def prepares(statistic: Statistic) -> bool:
+    """Whether anything can be done before a checkpoint is there."""
+    nothing: object = _Kept.prepare
+    return type(statistic).prepare is not nothing
 
 
 class Sum(_Kept):
