@@ -86,7 +86,15 @@ class Preparing:
         return True
 
     def _is_time(self, head: Version) -> bool:
-        return self._rests_for != (head.number, head.digest) or time.monotonic() >= self._rests_until
+        return self._rests_for != self._as_it_is(head) or time.monotonic() >= self._rests_until
+
+    def _as_it_is(self, version: Version) -> tuple[object, ...]:
+        """Return what is the same for as long as the head is, and nobody takes files away."""
+        try:
+            changed = folder_of(version, self._store).stat().st_mtime_ns
+        except OSError:
+            changed = None
+        return version.number, version.digest, changed
 
     def again(self) -> None:
         """Look once more at what is to be prepared: the settings are others now."""
@@ -109,7 +117,7 @@ class Preparing:
             log.warning("nothing more is prepared for %s: %s", wanted.version, error)
             whole = False
         if not self._stop.is_set():
-            self._rests_for = wanted.version.number, wanted.version.digest
+            self._rests_for = self._as_it_is(wanted.version)
             self._rests_until = float("inf") if whole else time.monotonic() + RETRY_AFTER
         trim_memory()
         return True

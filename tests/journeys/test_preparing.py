@@ -191,6 +191,20 @@ def test_after_a_rollback_it_is_prepared_for_the_old_head(tmp_path: Path) -> Non
     assert len(found[0]) == 3
 
 
+def test_what_was_taken_away_while_nothing_is_to_be_done_is_prepared_again(tmp_path: Path) -> None:
+    merge = new(tmp_path / "merge")
+    merge.drop("a", fine_tuned(merge.model, 1))
+    with merge.loop() as loop:
+        loop.prepares = True
+        loop.post("rescan")
+        loop.run(until=lambda: settled(loop))
+        shutil.rmtree(merge.store.prepared)
+        loop.post("look")
+        loop.turn()
+        loop.run(until=lambda: settled(loop))
+    assert chunks(merge, 1)
+
+
 def test_slots_that_were_made_once_more_are_others_to_what_is_prepared(tmp_path: Path) -> None:
     merge = new(tmp_path / "merge")
     merge.drop("a", fine_tuned(merge.model, 1))
