@@ -131,6 +131,7 @@ def status(answer: Mapping[str, Any]) -> None:
             "head": f"v{answer['head']}" if answer.get("head") else "none yet",
             "published": answer.get("published"),
             "doing": answer.get("doing") or ("waiting for checkpoints" if daemon else "no daemon runs"),
+            "prepared": _prepared(answer.get("prepared")),
             "trouble": answer.get("trouble"),
             "paused": f"since {paused['since']} by {paused['who']}: {paused['why'] or 'no reason given'}"
             if paused
@@ -143,6 +144,11 @@ def status(answer: Mapping[str, Any]) -> None:
             "disk": f"{size(disk['used'])} used{_of(answer.get('budget'))}, {size(disk['free'])} free" if disk else "",
         }
     )
+
+
+def _prepared(told: Mapping[str, int] | None) -> str:
+    """Return how much of the next fold is computed already."""
+    return f"{told['weights']} of {told['of']} weights, {size(told['bytes'])}" if told else ""
 
 
 def _of(budget: int | None) -> str:

@@ -32,7 +32,15 @@ if TYPE_CHECKING:
     from .requests import AnyRequest
 
 LIKE_A_VERSION = re.compile(r"v?\d{1,5}|head(~\d+)?")
-LIVE = ("doing", "trouble", "daemon", "gates", "budget", "waits")  # keys of status.json that only a daemon knows
+LIVE = (
+    "doing",
+    "prepared",
+    "trouble",
+    "daemon",
+    "gates",
+    "budget",
+    "waits",
+)  # keys of status.json that only a daemon knows
 
 
 def ask(settings: Settings, request: "AnyRequest") -> dict[str, Any]:

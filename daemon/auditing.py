@@ -78,6 +78,10 @@ def _of_version(version: Version, history: History, store: Store) -> Iterator[Fa
 
 def _of_row(version: Version, manifest: Mapping[str, Any], history: History) -> Iterator[Fault]:
     """Yield where a version's row is not what its manifest says, which vouches for itself."""
+    named = [number for number in (version.checkpoint, version.removed) if number is not None]
+    if lost := [number for number in named if not history.checkpoints.has(number)]:
+        yield Fault(f"{version} in the database", f"names a checkpoint {lost[0]}, and there is none")
+        return
     row = history.checkpoints.get(version.checkpoint) if version.checkpoint is not None else None
     if row is not None and row.state != "folded":
         yield Fault(f"{row.name} in the database", f"is {row.state!r}, and {version} folded it")

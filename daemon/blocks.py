@@ -13,7 +13,6 @@ from .overlapping import Job
 from .settings import AT_LEAST, Settings
 from .slots import reads_slot
 
-SMALL = 2**20  # bytes of all that is small: chunks, sums, sketches
 FACTORS = 8  # copies of a weight's two factors that are alive at once
 UNDER_WAY = 4  # blocks at once, at least, that the memory is to have room for
 LARGEST = 48 * 2**20  # bytes that are alive of one block of rows: more would leave the processor's cache no better off
@@ -61,7 +60,7 @@ def working_bytes(w: Weight, method: Method) -> int:
     news = float32_bytes(w.shape) * (2 if any(spec.dtype == "F64" for spec in specs) else 1)
     readout = 0 if reads_slot(method, w) else float32_bytes(w.shape)
     aside = max(method.rule.working(w), *(statistic.working(w) for statistic in method.keeps(w)))
-    return news + 2 * sum(spec.nbytes for spec in specs) + readout + aside + SMALL
+    return news + 2 * sum(spec.nbytes for spec in specs) + readout + aside
 
 
 def machine_of(settings: Settings, base: Base, method: Method) -> Machine:

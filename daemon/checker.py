@@ -14,11 +14,11 @@ from ..state.digests import Digest
 from ..state.errors import Abandoned, DamagedFiles
 from ..state.records import Files
 from ..state.store import Store
+from .machine import be_last
 
 log = logging.getLogger(__name__)
 
 SLICE = 4 * 2**20  # bytes; between two of them a stop is heeded
-LAST = 19  # the lowest priority, for which the kernel's schedulers give time that nobody else wants
 UNREADABLE = (errno.ENOENT, errno.EIO, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EUCLEAN)  # a file is spoilt so
 
 
@@ -63,7 +63,7 @@ class Checker:
         self.version: int | None = None  # that is being checked, or was and is not taken yet
         self._pace = Pace()
         self._store, self._wake = store, wake
-        self._thread = ThreadPoolExecutor(1, "mergd-check", _be_last)
+        self._thread = ThreadPoolExecutor(1, "mergd-check", be_last)
         self._future: Future[Finding] | None = None
 
     def start(self, number: int, parts: Sequence[Files], hurried: bool) -> None:
@@ -140,8 +140,3 @@ def _hashed(fd: int, pace: Pace) -> str:
         digest.update(data)
         os.posix_fadvise(fd, at, len(data), os.POSIX_FADV_DONTNEED)  # it is no reason to forget what others read
         at, took = at + len(data), time.monotonic() - began
-
-
-def _be_last() -> None:
-    """Let the calling thread have what processor time, and with some schedulers what disk time, others leave."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LAST)

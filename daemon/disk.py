@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 from ..state.errors import DiskFails, DiskFull
+from ..state.prepared import forget
 from ..state.store import Store
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class Disk:
         """
         if time.monotonic() < self._rests_until:
             return False
-        if self._store.free() < self.need + RESERVE:
+        if self.spare() < 0 and not (forget(self._store.prepared) and self.spare() >= 0):
             self._pause(f"disk full: {self._numbers()}")
             return False
         if why := self._lacks():
@@ -43,14 +44,19 @@ class Disk:
         self._store.hold_ballast()
         return True
 
+    def spare(self) -> int:
+        """Return the bytes that are free besides what the next version needs: negative where it does not fit."""
+        return self._store.free() - self.need - RESERVE
+
     def fail(self, error: DiskFull | DiskFails) -> None:
         """Take note of a write that failed: nothing is folded for a while, or until there is room where there is none."""
         full = isinstance(error, DiskFull)
         wait = RETRY_AFTER if full else min(LONGEST, RETRY_AFTER * 2**self._failed)
         self._failed += 1
-        if not full or self._store.free() >= self.need + RESERVE:  # a quota, or who filled it went away
+        if not full or self.spare() >= 0:  # a quota, or who filled it went away
             self._rests_until = time.monotonic() + wait
         if full:
+            forget(self._store.prepared)
             self._store.release_ballast()
         self._pause(f"disk full: {self._numbers()} ({error})" if full else f"{error}; tried again in {wait:g} s")
 

@@ -11,6 +11,7 @@ from ..state.clock import utc_now
 from ..state.committing import Commit
 from ..state.errors import Refused
 from ..state.linking import Linking
+from ..state.prepared import Prepared
 from ..state.records import ADMITTED, Drafted, Verdict, Version
 from ..state.store import Draft, Store
 from .blocks import machine_of
@@ -19,6 +20,7 @@ from .forming import content_digest
 from .judging import Job, Known, Turned, contribution_of, held_at_start, judged, seen_here
 from .opening import Merge
 from .pinning import pin
+from .preparing import prepared_for
 from .progress import Progress
 from .publishing import Published, publish
 from .sealing import contents_of_manifest, digest_of
@@ -72,7 +74,8 @@ class Drafting:
         settings, merge, parent = self.settings, self.merge, job.start.parent
         method = merge.method_at(parent)
         machine = machine_of(settings, merge.base, method)
-        head = head_at(parent, self._store, published=method.is_costly(merge.base.weights))
+        prepared = prepared_for(parent, self._store, settings)
+        head = head_at(parent, self._store, published=method.is_costly(merge.base.weights), prepared=prepared)
         result = fold(merge.base, job.candidate, head, method, draft, machine, progress, share=job.share)
         drafted = judged(job, result, merge)
         if not isinstance(drafted, Drafted):
@@ -124,7 +127,7 @@ class Drafting:
         return Made(draft, replace(version, seconds=dict(progress.seconds)), result)
 
 
-def head_at(parent: Version | None, store: Store, *, published: bool = False) -> Head:
+def head_at(parent: Version | None, store: Store, *, published: bool = False, prepared: Prepared | None = None) -> Head:
     """Return what a fold onto a version starts from; `published`: with the published weights, for their direction.
 
     Raises DamagedFiles where its slots are not as they were written.
@@ -133,4 +136,4 @@ def head_at(parent: Version | None, store: Store, *, published: bool = False) ->
         return Head()
     slots, sums = store.slot_layouts(parent.number), store.slot_sums(parent.number)
     model = store.model_layout(parent.number) if published else None
-    return Head(parent.totals, slots, sums, model, parent.scale)
+    return Head(parent.totals, slots, sums, prepared or Prepared(), model, parent.scale)

@@ -18,6 +18,7 @@ from ..plugins.formats.interface import Candidate, Contents
 from ..plugins.rules._sums import inner, square
 from ..plugins.rules.interface import NOTHING, Factored, Folded, LowRank, Slots, Statistic, Sum, Update
 from ..state.errors import Busy
+from ..state.prepared import Prepared
 from ..state.reading import Reader
 from ..state.records import Counts, FileDigest, Layout, Readout, Totals, Weight, WeightReport
 from ..state.store import Draft
@@ -46,6 +47,7 @@ class Head:
     totals: Totals = field(default_factory=Totals)
     slots: Mapping[SlotKey, Layout] = field(default_factory=dict)
     sums: Mapping[str, str] = field(default_factory=dict)  # digest of each file of the slots, by its path
+    prepared: Prepared = field(default_factory=Prepared)  # what was computed of them beforehand
     published: Layout | None = None  # what was read out of them, where it is published
     scale: float = 1.0  # by which it was
 
@@ -199,9 +201,18 @@ class _Trip:
             update = Update(self._surveyed.scaled(delta), self._share, self._seed, start, extra, self._surveyed.whole)
             if w.name in self._ranks:
                 assert isinstance(delta, LowRank), "its rank was known"
-                return partial(self._work_on_factors, job, delta, update, self._kept.factors(w))
-            kept = {statistic: self._kept.read(w, statistic, rows) for statistic in statistics}
+                prepared = self._prepared(w, statistics[0], None, delta, factors=True)
+                return partial(self._work_on_factors, job, delta, update, self._kept.factors(w), prepared)
+            kept = {s: (self._kept.read(w, s, rows), self._prepared(w, s, rows, delta)) for s in statistics}
             return partial(self._work, job, delta, update, kept, self._published_delta(job, delta))
+
+    def _prepared(
+        self, w: Weight, statistic: Statistic, rows: Rows, delta: Tensor | LowRank, *, factors: bool = False
+    ) -> Slots:
+        """Return what was computed of one block beforehand, if it is of use."""
+        if self._act != "fold" or _is_nothing(delta):
+            return NOTHING
+        return self._head.prepared.of(w, statistic, rows, factors=factors)
 
     def _published_delta(self, job: Job, delta: Tensor | LowRank) -> Tensor | None:
         """Return the head's read-out as what is published tells it, where reading it out of the slots would be costly."""
@@ -216,18 +227,23 @@ class _Trip:
     # --------------------------------------------------------------------------------- one block: what is made of it
 
     def _work(
-        self, job: Job, delta: Tensor | LowRank, u: Update, kept: dict[Statistic, Slots], published: Tensor | None
+        self,
+        job: Job,
+        delta: Tensor | LowRank,
+        u: Update,
+        known: dict[Statistic, tuple[Slots, Slots]],
+        published: Tensor | None,
     ) -> "_Block":
         """Fold one block and read it out."""
         w = job.weight
         with self._progress.busy("fold"):
             made = _Block(delta, Projection(w.name, w.shape), job.rows)
-            made.dot = self._dot(w, kept, delta, published)
+            made.dot = self._dot(w, {statistic: kept for statistic, (kept, _) in known.items()}, delta, published)
         if self._out is None:
             return made
         after: dict[Statistic, Slots] = {}
-        for statistic in list(kept):
-            after[statistic] = made.note(self._entered(w, statistic, kept.pop(statistic), u)).slots
+        for statistic in list(known):
+            after[statistic] = made.note(self._entered(w, statistic, *known.pop(statistic), u)).slots
         with self._progress.busy("fold"):
             made.slots, made.merged = after, Merged.of(self._method.merged(after, w, self._after))
         return made
@@ -243,7 +259,7 @@ class _Trip:
             return 0.0
         return delta.dot(merged) if isinstance(delta, LowRank) else inner(merged, delta)
 
-    def _entered(self, w: Weight, statistic: Statistic, kept: Slots, u: Update) -> Folded:
+    def _entered(self, w: Weight, statistic: Statistic, kept: Slots, prepared: Slots, u: Update) -> Folded:
         """Return a statistic's slots with the update in them, or out of them."""
         if self._act == "keep":
             return Folded(kept)
@@ -251,11 +267,11 @@ class _Trip:
             assert isinstance(statistic, Sum), "only sums are taken out of"
             return statistic.remove(kept, u, w)
         with self._progress.busy("decompose"):
-            prepared = NOTHING if _is_nothing(u.given) else statistic.prepare(kept, w)
+            prepared = prepared if prepared or _is_nothing(u.given) else statistic.prepare(kept, w)
         with self._progress.busy("fold"):
             return statistic.fold(kept, u, w, self._before, prepared)
 
-    def _work_on_factors(self, job: Job, delta: LowRank, u: Update, kept: LowRank) -> "_Block":
+    def _work_on_factors(self, job: Job, delta: LowRank, u: Update, kept: LowRank, prepared: Slots) -> "_Block":
         """Fold the factors of a whole weight."""
         w, made = job.weight, _Block(delta, Projection(job.weight.name, job.weight.shape), None)
         (statistic,) = self._method.keeps(w)
@@ -265,7 +281,7 @@ class _Trip:
         if self._act != "keep" and delta.rank:
             news = u.given if isinstance(u.given, LowRank) else delta
             with self._progress.busy("decompose"):
-                prepared = statistic.prepare_factors(kept, w)
+                prepared = prepared or statistic.prepare_factors(kept, w)
             signed = u if self._act == "fold" else replace(u, share=-u.share)
             with self._progress.busy("fold"):
                 folded = statistic.fold_factors(kept, signed, news, w, prepared)
@@ -316,7 +332,10 @@ class _Trip:
             readouts=out.readouts if out else {},
             slots=out.slots if out else [],
             files=out.files if out else [],
-            bytes_read=self.shipping.nbytes + self._kept.nbytes + sum(reader.nbytes for reader in readers),
+            bytes_read=self.shipping.nbytes
+            + self._kept.nbytes
+            + self._head.prepared.nbytes
+            + sum(reader.nbytes for reader in readers),
             bytes_written=out.nbytes if out else 0,
             sketch=self._sketch.tobytes(),
         )

@@ -37,6 +37,7 @@ from .judging import Job
 from .machine import trim_memory
 from .method import Method
 from .opening import make_source, open_merge, reopen_merge
+from .preparing import Preparing
 from .progress import Progress
 from .recovery import recover
 from .requests import AnyRequest, Retry, Rollback
@@ -63,6 +64,7 @@ class Loop:
     ) -> None:
         self.settings = settings
         self.reread: Callable[[], Settings] = lambda: settings  # at a reload
+        self.prepares = False  # for the next fold, while nothing else is to be done
         self.taken: Callable[[Settings], None] = lambda settings: None  # after one
         self._doing, self._show = doing, show
         self._store = Store(settings.state)
@@ -108,6 +110,7 @@ class Loop:
             self._work.worker.after_move()
         wake = partial(self.post, "look")
         self._upkeep = Upkeep(store.database, wake)
+        self._preparing = Preparing(store, wake)
         self._scrubbing = Scrubbing(store, history, lambda: self.settings.scrub, lambda: self._desk.hooks, wake)
         self._work.wake, self._work.settle = wake, self._settle_soon
         self._work.contain = lambda version, damage: self._scrubbing.contain(version, damage.files, folding=True)
@@ -121,6 +124,7 @@ class Loop:
 
     def __exit__(self, *error: object) -> None:
         self._stopping = True
+        self._preparing.give_way()
         try:
             with self._minding_the_disk():
                 self._work.abandon()
@@ -131,6 +135,7 @@ class Loop:
             self._source.close()
             self._intake.close()
             self._work.close()
+            self._preparing.close()
             self._upkeep.close()
             self._scrubbing.close()
             self._history.close()
@@ -181,6 +186,7 @@ class Loop:
                 self._rescan()
             if self._work.busy:
                 self._look_at_work()
+            self._look_at_preparing()
             if self._work.free and not self._stopping and (self._desk.waiting or not only_asked):
                 self._begin_work()
         with self._minding_the_disk():  # whatever could not be written: nobody waits for ever
@@ -258,7 +264,7 @@ class Loop:
         if self._work.busy:
             return 0.0 if self._work.ended else TICK
         if self._work.free and self._work.waits():
-            return 0.0
+            return TICK if self._preparing.busy else 0.0
         return min(NAP, self._scanning.patience)
 
     def _act_on_all(self, messages: list[Message]) -> None:
@@ -295,6 +301,7 @@ class Loop:
             self._desk.carry_out(ask)
         if isinstance(ask.request, Retry):
             self._rescan()
+        self._preparing.give_way()  # the head may be another one; what is there stays there
         if isinstance(ask.request, Rollback):
             self._scrubbing.hint()  # what was trusted is read
         self._work.worker.after_move()
@@ -310,6 +317,7 @@ class Loop:
             return
         self._merge, self.settings = merge, settings
         self._work.take_settings(settings, merge)
+        self._preparing.again()
         self._desk.hooks, self._desk.keep, self._intake.settings = list(merge.hooks), Keep.of(settings), settings
         self.taken(settings)
         log.info("the configuration was read again")
@@ -322,7 +330,18 @@ class Loop:
     # ---------------------------------------------------------------------------------------------------------- work
 
     def _begin_work(self) -> None:
-        if self._work.begin(self._desk.again):
+        """Begin what is next, once nothing is prepared any more; prepare, if nothing is next."""
+        if self._preparing.busy:
+            if self._work.waits() or self.trouble:
+                self._preparing.give_way()
+        elif self._work.begin(self._desk.again):
+            self.tell()
+        elif self.prepares and self.settings.prepare and not self._work.waits() and not self.trouble:
+            self._preparing.begin(self._history.head(), self._work.worker.wanted)
+
+    def _look_at_preparing(self) -> None:
+        """Show how far it is."""
+        if self._preparing.take() or (self._preparing.busy and time.monotonic() - self._told_at > TELL_EVERY):
             self.tell()
 
     def _look_at_work(self) -> None:
@@ -370,7 +389,8 @@ class Loop:
     def _live(self) -> dict[str, Any]:
         """Return what only this process knows."""
         return known(self.settings) | {
-            "doing": str(self._work),
+            "doing": str(self._work) or str(self._preparing),
+            "prepared": self._preparing.told(self._history.head()),
             "trouble": self.trouble,
             "daemon": {"pid": os.getpid(), "doing": self._doing},
             "waits": {str(row): text for row, text in self._intake.waits.items()},

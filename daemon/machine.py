@@ -4,16 +4,16 @@ import ctypes
 import os
 import platform
 import resource
+import threading
 from dataclasses import dataclass
 from importlib.metadata import version
 
 from ..state.errors import Misconfigured
 
 BESIDE = 64  # files that a process has open anyway, with some to spare: a daemon has 18 or 19
-RETURNED = (
-    32 * 2**20
-)  # bytes: a block of at least this size goes back to the system when it is freed; the most glibc takes
+RETURNED = 32 * 2**20  # bytes: a block of at least this size goes back to the system; the most that glibc takes
 KEPT_FREE = 16 * 2**20  # bytes of free memory that are kept for the next blocks
+LAST = 19  # the lowest priority, for which the kernel's schedulers give time that nobody else wants
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc, malloc.h
 LIBC = ctypes.CDLL(None)
 
@@ -32,6 +32,11 @@ def settle_threads(threads: int) -> None:
 
     torch.set_num_threads(threads)
     torch.backends.mkldnn.set_flags(False)  # type: ignore[no-untyped-call]  # fails under MemoryDenyWriteExecute
+
+
+def be_last() -> None:
+    """Let the calling thread have what processor time, and with some schedulers what disk time, others leave."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LAST)
 
 
 def settle_memory() -> None:

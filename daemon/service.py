@@ -49,7 +49,7 @@ class Service:
                 self._stop(control)
 
     def _start(self) -> Control:
-        self._loop.reread, self._loop.taken = self._read_again, self._take
+        self._loop.reread, self._loop.taken, self._loop.prepares = self._read_again, self._take, True
         for number, act in (
             (signal.SIGTERM, self._on_stop),
             (signal.SIGINT, self._on_stop),

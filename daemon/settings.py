@@ -185,6 +185,10 @@ class Settings(Table):
     """How many of the newest versions keep their slots, which folding on needs, with their model; 0: all that keep it."""
     disk: ByteSize = Field(default=ByteSize(0), ge=0)
     """The most that the state may take on disk, such as `500GB`: folding waits for room. 0: all that is free."""
+    prepare: bool = True
+    """Whether the daemon computes what the next fold needs of the head alone while nothing else is to be done."""
+    prepared: ByteSize = Field(default=ByteSize(20_000_000_000), ge=0)
+    """The most that what is prepared takes on disk, such as `20GB`: the rest is computed when a checkpoint is folded."""
     scrub: Annotated[Duration, BeforeValidator(_switched)] = 30 * 86400.0
     """How often every kept file is read again and compared with what was written, such as `30d`; 0: never by itself."""
     limits: Limits = Limits()

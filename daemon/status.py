@@ -37,6 +37,7 @@ def status(history: History, store: Store, live: Mapping[str, Any] | None = None
         "blocked": counts.get("blocked", 0),
         "paused": history.paused(),
         "doing": "",
+        "prepared": None,
         "trouble": "",
         "rule": head.rule if head else pins.get("rule"),
         "parameters": _parameters(head, pins),

@@ -28,8 +28,9 @@ from ..state.errors import (
     Uncertain,
 )
 from ..state.history import History
-from ..state.records import ADMITTED, Checkpoint, Move, Reason, Sighting
-from ..state.store import Store
+from ..state.prepared import forget
+from ..state.records import ADMITTED, Checkpoint, Move, Reason, Sighting, Version
+from ..state.store import Store, disk_bytes
 from ..state.wording import quoted
 from . import replacing
 from .admission import Admission
@@ -39,11 +40,12 @@ from .dropping import decide, drop
 from .judging import Job, Known, Past, Turned, contribution_of
 from .opening import Merge
 from .pinning import still_pinned
+from .preparing import Wanted, folder_of
 from .publishing import spilled_bytes, version_bytes
 from .recovery import STRIKES, check_head, wait_again
 from .replacing import Start
 from .retention import Keep
-from .room import lacking
+from .room import lacking, spare
 from .settings import Settings
 from .sidecar import counted
 from .status import owed_news
@@ -128,6 +130,15 @@ class Worker:
         head = self._history.head()
         kept = [version.number for version in self._history.with_files()]
         return lacking(self._store, kept, head.number if head else None, self.disk.need, self.settings.disk)
+
+    def wanted(self, head: Version) -> Wanted:
+        """Return what is to be prepared for folds onto the head, and the room for it that the next version does not need."""
+        self.disk.need, settings, folder = self._need(), self.settings, folder_of(head, self._store)
+        room = int(settings.prepared) if settings.prepare else 0
+        if settings.disk:
+            kept, there = [version.number for version in self._history.with_files()], disk_bytes(folder.glob("*"))
+            room = min(room, there + spare(self._store, kept, head.number, self.disk.need, settings.disk))
+        return Wanted(head, self.merge.base, self.merge.method_at(head), settings, room, self.disk.spare)
 
     # ------------------------------------------------------------------------------------------------------- finish
 
@@ -240,6 +251,8 @@ class Worker:
         """Drop the files of versions that retention lets go; first the promise, then the bytes."""
         drop(decide(self._history, Keep.of(self.settings)), self._commit)
         self._commit.sweep_rest()
+        head = self._history.head()
+        forget(self._store.prepared, but=folder_of(head, self._store) if head and self.settings.prepare else None)
         self._archive.keep(still_pinned(self._archive.entries(), self.settings.archive.full))
 
 

@@ -12,7 +12,7 @@ PIECE = 2**20  # bytes read at once
 Digest = blake3  # running: update(), hexdigest()
 
 
-def digest_of(data: bytes) -> str:
+def digest_of(data: bytes | memoryview) -> str:
     """Return the digest of a few bytes."""
     return Digest(data).hexdigest()
 

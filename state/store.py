@@ -37,6 +37,7 @@ class Store:
         self.versions = root / "versions"
         self.models = root / "models"
         self.drafts = root / "drafts"
+        self.prepared = root / "prepared"
         self.ballast = root / "ballast"
         self.current = self.models / "current"
 

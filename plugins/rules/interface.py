@@ -191,7 +191,10 @@ class Statistic(Protocol):
         ...
 
     def prepare(self, kept: Slots, w: Weight) -> Slots:
-        """Return what a fold needs of `kept` alone, so that it can be computed before a checkpoint is there."""
+        """Return what a fold needs of `kept` alone, so that it can be computed before a checkpoint is there.
+
+        Tensors without gaps, as `clone` gives them: they come back from a file with the same strides.
+        """
         ...
 
     def fold(self, kept: Slots, u: Update, w: Weight, before: Counts, prepared: Slots) -> Folded:
@@ -249,6 +252,12 @@ class _Kept:
     def prepare_factors(self, kept: LowRank, w: Weight) -> Slots:
         """Nothing, here too."""
         return NOTHING
+
+
+def prepares(statistic: Statistic) -> bool:
+    """Whether anything can be done before a checkpoint is there."""
+    nothing: object = _Kept.prepare
+    return type(statistic).prepare is not nothing
 
 
 class Sum(_Kept):

@@ -132,7 +132,7 @@ class Accumulator(Recurrence):
         short = min(m, n)
         if not self.leading or self.alpha == 1:
             return working_bytes(w)
-        return 8 * (CHUNK_ROWS * short + 5 * short * short) + 4 * short * (m + n)
+        return 8 * (min(CHUNK_ROWS, max(m, n)) * short + 5 * short * short) + 4 * short * (m + n)
 
     @property
     def factored(self) -> bool:

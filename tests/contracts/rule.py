@@ -4,8 +4,9 @@
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from math import inf, isfinite, nan
+from pathlib import Path
 from random import Random
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -25,7 +26,8 @@ from contracts.streaming import (
 from references.interface import Checkpoints
 from torch import Tensor
 
-from mergd.plugins.rules.interface import LowRank, Rule, Statistic, Sum
+from mergd.plugins.rules.interface import LowRank, Rule, Statistic, Sum, prepares
+from mergd.state.prepared import Preparation, Prepared, place_of
 from mergd.state.records import Counts, Totals, Weight
 
 WEIGHTS = (
@@ -212,13 +214,23 @@ class RuleContract:
             assert torch.equal(delta, checkpoint(2)[w.name])
             assert all(torch.equal(slot, before[name]) for name, slot in kept.items())
 
-    def test_what_was_prepared_changes_no_byte(self, rule: Rule) -> None:
+    @pytest.mark.parametrize("share", [1.0, 2.5])
+    def test_what_was_prepared_changes_no_byte_wherever_it_was_meanwhile(
+        self, rule: Rule, share: float, tmp_path: Path
+    ) -> None:
         for statistic, w in statistics(rule):
             kept = fold_once(statistic, w, empty_slots(statistic, w), checkpoint(1)[w.name]).slots
-            update = update_of(statistic, w, checkpoint(2)[w.name])
+            update, ready = update_of(statistic, w, checkpoint(2)[w.name], share), statistic.prepare(kept, w)
+            assert bool(ready) <= prepares(statistic)
+            with Preparation(tmp_path / w.name / "1", "", lambda place: True) as into:
+                into.add(place_of(w, statistic, None), ready)
+            stored = Prepared(tmp_path / w.name / "1").of(w, statistic, None)
+            assert stored.keys() == ready.keys(), f"{statistic} prepares tensors with gaps"
             fresh = statistic.fold(kept, update, w, ONE, {})
-            ready = statistic.fold(kept, update, w, ONE, statistic.prepare(kept, w))
-            assert all(torch.equal(slot, fresh.slots[name]) for name, slot in ready.slots.items())
+            for prepared in (ready, stored):
+                folded = statistic.fold(kept, update, w, ONE, prepared)
+                assert all(torch.equal(slot, fresh.slots[name]) for name, slot in folded.slots.items())
+                assert replace(folded, slots={}) == replace(fresh, slots={})
 
     @pytest.mark.parametrize("rows", [1, 2, 5])
     def test_blocks_of_rows_fold_as_the_whole_does(self, rule: Rule, rows: int) -> None:

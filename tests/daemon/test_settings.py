@@ -78,6 +78,8 @@ BAD: dict[str, list[Any]] = {
     "keep_weekly": [-1, "all", 2.5],
     "keep_slots": [-1, "all", 2.5],
     "disk": [-1, "much", None],
+    "prepare": ["perhaps", 7, None],
+    "prepared": [-1, "much", None],
     "limits.norm": [-0.1, "much", None, "inf", "nan", True],
     "limits.weight_norm": [-1, "much", None],
     "limits.sigmas": [-6, "six", None],

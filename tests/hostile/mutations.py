@@ -151,7 +151,7 @@ class Trial:
             kept = self.merge.readouts(version.number)
             if any(not torch.equal(self._sum[n], kept[n]) for n in kept):
                 self.report.wrong.append(f"{name}, {change}: the sum of {version} is another one")
-            self._patience = 1.2 * version.seconds["folding"]
+            self._patience = 1.2 * sum(version.seconds.get(step, 0.0) for step in ("read", "decompose", "fold"))
         self._versions += len(versions)
 
 

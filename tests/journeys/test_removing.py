@@ -290,8 +290,8 @@ def test_a_rule_that_gives_other_bytes_than_it_did_changes_nothing(
         history.drop_files(2, "slots")
         merge.store.drop(2, "slots")
     before = merge.weight_files(2)
-    project = opcm.project
-    monkeypatch.setattr(opcm, "project", lambda D, U, V: project(D, U, V) * (1 + 1e-6))
+    coordinates = opcm.coordinates
+    monkeypatch.setattr(opcm, "coordinates", lambda D, U, V: coordinates(D, U, V) * (1 + 1e-5))
     with pytest.raises(MergdError, match="other slots"):
         ask(merge, Replay(version="2"))
     assert merge.weight_files(2) == before

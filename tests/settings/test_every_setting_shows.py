@@ -4,8 +4,10 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +163,18 @@ def convolutions(bench: Bench) -> None:
 
 
 def threads(bench: Bench) -> None:
-    notes = bench.root / "notes"
-    bench.monkeypatch.setenv("THEIR_GATE_NOTES", str(notes))
+    asked_for: list[int] = []
+
+    class Watched(ThreadPoolExecutor):
+        def __init__(self, threads: int, *arguments: Any) -> None:
+            asked_for.append(threads)
+            super().__init__(threads, *arguments)
+
+    bench.monkeypatch.setattr("mergd.daemon.overlapping.ThreadPoolExecutor", Watched)
     for number in (1, 3):
-        bench.merge([1], threads=number, gates=("their_gate",))  # a gate runs on the folding thread
-        assert notes.read_text() == str(number)
+        bench.merge([1], threads=number)
+        assert set(asked_for) == {number}
+        asked_for.clear()
 
 
 # -------------------------------------------------------------------------------------------------- what is admitted
@@ -482,6 +491,31 @@ def disk(bench: Bench) -> None:
     assert merge.states()["late"] == "folded"
 
 
+def prepare(bench: Bench) -> None:
+    for value in (True, False):
+        merge = bench.merge([1], prepare=value)
+        with merge.running("run"):
+            eventually(partial(prepared_as_set, merge))
+            merge.drop("late", 2)
+            eventually(merge.store.model(2).exists)
+        assert merge.store.prepared.exists() == value
+
+
+def prepared_as_set(merge: Sandbox) -> bool:
+    """Whether something is prepared, where that is to be."""
+    return merge.store.prepared.exists() or not merge.settings.prepare
+
+
+def prepared(bench: Bench) -> None:
+    for room, found in (("1MB", 1), ("10", 0)):
+        merge = bench.merge([1], prepared=room)
+        with merge.loop() as loop:
+            loop.prepares = True
+            while not loop._preparing._rests_until:
+                loop.turn()
+        assert len(list(merge.store.prepared.glob("000001/*"))) == found
+
+
 def scrub(bench: Bench) -> None:
     for period, read in (("1ms", True), (0, False), ("30d", False)):
         merge = bench.merge([1], scrub=period)
@@ -670,7 +704,21 @@ OTHERS: tuple[Case, ...] = (
     ),
     *(missing, extra, skip, rename, vocabulary),
     *(quiet, quiet_unsure, quiet_network, marked_only, on_change, per_run, run_quiet, rescan, events, memory),
-    *(shard_size, copy_code, keep_last, keep_within, keep_daily, keep_weekly, keep_slots, disk, scrub, gates, hooks),
+    *(
+        shard_size,
+        copy_code,
+        keep_last,
+        keep_within,
+        keep_daily,
+        keep_weekly,
+        keep_slots,
+        disk,
+        prepare,
+        prepared,
+        scrub,
+        gates,
+        hooks,
+    ),
 )
 CASES = {case.__name__: case for case in OTHERS} | {case.__name__.replace("_", ".", 1): case for case in TABLES}
 

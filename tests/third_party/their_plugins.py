@@ -74,13 +74,11 @@ class TheirFormat:
 
 
 class TheirGate:
-    """Refuses or holds a checkpoint by its name, once it has seen that the draft is there to be looked at; notes its threads."""
+    """Refuses or holds a checkpoint by its name, once it has seen that the draft is there to be looked at."""
 
     def judge(self, drafted: Drafted) -> Verdict:
         assert drafted.model is not None
         assert (Path(drafted.model) / "model.safetensors").is_file()
-        if notes := os.environ.get("THEIR_GATE_NOTES"):
-            Path(notes).write_text(str(torch.get_num_threads()))
         if drafted.checkpoint.startswith("doubtful"):
             return Verdict("held", (Reason("doubtful", drafted.checkpoint, "a name that says more", "decide on it"),))
         if not drafted.checkpoint.startswith("unwanted"):
