@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from ..plugins.rules._matrices import is_matrix, sides
+from ..plugins.rules.interface import Rule, Statistic
+from ..plugins.rules.interface import working_bytes as usual_bytes
 from ..state.errors import Misconfigured
 from ..state.records import Weight
 from .base import COPIES, Base, Rows, float32_bytes, row_blocks
@@ -59,8 +61,14 @@ def working_bytes(w: Weight, method: Method) -> int:
     specs = [spec for statistic in method.keeps(w) for spec in statistic.slots(w).values()]
     news = float32_bytes(w.shape) * (2 if any(spec.dtype == "F64" for spec in specs) else 1)
     readout = 0 if reads_slot(method, w) else float32_bytes(w.shape)
-    aside = max(method.rule.working(w), *(statistic.working(w) for statistic in method.keeps(w)))
+    parts: tuple[Rule | Statistic, ...] = (method.rule, *method.keeps(w))
+    aside = max(_aside(part, w) for part in parts)
     return news + 2 * sum(spec.nbytes for spec in specs) + readout + aside
+
+
+def _aside(part: Rule | Statistic, w: Weight) -> int:
+    """Return what a fold, or a read-out, takes besides; what does not say takes what most formulas do."""
+    return part.working(w) if hasattr(part, "working") else usual_bytes(w)
 
 
 def machine_of(settings: Settings, base: Base, method: Method) -> Machine:

@@ -178,13 +178,16 @@ class _Trip:
         """Take every weight, one after the other: read ahead, folded several at once, written in order."""
         self._progress.begin(doing, len(self._model.weights), self._model.layout.nbytes)
         jobs = jobs_of(self._model.weights, self._method, self._machine, self._ranks)
-        for job, block in overlapped(jobs, self._load, self._machine.memory, self._machine.threads):
-            with self._progress.busy("fold"):
-                self._take(job, block)
-            whole = self._model.layout.tensors[job.weight.name].nbytes
-            self._progress.advance(whole * (job.rows[1] - job.rows[0]) // job.weight.shape[0] if job.rows else whole)
-            if job.last:
-                self._progress.next_weight()
+        with overlapped(jobs, self._load, self._machine.memory, self._machine.threads) as blocks:
+            for job, block in blocks:
+                with self._progress.busy("fold"):
+                    self._take(job, block)
+                whole = self._model.layout.tensors[job.weight.name].nbytes
+                self._progress.advance(
+                    whole * (job.rows[1] - job.rows[0]) // job.weight.shape[0] if job.rows else whole
+                )
+                if job.last:
+                    self._progress.next_weight()
 
     # -------------------------------------------------------------------------------------- one block: what is read
 

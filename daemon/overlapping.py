@@ -5,8 +5,9 @@ was done first. What is under way at once is bounded by the setting `memory`.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
@@ -34,11 +35,19 @@ class Job:
 Load = Callable[[Job], Callable[[], T]]  # reads what a job needs; what it returns does the work
 
 
-def overlapped(jobs: Iterable[Job], load: Load[T], memory: int, threads: int) -> Iterator[tuple[Job, T]]:
-    """Yield each job with what was made of it, in order. Raises what reading or working raises, where its turn comes.
+@contextmanager
+def overlapped(
+    jobs: Iterable[Job], load: Load[T], memory: int, threads: int
+) -> Iterator[Generator[tuple[Job, T], None, None]]:
+    """Give each job with what was made of it, in order, which raises what reading or working raises, where its turn comes.
 
-    The threads end before it returns, also where it is closed halfway.
+    The threads end with it, also where it is left halfway: nothing reads files that are closed after it.
     """
+    with closing(_in_order(jobs, load, memory, threads)) as results:
+        yield results
+
+
+def _in_order(jobs: Iterable[Job], load: Load[T], memory: int, threads: int) -> Generator[tuple[Job, T], None, None]:
     room, handed = _Room(memory), SimpleQueue[tuple[Job, Future[T]] | BaseException | None]()
     with ThreadPoolExecutor(threads, "mergd-work", settle_threads, (1,)) as workers:
         reader = threading.Thread(

@@ -76,13 +76,13 @@ def publish(
         order = writer.order
         progress.begin("publishing", len(order), sum(base.layout.tensors[name].nbytes for name in order))
         merging = _Merging(base, source, opened, writer, scale, lines, progress)
-        for job, block in overlapped(
-            _jobs(base, order, settings.buffers), merging.load, settings.buffers, settings.threads
-        ):
-            with progress.busy("publish"):
-                writer.write(job.weight.name, block)
-            progress.advance(block.numel() * block.element_size())
-            progress.weights += job.last
+        merged = overlapped(_jobs(base, order, settings.buffers), merging.load, settings.buffers, settings.threads)
+        with merged as blocks:
+            for job, block in blocks:
+                with progress.busy("publish"):
+                    writer.write(job.weight.name, block)
+                progress.advance(block.numel() * block.element_size())
+                progress.weights += job.last
         with progress.busy("sync"):
             layout = writer.finish()
         files = [*writer.files]
