@@ -44,14 +44,15 @@ arrivals: $(READY)  ## checkpoints arrive in every style, with stalls: most of a
 demo: $(READY)  ## train, fold, compare with plain averaging, roll back; about a minute
 	$(BIN)/python benchmarks/demo
 
-bench: $(READY) $(PEERS)/mergekit/.ready $(PEERS)/fusion-bench/.ready  ## mergd beside fusion-bench, mergekit and a plain copy, by turns; ROUNDS=3, GB=2, N='2 8 32'
-	$(BIN)/python benchmarks/side_by_side.py --rounds $(or $(ROUNDS),3) --gb $(or $(GB),2) --n $(or $(N),2 8 32)
+bench: $(READY) $(PEERS)/mergekit/.ready $(PEERS)/fusion-bench/.ready  ## mergd beside fusion-bench, mergekit and a plain copy, by turns; ROUNDS=3, GB=2, N='2 8 32', BACKLOG=20
+	$(BIN)/python benchmarks/side_by_side.py --rounds $(or $(ROUNDS),3) --gb $(or $(GB),2) --n $(or $(N),2 8 32) \
+	  --backlog $(or $(BACKLOG),20)
 
 bench-scale: $(READY)  ## a fold's cost against folds, parameters, the largest matrix; LAYERS=144 of the largest model, 170 MB of disk each
 	$(BIN)/python benchmarks/scale.py --largest $(or $(LAYERS),144)
 
 bench-quick: $(READY)  ## every comparison in tiny, to see that it works; nothing is kept
-	cd tests && ../$(BIN)/python -m pytest -q journeys/test_benchmarks.py
+	cd tests && ../$(BIN)/python -m pytest -q -n 2 journeys/test_benchmarks.py
 
 bench-others: $(READY)  ## the other figures: memory, adapters' disk, rollbacks, near-copies; PAIRS=1000, SEED=0
 	$(BIN)/python benchmarks/memory.py

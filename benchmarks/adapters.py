@@ -24,7 +24,7 @@ def measure(work: Path, width: int, matrices: int, before: int) -> dict[str, Any
     merge = Merge(work / "merge", save(work / "base", {f"{name}.weight": tensor for name, tensor in base.items()}))
     for seed in range(before):
         merge.drop(save_adapter(work / f"adapter-{seed}", factors(names, width, seed)))
-    merge.run_once()
+    merge.run_once(of=before)
     last = factors(names, width, before)
     shutil.copytree(merge.state, work / "kept", symlinks=True)
     folders = {

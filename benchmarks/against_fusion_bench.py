@@ -50,8 +50,7 @@ class Bench:
         merge = Merge(self.work / f"merge-{next(self.number)}", self.base, settings=settings)
         for checkpoint in self.checkpoints[:checkpoints]:
             merge.drop(checkpoint)
-        cost = merge.run_once()
-        assert merge.status()["folded"] == checkpoints, merge.status()
+        cost = merge.run_once(of=checkpoints)
         shutil.rmtree(merge.work)
         return cost
 
@@ -78,7 +77,7 @@ def prepared(bench: Bench, rounds: int, before: Sequence[Contender], after: Sequ
     merge = Merge(bench.work / "daemon", bench.base)
     for checkpoint in bench.checkpoints[:AHEAD]:
         merge.drop(checkpoint)
-    merge.run_once()
+    merge.run_once(of=AHEAD)
     arriving = iter(bench.checkpoints[AHEAD:])
     with running(merge) as daemon:
         daemon.arrival(next(arriving))  # what a process does but once, such as loading libraries

@@ -20,8 +20,7 @@ def measure(work: Path, sizes: Sizes) -> Part:
     """Fold into models of small matrices, and of larger ones that are decomposed ahead."""
     samples: Samples = {}
     facts: dict[str, Any] = {}
-    small, large = sizes.sides
-    for rule, side in (("average", small), ("opcm", small), ("opcm", large)):
+    for rule, side in sizes.squares:
         model = Model(work / f"{rule}-{side}", f"{rule}/{side}", square_shapes(sizes.gb, side))
         found, facts[model.name] = model.measured(rule, sizes.rounds)
         samples |= found

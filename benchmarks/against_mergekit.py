@@ -54,15 +54,14 @@ class Folded:
         self.merge = Merge(work, base, rule)
         for checkpoint in checkpoints[:-1]:
             self.merge.drop(checkpoint)
-        self.merge.run_once()
+        self.merge.run_once(of=len(checkpoints) - 1)
         self.kept = work / "kept"
         shutil.copytree(self.merge.state, self.kept, symlinks=True)
 
     def newest(self) -> Mapping[str, Cost]:
         """Fold the newest checkpoint, and bring the state before it back."""
         self.merge.drop(self.checkpoints[-1])
-        cost = self.merge.run_once()
-        assert self.merge.status()["folded"] == len(self.checkpoints), self.merge.status()
+        cost = self.merge.run_once(of=1)
         shutil.rmtree(self.merge.watch / self.checkpoints[-1].name)
         shutil.rmtree(self.merge.state)
         shutil.copytree(self.kept, self.merge.state, symlinks=True)

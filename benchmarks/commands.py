@@ -16,7 +16,7 @@ from typing import Any
 
 LAUNCH = Path(__file__).resolve().parent / "launch.py"
 LEAST = 1e-3  # seconds: what is less is not told from nothing
-CALM = 1.5  # seconds for which an idle daemon does nothing
+CALM = 1.0  # seconds for which an idle daemon does nothing
 PATIENCE = 3600.0  # seconds
 
 
@@ -78,9 +78,12 @@ class Merge:
         """Run a command on this merge."""
         return mergd(*words, *(("-c", self.config) if configured else ()), log=self.work / "log")
 
-    def run_once(self) -> Cost:
-        """Fold all that has arrived."""
-        return self.mergd("run", "--once", "--strict")
+    def run_once(self, of: int) -> Cost:
+        """Fold what has arrived: so many checkpoints."""
+        before = self.status()["folded"]
+        cost = self.mergd("run", "--once", "--strict")
+        assert self.status()["folded"] == before + of, self.status()
+        return cost
 
     def drop(self, checkpoint: Path) -> None:
         """Let a checkpoint arrive, whole at once and marked as such; its files are links to those given."""
@@ -94,8 +97,9 @@ class Merge:
         return [json.loads(line) for line in (self.state / "log.jsonl").read_text().splitlines()]
 
     def status(self) -> dict[str, Any]:
-        """Return what status.json says."""
-        status: dict[str, Any] = json.loads((self.state / "status.json").read_text())
+        """Return what status.json says, or what is true before it is written first."""
+        path = self.state / "status.json"
+        status: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"folded": 0, "doing": "starts"}
         return status
 
     def current(self) -> str:
@@ -150,8 +154,7 @@ class Daemon:
         def is_calm() -> bool:
             nonlocal calm
             now = self.so_far()
-            status = self.merge.status() if (self.merge.state / "status.json").exists() else {"doing": "starts"}
-            if status["doing"] or now.cpu - calm.cpu > 0.1 * CALM:
+            if self.merge.status()["doing"] or now.cpu - calm.cpu > 0.1 * CALM:
                 calm = now
             return now.wall - calm.wall > CALM
 

@@ -29,12 +29,15 @@ class Sizes:
     clip: Mapping[str, Any]
     llama: Mapping[str, Any]
     backlog: int  # checkpoints that arrive at once
-    sides: tuple[int, int] = (256, 1024)  # of the small matrices, and of those that are decomposed ahead
+    # Rules and sides of square matrices: small ones, and some that are decomposed ahead.
+    squares: tuple[tuple[str, int], ...] = (("average", 256), ("opcm", 256), ("opcm", 1024))
     all_variants: bool = True  # fusion-bench with one thread too, and mergd's variant that is fusion-bench's
 
 
 FULL = Sizes(3, 2.0, (2, 8, 32), clip_config(), llama_config(512, 1408, 8, 16_000), backlog=20)
-QUICK = Sizes(1, 0.001, (2,), clip_config(64, 1, 64), llama_config(64, 128, 1, 300), 4, (64, 128), all_variants=False)
+QUICK = Sizes(
+    1, 0.001, (2,), clip_config(64, 1, 64), llama_config(64, 128, 1, 300), 4, (("average", 64), ("opcm", 64)), False
+)
 
 
 def interleaved(rounds: int, *contenders: Contender) -> Samples:

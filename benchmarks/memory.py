@@ -49,7 +49,7 @@ def measure(
     merge = Merge(work / "merge", base, rule)
     for seed in range(1, folds + 1):
         merge.drop(make_model(work / f"fine-tune-{seed}", seed, shapes))
-    cost = merge.run_once()
+    cost = merge.run_once(of=folds)
     log = merge.log()
     return {
         "model_gb": 4 * parameters(shapes) / 1e9,

@@ -20,6 +20,8 @@ PARTS: dict[str, ModuleType] = {
     "machine": against_machine,
     "scale": scale,
 }
+DRAWN = {"fusion-bench", "mergekit", "machine"}  # parts that the chart shows
+CHART = "![CPU seconds of a fold, seconds beside mergekit, seconds beside a copy of the same bytes](benchmarks.svg)"
 NOT_YET = "Not measured yet.\n"
 Results = dict[str, Any]  # by part
 
@@ -73,7 +75,8 @@ def described(machine: Mapping[str, Any]) -> str:
 def summary(results: Results) -> str:
     """Return the table of the figures to reach."""
     rows = [[one.what, one.target, one.got, "yes" if one.kept else "**no**"] for one in promises(results)]
-    return table(["figure", "to reach", "got: median (least to most)", "reached"], rows) if rows else NOT_YET
+    made = table(["figure", "to reach", "got: median (least to most)", "reached"], rows) if rows else NOT_YET
+    return f"{made}\n{CHART}\n" if DRAWN & set(results) else made
 
 
 def promises(results: Results) -> Iterator[Promise]:

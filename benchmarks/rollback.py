@@ -29,7 +29,7 @@ def main() -> None:
         merge = Merge(work, make_model(work / "base", 0, shapes), settings={"keep_last": 2})
         for seed in (1, 2):
             merge.drop(make_model(work / f"fine-tune-{seed}", seed, shapes))
-        merge.run_once()
+        merge.run_once(of=2)
         store = Store(merge.state)
         for gb in sizes:
             grow(store, 1, int(gb * 1e9))

@@ -47,7 +47,7 @@ class Sizes:
     stream: int = 12  # layers
 
 
-QUICK = Sizes((2, 4), 64, (1,), (64,), {"embed_tokens.weight": (1000, 64), "w": (64, 96)}, 64, 1)
+QUICK = Sizes((2, 4), 64, (1,), (), {"embed_tokens.weight": (1000, 64), "w": (64, 96)}, 64, 1)
 
 
 def measure(work: Path, sizes: Sizes) -> Part:
@@ -96,7 +96,7 @@ def of_layers(work: Path, hidden: int, layers: int) -> dict[str, Any]:
     }
     for rule in ("opcm", "average"):
         merge = Merge(work / rule, base, rule)
-        cost = [fold(merge, make_model(work / "fine-tune", seed, shapes)) for seed in (1, 2)][-1]
+        cost = [fold(merge, make_model(work / f"fine-tune-{seed}", seed, shapes)) for seed in (1, 2)][-1]
         newest = merge.log()[0]
         found[rule] = (
             asdict(cost) | {key: newest[f"bytes_{key}"] for key in ("read", "written")} | {"disk": merge.disk()}
@@ -108,8 +108,7 @@ def of_layers(work: Path, hidden: int, layers: int) -> dict[str, Any]:
 def fold(merge: Merge, checkpoint: Path) -> Cost:
     """Fold a checkpoint and delete it."""
     merge.drop(checkpoint)
-    cost = merge.run_once()
-    assert merge.status()["waiting"] == 0, merge.status()
+    cost = merge.run_once(of=1)
     remove(checkpoint, merge.watch / checkpoint.name)
     return cost
 

@@ -40,29 +40,32 @@ def measured(part: str, work: Path, sizes: Sizes, peers: Path) -> Part:
 
 def main() -> None:
     """Measure, and write the page."""
+    arguments = options()
+    given = {"rounds": arguments.rounds, "gb": arguments.gb, "counts": arguments.n, "backlog": arguments.backlog}
+    sizes = replace(QUICK if arguments.quick else FULL, **{key: value for key, value in given.items() if value})
+    counts = " ".join(map(str, sizes.counts))
+    command = f"make bench ROUNDS={sizes.rounds} GB={sizes.gb:g} N='{counts}' BACKLOG={sizes.backlog}"
+    page = Page(arguments.docs)
+    for part in arguments.parts:
+        print(f"mergd beside the {part}:", file=sys.stderr)
+        with work_folder() as work:
+            found = measured(part, work, sizes, arguments.peers.resolve())
+        page.keep(part, {"command": command, "machine": machine(), **found})
+    draw(page.results(), page.chart)
+
+
+def options() -> argparse.Namespace:
+    """Return what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int, help=f"default: {FULL.rounds}")
     parser.add_argument("--gb", type=float, help=f"of the model beside the machine's limits; default: {FULL.gb:g}")
     parser.add_argument("--n", type=int, nargs="+", help="checkpoints, beside mergekit; default: 2 8 32")
+    parser.add_argument("--backlog", type=int, help=f"checkpoints that arrive at once; default: {FULL.backlog}")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
-    parser.add_argument(
-        "--peers", type=Path, default=DOCS.parent / ".peers", help="where the other packages are installed"
-    )
+    parser.add_argument("--peers", type=Path, default=DOCS.parent / ".peers", help="where the packages are installed")
     parser.add_argument("--docs", type=Path, help="write the page in this folder instead of docs/")
-    arguments = parser.parse_args()
-    given = {"rounds": arguments.rounds, "gb": arguments.gb, "counts": tuple(arguments.n or ())}
-    sizes = replace(QUICK if arguments.quick else FULL, **{key: value for key, value in given.items() if value})
-    command = f"make bench ROUNDS={sizes.rounds} GB={sizes.gb:g} N='{' '.join(map(str, sizes.counts))}'"
-    page = Page(arguments.docs)
-    for part in arguments.parts:
-        print(f"mergd beside the {part}:", file=sys.stderr)
-        with work_folder() as work:
-            page.keep(
-                part,
-                {"command": command, "machine": machine(), **measured(part, work, sizes, arguments.peers.resolve())},
-            )
-    draw(page.results(), page.chart)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

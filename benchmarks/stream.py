@@ -60,7 +60,7 @@ def measure(work: Path, layers: int, folds: int) -> dict[str, float]:
     adapters = [make_adapter(work / f"adapter-{seed}", layers, seed) for seed in range(1, folds + 1)]
     for adapter in adapters:
         merge.drop(adapter)
-    merge.run_once()
+    merge.run_once(of=folds)
     newest = merge.log()[0]
     touched = sum(
         2 * tensor.numel() for name, tensor in model.items() if name.removesuffix(".weight").endswith(TARGETS)
