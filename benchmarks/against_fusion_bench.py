@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 
@@ -69,6 +69,8 @@ def measure(work: Path, sizes: Sizes, python: Path | None) -> Part:
     backlogs = [_backlog("fusion-bench-1", bench.on_one_thread, sizes.backlog)] if python else []
     backlogs += [_backlog("decomposing", bench.mergd, sizes.backlog)]
     samples |= interleaved(1, *backlogs)
+    after = Cost(**samples["prepared/idle"][-1]).each(sizes.backlog)  # the next decomposition, once for them all
+    samples["decomposing/backlog+idle"] = [asdict(Cost(**samples["decomposing/backlog"][0]) + after)]
     return {"samples": samples, "facts": {"parameters": parameters(shapes), "backlog": sizes.backlog}}
 
 
@@ -109,6 +111,7 @@ def tables(part: Part) -> str:
         "idle": "while idle after it",
         "both": "fold and idle",
         "backlog": f"{part['facts']['backlog']} at once: each",
+        "backlog+idle": "each, with its part of the idle work after them all",
     }
     rows = []
     for name in part["samples"]:
@@ -123,9 +126,10 @@ def tables(part: Part) -> str:
 
 def beside(part: Part, what: str) -> str | None:
     """Return the sample of fusion-bench, as it costs least, that something is held against."""
-    names = [f"{who}/{'fold' if what in ('idle', 'both') else what}" for who in WHO if who not in OURS]
-    there = [name for name in names if name in part["samples"]]
-    return min(there, key=lambda name: values(part, name, "cpu").middle, default=None)
+    there = {"both": "fold", "backlog+idle": "backlog"}.get(what, what)
+    names = [f"{who}/{there}" for who in WHO if who not in OURS]
+    measured = [name for name in names if name in part["samples"]]
+    return min(measured, key=lambda name: values(part, name, "cpu").middle, default=None)
 
 
 def promises(part: Part) -> Iterator[Promise]:

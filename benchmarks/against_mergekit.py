@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -62,10 +63,11 @@ class Folded:
         """Fold the newest checkpoint, and bring the state before it back."""
         self.merge.drop(self.checkpoints[-1])
         cost = self.merge.run_once(of=1)
+        inside = replace(cost, wall=sum(self.merge.log()[0]["seconds"].values()))
         shutil.rmtree(self.merge.watch / self.checkpoints[-1].name)
         shutil.rmtree(self.merge.state)
         shutil.copytree(self.kept, self.merge.state, symlinks=True)
-        return {self.name: cost}
+        return {self.name: cost, f"{self.name}/inside": inside}
 
 
 def tables(part: Part) -> str:
@@ -81,9 +83,9 @@ def tables(part: Part) -> str:
                 for name, there in zip((theirs, ours), found, strict=True)
             ]
             times = [ratio(part, theirs, ours, key) if all(found) else "" for key in ("wall", "cpu")]
-            rows.append([f"`{rule}`", count, *cells, *times])
+            rows.append([f"`{rule}`", count, *cells, *times, values(part, f"{ours}/inside", "wall")])
     pairs = [f"{what}: {who}" for what in ("wall, s", "CPU, s", "peak RSS, MB") for who in ("mergekit", "mergd")]
-    return table(["rule", "N", *pairs, "times faster", "times less CPU"], rows)
+    return table(["rule", "N", *pairs, "times faster", "times less CPU", "mergd's fold alone, s"], rows)
 
 
 def promises(part: Part) -> Iterator[Promise]:
