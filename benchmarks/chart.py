@@ -45,7 +45,7 @@ def _fusion_bench(axes: Axes, part: Part) -> None:
     axes.invert_yaxis()
     axes.set_title("One OPCM fold, ViT-B/32", loc="left")
     axes.set_xlabel("CPU seconds")
-    axes.margins(x=0.35)
+    axes.set_xlim(right=1.6 * axes.get_xlim()[1])  # room for the words
 
 
 def _mergekit(axes: Axes, part: Part) -> None:
@@ -76,7 +76,7 @@ def _machine(axes: Axes, part: Part) -> None:
     axes.invert_yaxis()
     axes.set_title("A fold, and a copy of its bytes", loc="left")
     axes.set_xlabel("seconds")
-    axes.margins(x=0.2)
+    axes.set_xlim(right=1.2 * axes.get_xlim()[1])
     axes.legend(frameon=False)
 
 
