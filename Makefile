@@ -3,8 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The packages that mergd is held against, each in an environment of its own; fusion-bench's OPCM needs transformers 4.
+PEERS := .peers
+MERGEKIT := mergekit==0.1.5
+FUSION_BENCH := fusion-bench==0.2.33 transformers<5
 
-.PHONY: help dev check lint fix test test-without-events demo bench hostile fuzz mutations kills arrivals faults full-disk powercut \
+.PHONY: help dev check lint fix test test-without-events demo bench bench-scale bench-quick bench-others hostile fuzz mutations kills arrivals faults full-disk powercut \
   flips machine soak peers clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 22
@@ -40,9 +44,19 @@ arrivals: $(READY)  ## checkpoints arrive in every style, with stalls: most of a
 demo: $(READY)  ## train, fold, compare with plain averaging, roll back; about a minute
 	$(BIN)/python benchmarks/demo
 
-bench: $(READY)  ## measure memory, late folds, adapters' disk, rollbacks and near-copies; GB=2, FOLDS=100, PAIRS=1000, SEED=0
-	$(BIN)/python benchmarks/memory.py --gb $(or $(GB),2)
-	$(BIN)/python benchmarks/steady.py --folds $(or $(FOLDS),100)
+bench: $(READY) $(PEERS)/mergekit/.ready $(PEERS)/fusion-bench/.ready  ## mergd beside fusion-bench, mergekit and a plain copy, by turns; ROUNDS=3, GB=2, N='2 8 32', BACKLOG=20
+	$(BIN)/python benchmarks/side_by_side.py --rounds $(or $(ROUNDS),3) --gb $(or $(GB),2) --n $(or $(N),2 8 32) \
+	  --backlog $(or $(BACKLOG),20)
+
+bench-scale: $(READY)  ## a fold's cost against folds, parameters, the largest matrix; LAYERS=144 of the largest model, 170 MB of disk each
+	$(BIN)/python benchmarks/scale.py --largest $(or $(LAYERS),144)
+
+bench-quick: $(READY)  ## every comparison in tiny, to see that it works; nothing is kept
+	cd tests && ../$(BIN)/python -m pytest -q -n 2 journeys/test_benchmarks.py
+
+bench-others: $(READY)  ## the other figures: memory, adapters' disk, rollbacks, near-copies; PAIRS=1000, SEED=0
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/adapters.py --matrices 1
 	$(BIN)/python benchmarks/stream.py
 	$(BIN)/python benchmarks/rollback.py
 	$(BIN)/python benchmarks/near_copies.py --pairs $(or $(PAIRS),1000) --seed $(or $(SEED),0)
@@ -78,11 +92,6 @@ flips: $(READY)  ## one bit flipped in a state's files, again and again: is it f
 machine: $(READY)  ## what people may do, with crashes in between, against a model in memory; STEPS=1000 and SEED=1
 	MACHINE_STEPS=$(or $(STEPS),1000) MACHINE_SEED=$(or $(SEED),1) $(BIN)/pytest -q tests/journeys/test_machine.py
 
-# The packages that mergd is held against, each in an environment of its own; fusion-bench's OPCM needs transformers 4.
-PEERS := .peers
-MERGEKIT := mergekit==0.1.5
-FUSION_BENCH := fusion-bench==0.2.33 transformers<5
-
 peers: $(READY) $(PEERS)/mergekit/.ready $(PEERS)/fusion-bench/.ready  ## hold the rules against mergekit and fusion-bench: writes docs/peers.md; COUNT=4 and SEED=1
 	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m peers --count $(or $(COUNT),4) --seed $(or $(SEED),1) --write
 
@@ -94,4 +103,4 @@ $(PEERS)/%/.ready: constraints.txt Makefile
 	touch $@
 
 clean:  ## remove everything that was made here
-	rm -rf $(VENV) $(PEERS) build dist .demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build dist .demo .bench-* *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

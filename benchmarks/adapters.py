@@ -7,15 +7,38 @@ copy as it is, into the other as the full model that it makes. Prints one line o
 import argparse
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from memory import mergd
+from commands import Merge, work_folder
 from safetensors.torch import save_file
 
 RANK = 16
+
+
+def measure(work: Path, width: int, matrices: int, before: int) -> dict[str, Any]:
+    """Fold an adapter and the full model that it makes, each after the same adapters."""
+    names = [f"layers.{i}.proj" for i in range(matrices)]
+    base = {name: noise(width, width, seed) for seed, name in enumerate(names)}
+    merge = Merge(work / "merge", save(work / "base", {f"{name}.weight": tensor for name, tensor in base.items()}))
+    for seed in range(before):
+        merge.drop(save_adapter(work / f"adapter-{seed}", factors(names, width, seed)))
+    merge.run_once(of=before)
+    last = factors(names, width, before)
+    shutil.copytree(merge.state, work / "kept", symlinks=True)
+    folders = {
+        "adapter": save_adapter(work / "next" / "adapter", last),
+        "full": save(work / "next" / "full", {f"{n}.weight": base[n] + (B @ A) for n, (B, A) in last.items()}),
+    }
+    steps = {}
+    for kind, folder in folders.items():
+        shutil.rmtree(merge.state)
+        shutil.copytree(work / "kept", merge.state, symlinks=True)
+        cost = merge.mergd("fold", folder)
+        steps[kind] = newest(merge) | {"cpu": round(cost.cpu, 2), "peak_rss_mb": round(cost.rss)}
+    ratio = {step: round(steps["full"][step] / max(steps["adapter"][step], 1e-3), 1) for step in ("folding", "all")}
+    return {"width": width, "rank": RANK, **steps, "ratio": ratio}
 
 
 def main() -> None:
@@ -25,26 +48,8 @@ def main() -> None:
     parser.add_argument("--matrices", type=int, default=2)
     parser.add_argument("--before", type=int, default=3, help="adapters that are folded first")
     arguments = parser.parse_args()
-    names = [f"layers.{i}.proj" for i in range(arguments.matrices)]
-    with tempfile.TemporaryDirectory(dir=".") as folder:
-        work = Path(folder)
-        base = {name: noise(arguments.width, arguments.width, seed) for seed, name in enumerate(names)}
-        save(work / "base", {f"{name}.weight": tensor for name, tensor in base.items()})
-        for seed in range(arguments.before):
-            save_adapter(work / "drop" / f"adapter-{seed}", factors(names, arguments.width, seed))
-        config = make_state(work)
-        last = factors(names, arguments.width, arguments.before)
-        shutil.copytree(work / "state", work / "kept", symlinks=True)
-        save_adapter(work / "next" / "adapter", last)
-        save(work / "next" / "full", {f"{n}.weight": base[n] + (B @ A) for n, (B, A) in last.items()})
-        steps = {}
-        for kind in ("adapter", "full"):
-            shutil.rmtree(work / "state")
-            shutil.copytree(work / "kept", work / "state", symlinks=True)
-            mergd("fold", "-c", str(config), str(work / "next" / kind))
-            steps[kind] = newest(work / "state")
-    ratio = {step: round(steps["full"][step] / max(steps["adapter"][step], 1e-3), 1) for step in ("folding", "all")}
-    print(json.dumps({"width": arguments.width, "rank": RANK, **steps, "ratio": ratio}))
+    with work_folder() as work:
+        print(json.dumps(measure(work, arguments.width, arguments.matrices, arguments.before)))
 
 
 def noise(rows: int, columns: int, seed: int) -> torch.Tensor:
@@ -60,13 +65,14 @@ def factors(names: list[str], width: int, seed: int) -> dict[str, tuple[torch.Te
     }
 
 
-def save(folder: Path, model: dict[str, torch.Tensor]) -> None:
+def save(folder: Path, model: dict[str, torch.Tensor]) -> Path:
     """Write a model folder."""
     folder.mkdir(parents=True)
     save_file(model, folder / "model.safetensors", {"format": "pt"})
+    return folder
 
 
-def save_adapter(folder: Path, modules: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+def save_adapter(folder: Path, modules: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> Path:
     """Write an adapter as peft does, of scale 1."""
     folder.mkdir(parents=True)
     tensors = {
@@ -77,20 +83,12 @@ def save_adapter(folder: Path, modules: dict[str, tuple[torch.Tensor, torch.Tens
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
     config = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK}
     (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
 
 
-def make_state(work: Path) -> Path:
-    """Make a state and fold what lies in the watched folder; returns the configuration."""
-    config = work / "mergd.toml"
-    mergd("init", "--base", str(work / "base"), "--watch", str(work / "drop"), "--state", str(work / "state"),
-          "--existing", "fold", "--config", str(config))  # fmt: skip
-    mergd("run", "--once", "-c", str(config))
-    return config
-
-
-def newest(state: Path) -> dict[str, Any]:
+def newest(merge: Merge) -> dict[str, Any]:
     """Return the seconds of the newest version by step, their sum, and the megabytes that it read."""
-    entry = json.loads((state / "log.jsonl").read_text().splitlines()[0])
+    entry = merge.log()[0]
     seconds: dict[str, float] = entry["seconds"]
     return seconds | {"all": round(sum(seconds.values()), 3), "mb_read": round(entry["bytes_read"] / 1e6, 1)}
 

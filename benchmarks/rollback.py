@@ -6,17 +6,15 @@ Prints one line of JSON for each size: the longest of some rollbacks, head and l
 import argparse
 import json
 import os
-import tempfile
 import time
-from pathlib import Path
 
-from memory import make_model, mergd
+from commands import Merge, work_folder
+from models import make_model
 
 from mergd.daemon.requests import Rollback, rollback
 from mergd.state.history import History
 from mergd.state.manifests import read_manifest, text_of
 from mergd.state.store import Store
-from mergd.state.writing import Planned
 
 ROUNDS = 20
 
@@ -26,17 +24,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gb", type=float, nargs="+", default=[0.001, 1, 100, 1000])
     sizes = parser.parse_args().gb
-    with tempfile.TemporaryDirectory(dir=".") as name:
-        work = Path(name)
-        planned = [Planned("a.proj.weight", "F32", (64, 64))]
-        make_model(work / "base", 0, planned)
+    shapes = {"a.proj.weight": (64, 64)}
+    with work_folder() as work:
+        merge = Merge(work, make_model(work / "base", 0, shapes), settings={"keep_last": 2})
         for seed in (1, 2):
-            make_model(work / "drop" / f"fine-tune-{seed}", seed, planned)
-        config = work / "mergd.toml"
-        mergd("init", "--base", str(work / "base"), "--watch", str(work / "drop"), "--state", str(work / "state"),
-              "--existing", "fold", "--config", str(config))  # fmt: skip
-        mergd("run", "--once", "-c", str(config))
-        store = Store(work / "state")
+            merge.drop(make_model(work / f"fine-tune-{seed}", seed, shapes))
+        merge.run_once(of=2)
+        store = Store(merge.state)
         for gb in sizes:
             grow(store, 1, int(gb * 1e9))
             print(json.dumps({"gb": gb, "seconds": round(measure(store), 4)}))

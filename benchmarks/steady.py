@@ -1,60 +1,66 @@
 """Whether a late fold costs what an early one did: many checkpoints of one base model through the real command line.
 
-Prints one line of JSON: seconds, bytes read and bytes written of the early and the late folds, and the disk at the end
-beside what the kept versions need.
+After each of some numbers of folds, a process of its own folds a few more; prints a line of JSON for each: what one of them
+cost, the bytes that it read and wrote, and what the state takes on disk beside what its kept version needs.
 """
 
 import argparse
 import json
-import statistics
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from memory import make_model, mergd
+from commands import Cost, Merge, work_folder
+from models import make_model, parameters, remove
 
-from mergd.state.writing import Planned
-
-SPAN = 10  # folds at each end that are compared
+SPAN = 10  # folds that are measured together
+LOT = 100  # checkpoints that lie on the disk at once
 SHAPES = {"a.proj.weight": (512, 512), "b.proj.weight": (1024, 256), "a.proj.bias": (512,), "embed.weight": (4000, 256)}
+
+
+def measure(work: Path, marks: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Yield what folds cost that end at each mark."""
+    merge = Merge(work / "merge", make_model(work / "base", 0, SHAPES))
+    folded = 0
+    for mark in marks:
+        while mark - SPAN > folded:
+            lot = min(LOT, mark - SPAN - folded)
+            fold(merge, range(folded + 1, folded + lot + 1))
+            folded += lot
+        span = range(folded + 1, mark + 1)
+        cost = fold(merge, span)
+        folded = mark
+        newest = merge.log()[0]
+        yield {
+            "folds": mark,
+            "cpu": cost.cpu / len(span),
+            "wall": cost.wall / len(span),
+            "rss": cost.rss,
+            "read": newest["bytes_read"],
+            "written": newest["bytes_written"],
+            "disk": merge.disk(),
+            "version": 2 * 4 * parameters(SHAPES),  # what is published, and the slots
+        }
+
+
+def fold(merge: Merge, seeds: range) -> Cost:
+    """Make checkpoints, fold them in one process, and delete them; returns what that process cost."""
+    folders = [make_model(merge.work / f"fine-tune-{seed:05d}", seed, SHAPES) for seed in seeds]
+    for folder in folders:
+        merge.drop(folder)
+    cost = merge.run_once(of=len(seeds))
+    remove(*folders, *(merge.watch / folder.name for folder in folders))
+    return cost
 
 
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folds", type=int, default=100)
+    parser.add_argument("--folds", type=int, nargs="+", default=[SPAN, 10 * SPAN])
     folds = parser.parse_args().folds
-    planned = [Planned(name, "F32", shape) for name, shape in SHAPES.items()]
-    with tempfile.TemporaryDirectory(dir=".") as name:
-        work = Path(name)
-        make_model(work / "base", 0, planned)
-        for seed in range(1, folds + 1):
-            make_model(work / "drop" / f"fine-tune-{seed:05d}", seed, planned)
-        config = work / "mergd.toml"
-        mergd("init", "--base", str(work / "base"), "--watch", str(work / "drop"), "--state", str(work / "state"),
-              "--existing", "fold", "--config", str(config))  # fmt: skip
-        config.write_text('keep_within = "0s"\n' + config.read_text())
-        mergd("run", "--once", "-c", str(config))
-        log = [json.loads(line) for line in (work / "state" / "log.jsonl").read_text().splitlines()][::-1]
-        used = json.loads((work / "state" / "status.json").read_text())["disk"]["used"]
-    result = {
-        "folds": len(log),
-        "early": cost(log[1 : 1 + SPAN]),
-        "late": cost(log[-SPAN:]),
-        "disk_mb": round(used / 1e6, 1),
-        "versions_mb": round(2 * sum(p.nbytes for p in planned) * sum(entry["kept"] for entry in log) / 1e6, 1),
-    }
-    print(json.dumps(result))
-
-
-def cost(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the medians of some folds."""
-    return {
-        "seconds": round(statistics.median(sum(entry["seconds"].values()) for entry in entries), 3),
-        "mb_read": round(statistics.median(entry["bytes_read"] for entry in entries) / 1e6, 2),
-        "mb_written": round(statistics.median(entry["bytes_written"] for entry in entries) / 1e6, 2),
-    }
+    with work_folder() as work:
+        for one in measure(work, folds):
+            print(json.dumps({key: round(value, 3) for key, value in one.items()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ zeros left out), and as the disk grew.
 import argparse
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from adapters import RANK, make_state, noise, save, save_adapter
+from adapters import RANK, noise, save, save_adapter
+from commands import Merge, work_folder
 
 WIDTH, WIDE, TOKENS = 1024, 4096, 32_000
 SHAPES = {
@@ -33,14 +33,14 @@ def modules(layers: int) -> Iterator[tuple[str, tuple[int, int]]]:
         yield from ((f"layers.{layer}.{name}", shape) for name, shape in SHAPES.items())
 
 
-def make_adapter(folder: Path, layers: int, seed: int) -> None:
+def make_adapter(folder: Path, layers: int, seed: int) -> Path:
     """Write an adapter of every query and value projection."""
     targets = [name for name, _ in modules(layers) if name.endswith(TARGETS)]
     seeds = range(seed * 10**4, 10**9, 2)
     factors = {
         name: (noise(WIDTH, RANK, s), noise(RANK, WIDTH, s + 1)) for name, s in zip(targets, seeds, strict=False)
     }
-    save_adapter(folder, factors)
+    return save_adapter(folder, factors)
 
 
 def sizes(*folders: Path) -> tuple[int, int]:
@@ -49,32 +49,44 @@ def sizes(*folders: Path) -> tuple[int, int]:
     return sum(s.st_size for s in stats), sum({s.st_ino: s.st_blocks * 512 for s in stats}.values())
 
 
+def measure(work: Path, layers: int, folds: int) -> dict[str, float]:
+    """Fold adapters, and return megabytes of the newest version."""
+    model = {f"{name}.weight": noise(*shape, seed).bfloat16() for seed, (name, shape) in enumerate(modules(layers))}
+    model |= {
+        "embed_tokens.weight": noise(TOKENS, WIDTH, 10**6).bfloat16(),
+        "norm.weight": torch.ones(WIDTH).bfloat16(),
+    }
+    merge = Merge(work / "merge", save(work / "base", model), settings={"keep_last": folds})
+    adapters = [make_adapter(work / f"adapter-{seed}", layers, seed) for seed in range(1, folds + 1)]
+    for adapter in adapters:
+        merge.drop(adapter)
+    merge.run_once(of=folds)
+    newest = merge.log()[0]
+    touched = sum(
+        2 * tensor.numel() for name, tensor in model.items() if name.removesuffix(".weight").endswith(TARGETS)
+    )
+    result = {
+        "model_mb": sum(t.numel() * t.element_size() for t in model.values()) / 1e6,
+        "touched_mb": touched / 1e6,
+        "adapter_mb": sizes(adapters[-1])[0] / 1e6,
+        "versions": len(merge.log()),
+    }
+    for part in ("models", "versions"):
+        folders = [merge.state / part / f"{number:06d}" for number in range(1, folds + 1)]
+        whole, grown = sizes(folders[-1])[0], sizes(*folders)[1] - sizes(*folders[:-1])[1]
+        result |= {f"{part}_mb_by_file": whole / 1e6, f"{part}_mb_on_disk": grown / 1e6}
+    result |= {"read_mb": newest["bytes_read"] / 1e6, "written_mb": newest["bytes_written"] / 1e6}
+    return result | {"seconds": sum(newest["seconds"].values())}
+
+
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--folds", type=int, default=4)
     arguments = parser.parse_args()
-    model = {
-        f"{name}.weight": noise(*shape, seed).bfloat16() for seed, (name, shape) in enumerate(modules(arguments.layers))
-    }
-    model |= {
-        "embed_tokens.weight": noise(TOKENS, WIDTH, 10**6).bfloat16(),
-        "norm.weight": torch.ones(WIDTH).bfloat16(),
-    }
-    with tempfile.TemporaryDirectory(dir=".") as name:
-        work = Path(name)
-        save(work / "base", model)
-        for seed in range(arguments.folds):
-            make_adapter(work / "drop" / f"adapter-{seed}", arguments.layers, seed + 1)
-        make_state(work)
-        log = [json.loads(line) for line in (work / "state" / "log.jsonl").read_text().splitlines()]
-        result = {"model_mb": sum(t.numel() * t.element_size() for t in model.values()) / 1e6, "versions": len(log)}
-        for part in ("models", "versions"):
-            folders = [work / "state" / part / f"{number:06d}" for number in range(1, arguments.folds + 1)]
-            whole, grown = sizes(folders[-1])[0], sizes(*folders)[1] - sizes(*folders[:-1])[1]
-            result |= {f"{part}_mb_by_file": whole / 1e6, f"{part}_mb_on_disk": grown / 1e6}
-        result |= {"written_mb": log[0]["bytes_written"] / 1e6, "seconds": sum(log[0]["seconds"].values())}
+    with work_folder() as work:
+        result = measure(work, arguments.layers, arguments.folds)
     print(json.dumps({key: round(value, 1) for key, value in result.items()}))
 
 
