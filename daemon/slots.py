@@ -6,6 +6,7 @@ bytes; then whole, for good. It is decided by shapes alone, so that the same che
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -67,19 +68,17 @@ def factorable(method: Method, w: Weight) -> bool:
 
 
 def reads_slot(method: Method, w: Weight) -> bool:
-    """Whether the read-out is one of the slots, asked with tensors that have no values."""
-    if not method.rule.rowwise(w):  # it may take long, even without values
+    """Whether the read-out is one of the slots: asked with a weight of the same kind that has a few numbers."""
+    if not method.rule.rowwise(w):  # it may take long, and reads more than a slot
         return False
+    w = replace(w, shape=tuple(min(side, 2) for side in w.shape))
     kept = {
-        statistic: {
-            name: torch.empty(spec.shape, dtype=TORCH_DTYPE[spec.dtype], device="meta")
-            for name, spec in statistic.slots(w).items()
-        }
-        for statistic in method.keeps(w)
+        statistic: {name: torch.zeros(spec.shape, dtype=TORCH_DTYPE[spec.dtype]) for name, spec in slots.items()}
+        for statistic, slots in ((statistic, statistic.slots(w)) for statistic in method.keeps(w))
     }
     try:
         merged = method.merged(kept, w, Counts(2, 2.0))
-    except Exception:  # noqa: BLE001 - a rule that looks at values: then as much as it may need
+    except Exception:  # noqa: BLE001 - a rule that wants other values: then as much as it may need
         return False
     return any(merged is tensor for slots in kept.values() for tensor in slots.values())
 
