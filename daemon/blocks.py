@@ -89,7 +89,8 @@ def machine_of(settings: Settings, base: Base, method: Method) -> Machine:
 
 def _least(w: Weight, method: Method) -> int:
     """Return the bytes that the smallest block of a weight takes."""
-    return -(-working_bytes(w, method) // w.shape[0]) if w.shape and method.rowwise(w) else working_bytes(w, method)
+    rows = max(1, w.shape[0]) if w.shape and method.rowwise(w) else 1
+    return -(-working_bytes(w, method) // rows)
 
 
 def _kind(w: Weight) -> tuple[object, ...]:

@@ -7,7 +7,21 @@ import torch
 from torch import Tensor
 
 from ...state.records import Counts, Weight
-from .interface import Folded, LowRank, Others, ReadOut, Slots, Statistic, Sum, TaskSum, Update, read_others
+from .interface import (
+    Folded,
+    LowRank,
+    Others,
+    ReadOut,
+    Slots,
+    Statistic,
+    Sum,
+    TaskSum,
+    Update,
+    read_others,
+    working_bytes,
+)
+
+GRAMS = 6  # square matrices of the short side, float64, that formulas of matrices have alive at once: LAPACK takes most
 
 
 def is_matrix(w: Weight) -> bool:
@@ -65,6 +79,12 @@ def stacked(each: list[Tensor], w: Weight) -> Tensor:
     return torch.stack(each).reshape(-1, *batch[1:], *each[0].shape)
 
 
+def matrix_bytes(w: Weight) -> int:
+    """Return the bytes that formulas of matrices fit into: float64 copies of the weight, and of Gram matrices of the short side."""
+    batch, m, n = sides(w)
+    return working_bytes(w) + 8 * GRAMS * min(m, n) ** 2 * prod(batch)
+
+
 def untouched(u: Update) -> bool:
     """Whether an adapter has nothing for this weight: what is kept stays the same object then, and is not written anew."""
     return u.factors is not None and not u.factors.rank
@@ -76,6 +96,10 @@ class MatrixSum(Sum):
     def rowwise(self, w: Weight) -> bool:
         """Of a batch, each matrix is for itself."""
         return bool(sides(w)[0])
+
+    def working(self, w: Weight) -> int:
+        """What formulas of matrices take."""
+        return matrix_bytes(w)
 
     def _added(self, kept: Slots, u: Update, w: Weight, share: float) -> Folded:
         return Folded(kept) if untouched(u) else super()._added(kept, u, w, share)
@@ -97,6 +121,10 @@ class MergesMatrices(ReadOut):
     def keeps(self, w: Weight) -> tuple[Statistic, ...]:
         """Return the statistics of a matrix, and the plain sum for all else."""
         return self.of_matrix(w) if is_matrix(w) else (TaskSum(),)
+
+    def working(self, w: Weight) -> int:
+        """What formulas of matrices take; of what is none, the mean."""
+        return matrix_bytes(w) if is_matrix(w) else 4 * w.size
 
     def rowwise(self, w: Weight) -> bool:
         """A matrix is read whole."""

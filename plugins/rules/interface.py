@@ -16,10 +16,7 @@ from ...state.records import Counts, SlotSpec, Totals, Weight
 
 Slots = Mapping[str, Tensor]
 NOTHING: Slots = {}
-COPIES, GRAMS = (
-    4,
-    6,
-)  # of a weight, and of square matrices of its short side, float64, that most formulas have alive at once
+COPIES = 4  # of a weight, float64, that most formulas have alive at once
 
 
 @dataclass(frozen=True)
@@ -216,9 +213,8 @@ class Factored(Protocol):
 
 
 def working_bytes(w: Weight) -> int:
-    """Return the bytes that most formulas of a weight fit into: float64 copies of it, and of its Gram matrix."""
-    short = min(w.shape[-2:]) if len(w.shape) > 1 else 0
-    return 8 * (COPIES * w.size + GRAMS * short * short * prod(w.shape[:-2]))
+    """Return the bytes that most formulas of a weight fit into: float64 copies of it."""
+    return 8 * COPIES * w.size
 
 
 class _Kept:
@@ -237,7 +233,7 @@ class _Kept:
         return False
 
     def working(self, w: Weight) -> int:
-        """A few float64 copies of the weight, and of square matrices of its short side, unless it says so."""
+        """A few float64 copies of the weight, unless it says so."""
         return working_bytes(w)
 
     @property
@@ -384,7 +380,7 @@ class ReadOut:
         return False
 
     def working(self, w: Weight) -> int:
-        """A few float64 copies of the weight, and of square matrices of its short side, unless it says so."""
+        """A few float64 copies of the weight, unless it says so."""
         return working_bytes(w)
 
     def scale(self, totals: Totals) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...state.records import Counts, SlotSpec, Weight
-from ._matrices import MergesMatrices, each, newcomers, sides, stacked, untouched
+from ._matrices import MergesMatrices, each, matrix_bytes, newcomers, sides, stacked, untouched
 from ._spectral import thin_svd
 from ._sums import square
 from .interface import (
@@ -50,6 +50,10 @@ class Filtered(Recurrence):
     """The running sum of what the filter left of each task vector."""
 
     rank: int
+
+    def working(self, w: Weight) -> int:
+        """What formulas of matrices take."""
+        return matrix_bytes(w)
 
     def slots(self, w: Weight) -> Mapping[str, SlotSpec]:
         """One slot of the weight's size, float64: see docs/decisions/0005."""

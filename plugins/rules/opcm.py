@@ -7,6 +7,7 @@ and lambda, and needs no lambda.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar, Literal, TypeVar, get_args
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ...state.records import Counts, SlotSpec, Totals, Weight
 from ._directions import CHUNK_ROWS, RANK_TOLERANCE, Directions, all_directions, leading_directions, low_rank_directions
-from ._matrices import is_matrix, matrices, newcomers, sides, untouched
+from ._matrices import is_matrix, matrices, matrix_bytes, newcomers, sides, untouched
 from ._sums import adaptive_scale, inner, norm, square
 from .interface import (
     NOTHING,
@@ -32,7 +33,6 @@ from .interface import (
     check_between,
     check_one_of,
     read_others,
-    working_bytes,
 )
 
 T = TypeVar("T", Tensor, LowRank, Tensor | LowRank)
@@ -128,11 +128,11 @@ class Accumulator(Recurrence):
 
     def working(self, w: Weight) -> int:
         """The decomposition of one matrix at a time: its Gram matrix, LAPACK's workspace, the directions on both sides."""
-        _, m, n = sides(w)
+        batch, m, n = sides(w)
         short = min(m, n)
         if not self.leading or self.alpha == 1:
-            return working_bytes(w)
-        return 8 * (min(CHUNK_ROWS, max(m, n)) * short + 5 * short * short) + 4 * short * (m + n)
+            return matrix_bytes(w)
+        return prod(batch) * (8 * (min(CHUNK_ROWS, max(m, n)) * short + 5 * short * short) + 4 * short * (m + n))
 
     @property
     def factored(self) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...state.records import Counts, SlotSpec, Totals, Weight
-from ._matrices import MergesMatrices, each, newcomers, sides, stacked, untouched
+from ._matrices import MergesMatrices, each, matrix_bytes, newcomers, sides, stacked, untouched
 from ._spectral import polar, thin_svd_of
 from .interface import (
     Folded,
@@ -70,6 +70,10 @@ class Triplets(Recurrence):
     """The leading singular triplets of each checkpoint, in k columns; a share of 2 is two blocks of them."""
 
     ordered: ClassVar[bool] = False  # the blocks lie as they came, but what is read of them does not tell
+
+    def working(self, w: Weight) -> int:
+        """What formulas of matrices take."""
+        return matrix_bytes(w)
 
     def slots(self, w: Weight) -> Mapping[str, SlotSpec]:
         """The columns, how many blocks they hold, and what share of checkpoints those are."""

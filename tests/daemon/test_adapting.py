@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 from support.adapters import Small, gpt2, llama, save_base, weights_of
-from support.merges import NO_LIMITS, Sandbox, make_merge
+from support.merges import NO_LIMITS, Sandbox, make_merge, set_in
 from support.models import Model, fine_tuned, weight_errors
 from torch import Tensor, nn
 
@@ -173,7 +173,8 @@ def test_every_rule_in_blocks_of_any_size(
 ) -> None:
     monkeypatch.setattr(factoring, "CHUNK_ROWS", 1000)
     base = llama(vocab_size=5000)  # 640 kB; a block may have 83
-    merge = folded(tmp_path, base, rule=rule, parameters=parameters, memory=memory)
+    merge = folded(tmp_path, base, rule=rule, parameters=parameters)
+    set_in(merge.config, memory=str(memory))
     place, _ = adapter_of(merge, FULL, "v2")
     found, published = merged_by_peft(base, place), merge.published(2)
     matrices = [name for name, tensor in published.items() if tensor.ndim == 2]

@@ -29,7 +29,7 @@ UNSEEDED = (
 )
 SEEDED = ("dare", "della")
 SUMS = ("average", "task_arithmetic", "dare", "ties", "breadcrumbs", "della", "model_stock", "sce", "stitch")
-ROWS, ROOM = 10**6, 10**9  # bytes of memory: the matrix in blocks of rows, or whole
+ROWS, WHOLE, ROOM = 10**6, 2 * 10**7, 10**9  # bytes of memory: the matrix in blocks of rows, or whole, or all at once
 SEEDS = {"a": 1, "b": 2, "c": 3, "d": 4}
 
 
@@ -44,6 +44,7 @@ def base() -> Model:
 
 def merged(root: Path, rule: str, names: str = "abcd", memory: int = ROOM) -> Sandbox:
     """Return a merge that has folded these."""
+    memory = max(memory, WHOLE) if rule in ("breadcrumbs", "model_stock") else memory  # these see the matrix whole
     merge = make_merge(root, base(), rule=rule, memory=memory, limits=NO_LIMITS)
     for name in names:
         merge.drop(name, merge.fine_tuned(SEEDS[name]))
