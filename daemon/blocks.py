@@ -17,7 +17,7 @@ from .slots import reads_slot
 
 FACTORS = 8  # copies of a weight's two factors that are alive at once
 UNDER_WAY = 4  # blocks at once, at least, that the memory is to have room for
-LARGEST = 48 * 2**20  # bytes that are alive of one block of rows: more would leave the processor's cache no better off
+LARGEST = 12 * 2**20  # bytes that are alive of one block of rows: more would leave the processor's cache no better off
 LONG_SIDE = 2048  # the short side from which on a matrix gets all threads, and nothing else is under way beside it
 
 

@@ -18,6 +18,7 @@ from .base import Rows
 from .machine import settle_threads
 
 T = TypeVar("T")
+BESIDE = 2  # jobs under way besides those that are worked on: one is read, one is written
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def overlapped(
 
 
 def _in_order(jobs: Iterable[Job], load: Load[T], memory: int, threads: int) -> Generator[tuple[Job, T], None, None]:
-    room, handed = _Room(memory), SimpleQueue[tuple[Job, Future[T]] | BaseException | None]()
+    room, handed = _Room(memory, threads + BESIDE), SimpleQueue[tuple[Job, Future[T]] | BaseException | None]()
     with ThreadPoolExecutor(threads, "mergd-work", settle_threads, (1,)) as workers:
         reader = threading.Thread(
             target=_read_ahead, args=(jobs, load, room, workers, threads, handed), name="mergd-read"
@@ -102,7 +103,8 @@ def _with_all(threads: int, work: Callable[[], T]) -> T:
 class _Room:
     """The memory for what is under way: a job enters when there is room for it, or when nothing else is in."""
 
-    def __init__(self, nbytes: int) -> None:
+    def __init__(self, nbytes: int, most: int) -> None:
+        self._most = most  # jobs at once: more would only wait
         self._free, self._inside, self._alone, self._closed = nbytes, 0, False, False
         self._changed = threading.Condition()
 
@@ -116,7 +118,8 @@ class _Room:
             return not self._closed
 
     def _fits(self, job: Job) -> bool:
-        return not self._inside or (job.nbytes <= self._free and not job.alone and not self._alone)
+        beside = job.nbytes <= self._free and self._inside < self._most and not job.alone and not self._alone
+        return not self._inside or beside
 
     def leave(self, job: Job) -> None:
         with self._changed:
