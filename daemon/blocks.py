@@ -23,12 +23,16 @@ LONG_SIDE = 2048  # the short side from which on a matrix gets all threads, and 
 
 def jobs_of(weights: Iterable[Weight], method: Method, machine: Machine, ranks: Mapping[str, int]) -> Iterator[Job]:
     """Yield the blocks of all weights, in order. ranks: of those whose slot is kept as two factors."""
+    known: dict[object, tuple[list[Rows], int, bool]] = {}  # of weights that are alike: most have many like them
     for w in weights:
         if w.name in ranks:
             yield Job(w, None, min(machine.memory, FACTORS * 4 * ranks[w.name] * sum(w.shape)))
             continue
-        blocks, whole = blocks_of(w, method, machine.memory), working_bytes(w, method)
-        alone = machine.threads > 1 and wants_all_threads(w, method)
+        alike = w.shape, w.kind, method.keeps(w)
+        if alike not in known:
+            alone = machine.threads > 1 and wants_all_threads(w, method)
+            known[alike] = blocks_of(w, method, machine.memory), working_bytes(w, method), alone
+        blocks, whole, alone = known[alike]
         for number, rows in enumerate(blocks):
             nbytes = whole * (rows[1] - rows[0]) // w.shape[0] if rows else whole
             yield Job(w, rows, nbytes, first=not number, last=number == len(blocks) - 1, alone=alone)
