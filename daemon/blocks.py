@@ -9,6 +9,7 @@ from ..plugins.rules.interface import working_bytes as usual_bytes
 from ..state.errors import Misconfigured
 from ..state.records import Weight
 from .base import COPIES, Base, Rows, float32_bytes, row_blocks
+from .device import resolve
 from .machine import Machine, settle_threads
 from .method import Method
 from .overlapping import Job
@@ -80,15 +81,15 @@ def machine_of(settings: Settings, base: Base, method: Method) -> Machine:
 
     Raises Misconfigured where it is less than that.
     """
-    needs = {_kind(w): w for w in base.weights}
+    device, needs = resolve(settings.device), {_kind(w): w for w in base.weights}
     need, most = max(((_least(w, method), w) for w in needs.values()), key=lambda pair: pair[0])
     if not settings.memory:
-        return Machine(max(AT_LEAST, need), settings.threads)
+        return Machine(max(AT_LEAST, need), settings.threads, device)
     if settings.memory < need:
         shape, least = " x ".join(map(str, most.shape)), f"{-(-need // 10**6)}MB"
         found = f"memory is {settings.memory.human_readable(decimal=True)}, and {most.name}, {shape}, takes {least} under {method.name}"
         raise Misconfigured(found, f"set memory to {least} or more, or leave it out: then it is as much as that takes")
-    return Machine(int(settings.memory), settings.threads)
+    return Machine(int(settings.memory), settings.threads, device)
 
 
 def _least(w: Weight, method: Method) -> int:

@@ -24,6 +24,7 @@ from ..state.records import Counts, FileDigest, Layout, Readout, Totals, Weight,
 from ..state.store import Draft
 from .base import Base, Rows, read_contents
 from .blocks import jobs_of
+from .device import Home, send, send_slots, send_update, stream_on
 from .forming import Forming
 from .machine import Machine
 from .method import Method
@@ -245,10 +246,16 @@ class _Trip:
         if self._out is None:
             return made
         after: dict[Statistic, Slots] = {}
-        for statistic in list(known):
-            after[statistic] = made.note(self._entered(w, statistic, *known.pop(statistic), u)).slots
-        with self._progress.busy("fold"):
-            made.slots, made.merged = after, Merged.of(self._method.merged(after, w, self._after))
+        home = Home(self._machine.device)
+        with stream_on(self._machine.device):
+            u = send_update(u, self._machine.device)
+            for statistic in list(known):
+                kept, prepared = (send_slots(slots, self._machine.device) for slots in known.pop(statistic))
+                after[statistic] = made.note(self._entered(w, statistic, kept, prepared, u)).slots
+            with self._progress.busy("fold"):
+                merged = self._method.merged(after, w, self._after)
+                made.slots = {statistic: home.bring_slots(slots) for statistic, slots in after.items()}
+                made.merged = Merged.of(home.bring(merged))
         return made
 
     def _dot(
@@ -282,17 +289,25 @@ class _Trip:
         made.dot = delta.dot(kept) if self._before.folded else 0.0
         slot = kept
         if self._act != "keep" and delta.rank:
-            news = u.given if isinstance(u.given, LowRank) else delta
-            with self._progress.busy("decompose"):
-                prepared = prepared or statistic.prepare_factors(kept, w)
-            signed = u if self._act == "fold" else replace(u, share=-u.share)
-            with self._progress.busy("fold"):
-                folded = statistic.fold_factors(kept, signed, news, w, prepared)
-            slot = folded.slot
-            made.note(Folded({}, folded.split_rank, folded.removed, folded.margin))
+            with stream_on(self._machine.device):
+                slot = Home(self._machine.device).bring(self._folded_factors(made, w, statistic, u, kept, prepared))
         (name,) = statistic.slots(w)
         made.slots, made.merged = {statistic: {name: slot}}, Merged.of(slot)
         return made
+
+    def _folded_factors(
+        self, made: "_Block", w: Weight, statistic: Factored, u: Update, kept: LowRank, prepared: Slots
+    ) -> LowRank:
+        """Return the factors after the update, where they were computed."""
+        kept, prepared = send(kept, self._machine.device), send_slots(prepared, self._machine.device)
+        u = send_update(u if self._act == "fold" else replace(u, share=-u.share), self._machine.device)
+        assert isinstance(u.given, LowRank), "its rank was known"
+        with self._progress.busy("decompose"):
+            prepared = prepared or statistic.prepare_factors(kept, w)
+        with self._progress.busy("fold"):
+            folded = statistic.fold_factors(kept, u, u.given, w, prepared)
+        made.note(Folded({}, folded.split_rank, folded.removed, folded.margin))
+        return folded.slot
 
     # ------------------------------------------------------------------------------------- one block: what is written
 

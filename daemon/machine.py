@@ -24,6 +24,7 @@ class Machine:
 
     memory: int  # bytes of working buffers
     threads: int = 1  # of one product with a large matrix; of small ones so many are under way at once
+    device: str = "cpu"  # where task vectors are folded: "cpu", "cuda:0"
 
 
 def settle_threads(threads: int) -> None:

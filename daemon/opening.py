@@ -14,6 +14,7 @@ from ..state.history import History
 from ..state.records import Version
 from .base import Base, examine, file_stamps, locate, open_base
 from .blocks import machine_of
+from .device import resolve
 from .method import Method, make_rule, method_of, parameters_of
 from .progress import Progress
 from .settings import PINNED, Settings
@@ -22,6 +23,7 @@ from .telling import make_hooks
 # What was pinned by a mergd that gave no choice.
 AS_BEFORE: Mapping[str, Any] = {
     "convolutions": "sum",
+    "device": "cpu",
     "scale": "rule",
     "lines": {"alpha": 1.0, "beta": 0.0},
     "normalise": False,
@@ -103,7 +105,7 @@ def _judges_and_listeners(settings: Settings) -> dict[str, Any]:
 
 def check_pins(settings: Settings, method: Method, pins: Mapping[str, Any]) -> None:
     """Compare what init pinned with the settings of now."""
-    now = settings.pinned | {"parameters": parameters_of(method.rule)}
+    now = pinned_by(settings, method)
     pinned = {**AS_BEFORE, **pins}
     if pinned["rule"] == method.name:  # parameters that it got since have their defaults
         pinned["parameters"] = parameters_of(make_rule(method.name, pinned["parameters"]))
@@ -115,10 +117,14 @@ def check_pins(settings: Settings, method: Method, pins: Mapping[str, Any]) -> N
             )
 
 
+def pinned_by(settings: Settings, method: Method) -> dict[str, Any]:
+    """Return what settings pin: what they leave open, as it is here."""
+    return settings.pinned | {"parameters": parameters_of(method.rule), "device": resolve(settings.device)}
+
+
 def pins_of(settings: Settings, method: Method, base: Base, commit: str | None) -> dict[str, Any]:
     """Return what init fixes for the life of a state."""
-    return settings.pinned | {
-        "parameters": parameters_of(method.rule),
+    return pinned_by(settings, method) | {
         "digests": DIGESTS,
         "base_commit": commit,
         "base_digest": base.digest,

@@ -20,6 +20,7 @@ from ..state.records import Version, Weight
 from ..state.store import Store, folder_name
 from .base import Base
 from .blocks import blocks_of, machine_of, threads_for
+from .device import Home, resolve, send, send_slots
 from .machine import be_last, made_on, trim_memory
 from .method import Method
 from .settings import Settings
@@ -155,7 +156,7 @@ class Preparing:
             return True
         if self._stop.is_set():
             return False
-        found = part.prepare(w, kept)
+        found = part.prepare(w, kept, resolve(wanted.settings.device))
         nbytes = sum(tensor.nbytes for tensor in found.values())
         if into.nbytes + nbytes > wanted.room or nbytes > wanted.spare():
             log.info("%s: %d of %d weights are prepared: there is no more room", wanted.version, self._ready, self._all)
@@ -173,11 +174,12 @@ class _Part:
     rows: Rows
     factors: bool  # whether its slot is kept as two factors
 
-    def prepare(self, w: Weight, kept: KeptSlots) -> Slots:
+    def prepare(self, w: Weight, kept: KeptSlots, device: str) -> Slots:
         if not self.factors:
-            return self.statistic.prepare(kept.read(w, self.statistic, self.rows), w)
+            slots = send_slots(kept.read(w, self.statistic, self.rows), device)
+            return Home(device).bring_slots(self.statistic.prepare(slots, w))
         assert isinstance(self.statistic, Factored), "else it would be kept whole"
-        return self.statistic.prepare_factors(kept.factors(w), w)
+        return Home(device).bring_slots(self.statistic.prepare_factors(send(kept.factors(w), device), w))
 
 
 def _plan(wanted: Wanted, kept: KeptSlots) -> dict[Weight, list[_Part]]:
@@ -210,4 +212,4 @@ def _key(version: Version, store: Store, settings: Settings) -> str:
     """Return what must be the same for the same bytes: the slots, as they lie there, and what computes."""
     stats = [(path.name, path.stat()) for path in store.files(version.number, "slots")]
     slots = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    return json.dumps([version.digest, slots, settings.threads, made_on()])
+    return json.dumps([version.digest, slots, settings.threads, resolve(settings.device), made_on()])

@@ -10,8 +10,7 @@ from ..state.records import Checkpoint, Contribution, Version
 from ..state.store import version_digest
 from .folding import FoldResult
 from .machine import made_on
-from .method import parameters_of
-from .opening import Merge
+from .opening import Merge, pinned_by
 from .publishing import Published
 from .settings import Settings
 
@@ -43,7 +42,7 @@ def contents_of_manifest(
         "contribution": as_text(brought) if brought else None,
         "rule": version.rule,
         "method": dict(version.method),
-        "pinned": settings.pinned | {"parameters": parameters_of(merge.method.rule)},
+        "pinned": pinned_by(settings, merge.method),
         "base_commit": base.commit,
         "base_digest": base.digest,
         "totals": asdict(version.totals),

@@ -129,6 +129,8 @@ class Settings(Table):
     """The dtype of published weights; `base` leaves each as the base model has it. Pinned at init."""
     threads: int = Field(default=1, ge=1, le=1024)
     """Threads of a matrix product. Pinned at init, because it can change the last bit of a result."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")] = "cpu"
+    """Where task vectors are folded: `cpu`, a GPU as `cuda` or `cuda:1`, or `auto`, a GPU if there is one. Pinned at init."""
     convolutions: Literal["sum", "project"] = "sum"
     """How convolutions are folded: summed, or projected as matrices of (out, in x k x k). Pinned at init."""
     missing: Literal["refuse", "zero-delta"] = "refuse"
@@ -252,7 +254,7 @@ def keys() -> dict[str, FieldInfo]:
 
 
 PINNED = (
-    "base_model", "rule", "parameters", "out_dtype", "threads", "convolutions", "scale", "lines", "normalise", "also_keep",
+    "base_model", "rule", "parameters", "out_dtype", "threads", "device", "convolutions", "scale", "lines", "normalise", "also_keep",
 )  # fmt: skip
 
 

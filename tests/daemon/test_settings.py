@@ -70,6 +70,7 @@ BAD: dict[str, list[Any]] = {
     "rescan": [0, "0s", -3, "often"],
     "events": ["perhaps", 2, None],
     "memory": ["much", -5],
+    "device": ["gpu", "cuda:", "cuda:x", "CPU", 0],
     "shard_size": ["huge", 0, -1],
     "copy_code": ["perhaps", 7],
     "keep_last": [0, -1, "all", 2.5],

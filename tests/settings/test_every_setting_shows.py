@@ -19,6 +19,7 @@ from support.models import CONFIG, Model, drop_adapter, fine_tuned, load_model, 
 
 from mergd.daemon.settings import keys
 from mergd.state.archive import Archive
+from mergd.state.errors import Misconfigured
 from mergd.state.history import History
 from mergd.state.reading import Reader
 
@@ -160,6 +161,13 @@ def convolutions(bench: Bench) -> None:
         merge.fold_all()
         found.append(merge.published()["conv.weight"])
     assert not torch.equal(*found)
+
+
+def device(bench: Bench) -> None:
+    assert bench.merge([1], device="auto" if not torch.cuda.is_available() else "cpu").versions()
+    bench.monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(Misconfigured, match="no GPU"):
+        bench.merge([1], device="cuda")
 
 
 def threads(bench: Bench) -> None:
@@ -694,6 +702,7 @@ OTHERS: tuple[Case, ...] = (
         also_keep,
         out_dtype,
         threads,
+        device,
         convolutions,
         watch,
         state,
