@@ -88,7 +88,7 @@ def _of_content(
     settings: Settings, sighting: Sighting, candidate: Candidate, base: Base, progress: Progress
 ) -> dict[str, Any]:
     """Read all of it as a fold would, and have it judged by the built-in gate."""
-    settle_threads(settings.threads)
+    settle_threads(1)
     store = store_of(settings)
     with history_of(settings) as history:
         method = method_of(settings.method)

@@ -173,7 +173,7 @@ class _Trip:
         def again() -> Forming:
             return Forming(self._candidate, self._base, self.candidate, hashed=False)
 
-        self._surveyed = survey(self._model, again, self._method, self._machine.memory, self._progress)
+        self._surveyed = survey(self._model, again, self._method, self._machine, self._progress)
 
     def all_weights(self, doing: str) -> None:
         """Take every weight, one after the other: read ahead, folded several at once, written in order."""

@@ -16,11 +16,11 @@ Job = TypeVar("Job")
 class Hands(Generic[Job]):
     """Does work aside, so that the thread that writes the history stays awake."""
 
-    def __init__(self, threads: int, wake: Callable[[], None]) -> None:
+    def __init__(self, wake: Callable[[], None]) -> None:
         self.progress = Progress()
         self.job: Job | None = None  # what is being done, or was done and is not taken yet
         self._wake = wake
-        self._thread = ThreadPoolExecutor(1, "mergd-fold", settle_threads, (threads,))
+        self._thread = ThreadPoolExecutor(1, "mergd-fold", settle_threads, (1,))
         self._future: Future[object] | None = None
         self._abandoned: Future[object] | None = None
 

@@ -91,9 +91,9 @@ class _Open:
         update = Update(self.surveyed.scaled(delta), self.share, seed, start, extra, self.surveyed.whole)
         return update, delta.norm() ** 2 if isinstance(delta, LowRank) else square(delta)
 
-    def survey(self, memory: int, progress: Progress) -> None:
+    def survey(self, machine: Machine, progress: Progress) -> None:
         """Learn what the fold needs to know of all of it."""
-        self.surveyed = survey(self._base, self.again, self._method, memory, progress)
+        self.surveyed = survey(self._base, self.again, self._method, machine, progress)
 
     def digests(self, memory: int, progress: Progress) -> tuple[str, str]:
         """Read the rest, and return the digests of its content and of its weights alone."""
@@ -126,7 +126,7 @@ class _Together:
         self._out = Outgoing(base, method, draft, stack)
         self._reports: dict[str, WeightReport] = {}
         for source in self._sources:
-            source.survey(machine.memory, progress)
+            source.survey(machine, progress)
 
     def all_weights(self) -> None:
         """Take every weight, one after the other."""

@@ -48,7 +48,7 @@ class Working:
         self._history, self._doing = history, doing
         self._drafting = Drafting(settings, merge, store, commit)
         self._remaking = Remaking(settings, merge, store, commit)
-        self._hands: Hands[Job | Remake] = Hands(settings.threads, lambda: self.wake())
+        self._hands: Hands[Job | Remake] = Hands(lambda: self.wake())
         self._ended: list[tuple[Job | Remake, Exception]] = []  # work that came to nothing, of which rows are to tell
 
     def take_settings(self, settings: Settings, merge: Merge) -> None:

@@ -11,7 +11,8 @@ from ...state.records import Weight
 from ._sums import square
 from .interface import Slots
 
-HIGH, LOW = 2**16, 2**15  # the bits of a float32 without its sign, in two halves: larger numbers have larger bits
+SHIFT = 15  # the bits of a float32 without its sign, in two halves: larger numbers have larger bits
+HIGH, LOW = 2**16, 2**SHIFT
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class Magnitude:
         """Return how many numbers have each high half; then, of those that matter, each low half."""
         bits = delta.reshape(-1).float().abs().view(torch.int32)
         if not found:
-            return {"counts": torch.bincount(bits // LOW, minlength=HIGH)}
-        return {"counts": torch.bincount(bits[bits // LOW == found["half"]] % LOW, minlength=LOW)}
+            return {"counts": torch.bincount(bits >> SHIFT, minlength=HIGH)}
+        return {"counts": torch.bincount(bits[bits >> SHIFT == found["half"]] & (LOW - 1), minlength=LOW)}
 
     def found(self, sums: Slots, found: Slots) -> Slots:
         """Return the half that holds the number, and how many larger halves hold; then the number."""

@@ -21,7 +21,7 @@ def woken() -> list[str]:
 
 @pytest.fixture
 def hands(woken: list[str]) -> Iterator[Hands[str]]:
-    hands: Hands[str] = Hands(1, lambda: woken.append("woken"))
+    hands: Hands[str] = Hands(lambda: woken.append("woken"))
     yield hands
     hands.close()
 
