@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from math import inf
 
 from ..plugins.rules._matrices import is_matrix, sides
 from ..plugins.rules.interface import Rule, Statistic
 from ..plugins.rules.interface import working_bytes as usual_bytes
 from ..state.errors import Misconfigured
+from ..state.prepared import Prepared
 from ..state.records import Weight
 from .base import COPIES, Base, Rows, float32_bytes, row_blocks
 from .device import resolve
@@ -16,13 +18,16 @@ from .overlapping import Job
 from .settings import AT_LEAST, Settings
 from .slots import reads_slot
 
+PRODUCTS = 2  # of what is prepared, beside itself
 FACTORS = 8  # copies of a weight's two factors that are alive at once
 UNDER_WAY = 4  # blocks at once, at least, that the memory is to have room for
 LARGEST = 12 * 2**20  # bytes that are alive of one block of rows: more would leave the processor's cache no better off
 LONG_SIDE = 2048  # the short side from which on a matrix gets all threads, and nothing else is under way beside it
 
 
-def jobs_of(weights: Iterable[Weight], method: Method, machine: Machine, ranks: Mapping[str, int]) -> Iterator[Job]:
+def jobs_of(
+    weights: Iterable[Weight], method: Method, machine: Machine, ranks: Mapping[str, int], prepared: Prepared
+) -> Iterator[Job]:
     """Yield the blocks of all weights, in order. ranks: of those whose slot is kept as two factors."""
     known: dict[object, tuple[list[Rows], int, bool]] = {}  # of weights that are alike: most have many like them
     for w in weights:
@@ -35,7 +40,11 @@ def jobs_of(weights: Iterable[Weight], method: Method, machine: Machine, ranks: 
             known[alike] = blocks_of(w, method, machine.memory), working_bytes(w, method), alone
         blocks, whole, alone = known[alike]
         for number, rows in enumerate(blocks):
-            nbytes = whole * (rows[1] - rows[0]) // w.shape[0] if rows else whole
+            nbytes = (
+                whole * (rows[1] - rows[0]) // w.shape[0]
+                if rows
+                else int(min(whole, _ready_bytes(w, method, prepared)))
+            )
             yield Job(w, rows, nbytes, first=not number, last=number == len(blocks) - 1, alone=alone)
 
 
@@ -69,6 +78,15 @@ def working_bytes(w: Weight, method: Method) -> int:
     parts: tuple[Rule | Statistic, ...] = (method.rule, *method.keeps(w))
     aside = max(_aside(part, w) for part in parts)
     return news + 2 * sum(spec.nbytes for spec in specs) + readout + aside
+
+
+def _ready_bytes(w: Weight, method: Method, prepared: Prepared) -> float:
+    """Return the same of a weight for which all is prepared: then nothing is decomposed; it is infinite for others."""
+    sizes = [prepared.size(w, statistic) for statistic in method.keeps(w)]
+    if not all(sizes) or not reads_slot(method, w):
+        return inf
+    kept = sum(spec.nbytes for statistic in method.keeps(w) for spec in statistic.slots(w).values())
+    return float32_bytes(w.shape) + 2 * kept + (1 + PRODUCTS) * sum(sizes)
 
 
 def _aside(part: Rule | Statistic, w: Weight) -> int:

@@ -178,7 +178,7 @@ class _Trip:
     def all_weights(self, doing: str) -> None:
         """Take every weight, one after the other: read ahead, folded several at once, written in order."""
         self._progress.begin(doing, len(self._model.weights), self._model.layout.nbytes)
-        jobs = jobs_of(self._model.weights, self._method, self._machine, self._ranks)
+        jobs = jobs_of(self._model.weights, self._method, self._machine, self._ranks, self._head.prepared)
         with overlapped(jobs, self._load, self._machine.memory, self._machine.threads) as blocks:
             for job, block in blocks:
                 with self._progress.busy("fold"):

@@ -12,7 +12,7 @@ from ..state.errors import Misconfigured
 
 BESIDE = 64  # files that a process has open anyway, with some to spare: a daemon has 18 or 19
 RETURNED = 32 * 2**20  # bytes: a block of at least this size goes back to the system; the most that glibc takes
-KEPT_FREE = 16 * 2**20  # bytes of free memory that are kept for the next blocks
+KEPT_FREE = 64 * 2**20  # bytes of free memory that are kept for the next blocks
 LAST = 19  # the lowest priority, for which the kernel's schedulers give time that nobody else wants
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc, malloc.h
 LIBC = ctypes.CDLL(None)

@@ -80,6 +80,11 @@ class Prepared:
         found = _indexes(self._folder, self._key) if self._folder else {}
         return {place: (path, stored) for path, index in found.items() for place, stored in index.items()}
 
+    def size(self, w: Weight, statistic: object) -> int:
+        """Return the bytes of what is prepared for one statistic of a whole weight; 0 if nothing is."""
+        _, stored = self._places.get(place_of(w, statistic, None), (None, []))
+        return sum(tensor.nbytes for tensor in stored)
+
     def of(self, w: Weight, statistic: object, rows: Rows, *, factors: bool = False) -> Mapping[str, Tensor]:
         """Return what is prepared for one statistic of a weight, or of a block of its rows; else nothing."""
         path, wanted = self._places.get(place_of(w, statistic, rows, factors=factors), (None, []))
