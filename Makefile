@@ -54,8 +54,9 @@ bench-scale: $(READY)  ## a fold's cost against folds, parameters, the largest m
 bench-quick: $(READY)  ## every comparison in tiny, to see that it works; nothing is kept
 	cd tests && ../$(BIN)/python -m pytest -q -n 2 journeys/test_benchmarks.py
 
-bench-others: $(READY)  ## the other figures: memory, adapters' disk, rollbacks, near-copies; PAIRS=1000, SEED=0
+bench-others: $(READY)  ## the other figures: memory, decompositions, adapters' disk, rollbacks, near-copies; PAIRS=1000, SEED=0
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/directions.py
 	$(BIN)/python benchmarks/adapters.py --matrices 1
 	$(BIN)/python benchmarks/stream.py
 	$(BIN)/python benchmarks/rollback.py

@@ -17,6 +17,11 @@ from commands import Merge, work_folder
 from floor import copy
 from models import Shapes, make_model, parameters, square_shapes
 
+from mergd.daemon.base import outline
+from mergd.daemon.blocks import machine_of
+from mergd.daemon.method import method_of
+from mergd.daemon.settings import read_settings
+
 WIDTH = 1024
 EMBEDDING_ROWS = 250_000  # x 1024 float32: 1.02 GB
 # An embedding larger than the memory setting, and the largest matrix of a Llama of 7 B parameters.
@@ -51,7 +56,9 @@ def measure(
         merge.drop(make_model(work / f"fine-tune-{seed}", seed, shapes))
     cost = merge.run_once(of=folds)
     log = merge.log()
+    settings = read_settings(merge.config)
     return {
+        "memory_mb": round(machine_of(settings, outline(str(base)), method_of(settings.method)).memory / 1e6),
         "model_gb": 4 * parameters(shapes) / 1e9,
         "folds": len(log),
         "peak_rss_mb": round(cost.rss),
@@ -94,12 +101,14 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=2)
     parser.add_argument("--rule", default="opcm")
     parser.add_argument("--remerge", nargs="*", default=[], metavar="RULE", help="merge anew by these, each on its own")
-    parser.add_argument("--limit-mb", type=float, default=700.0, help="exit 1 if the peak is above")
+    parser.add_argument(
+        "--limit-mb", type=float, help="exit 1 if the peak is above; else above the memory that is taken and 300"
+    )
     arguments = parser.parse_args()
     with work_folder() as work:
         result = measure(work, model(arguments), arguments.folds, arguments.rule, arguments.remerge)
     print(json.dumps(result))
-    sys.exit(0 if result["peak_rss_mb"] <= arguments.limit_mb else 1)
+    sys.exit(0 if result["peak_rss_mb"] <= (arguments.limit_mb or result["memory_mb"] + 300) else 1)
 
 
 if __name__ == "__main__":

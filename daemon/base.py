@@ -32,7 +32,7 @@ HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output|output_projection|decoder|pr
 HEAD_OF_TIED = re.compile(r"head|output|decoder|proj", re.IGNORECASE)
 COPIES = 12  # float32 blocks of a weight that are alive at once, at most
 Rows = tuple[int, int] | None  # first and last (exclusive) of a block; None is the whole weight
-READING = 256 * 2**20  # bytes of working buffers while the base model is read whole
+READING = 64 * 2**20  # bytes of working buffers while the base model is read whole
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ..state.records import Checkpoint, Sighting, Task, Version
 from ..state.store import Store
 from ..state.wording import size
 from .base import float32_bytes
+from .blocks import machine_of
 from .folding import removable
 from .machine import allow_open_files
 from .method import Method
@@ -142,6 +143,7 @@ class Planning:
 
     def _reading(self, task: Task, head: Version, asked: Asked) -> Plan:
         method = read_out(self.merge.method_at(head), asked, self.merge.base.weights)
+        machine_of(self.settings, self.merge.base, method)  # before anything is written
         described = self._described(method)
         if described == head.method and method.name == head.rule:
             raise Usage(f"{head} is read out so already", "see: mergd status")
@@ -152,6 +154,7 @@ class Planning:
 
     def _merging(self, task: Task, head: Version, asked: Asked) -> Plan:
         method, by = remerged_by(self.merge.method_at(head), asked)
+        machine_of(self.settings, self.merge.base, method)
         rows = [self._history.checkpoints.get(row) for row in self._history.recipe(head.number)]
         sightings = {row.id: found for row in rows if (found := self._sources.find(row)) is not None}
         if not rows:

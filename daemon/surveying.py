@@ -76,10 +76,11 @@ def _in_one_pass(
     """Yield what the work made of each block of the task vector, in order; it is done on several at once."""
 
     def load(job: Job) -> Callable[[], dict[Survey, Slots]]:
-        delta = scaled.scaled(vectors.block(job.weight, job.rows, torch.float32))
+        with progress.busy("survey"):
+            delta = scaled.scaled(vectors.block(job.weight, job.rows, torch.float32))
         return lambda: work(job.weight, delta.dense() if isinstance(delta, LowRank) else delta)
 
-    progress.begin("survey", len(base.weights), base.layout.nbytes)
+    progress.begin("surveying", len(base.weights), base.layout.nbytes)
     with overlapped(_jobs(base.weights, machine.memory), load, machine.memory, machine.threads) as made:
         for job, terms in made:
             yield terms
