@@ -18,7 +18,7 @@ from .cli_rules import rules
 from .cli_service import init, rebuild, run
 from .cli_versions import export, log, pause, replay, resume, rollback, show, status, verify
 from .logs import log_to_stderr
-from .machine import settle_memory
+from .machine import settle_process
 
 app = typer.Typer(
     name="mergd",
@@ -75,7 +75,7 @@ for command in (
 
 def main() -> None:
     """Run the command line; every error ends in one or two lines and its exit code."""
-    settle_memory()
+    settle_process()
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except MergdError as error:

@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import resource
+import sys
 import threading
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -12,6 +13,9 @@ from ..state.errors import Misconfigured
 
 BESIDE = 64  # files that a process has open anyway, with some to spare: a daemon has 18 or 19
 RETURNED = 32 * 2**20  # bytes: a block of at least this size goes back to the system; the most that glibc takes
+SWITCH = (
+    0.0005  # seconds that a thread may hold the interpreter while others wait, who only want to hand something over
+)
 KEPT_FREE = 64 * 2**20  # bytes of free memory that are kept for the next blocks
 LAST = 19  # the lowest priority, for which the kernel's schedulers give time that nobody else wants
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc, malloc.h
@@ -40,12 +44,13 @@ def be_last() -> None:
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LAST)
 
 
-def settle_memory() -> None:
-    """Have glibc use the memory of one weight for the next: pages that come from the system anew cost more than most sums.
+def settle_process() -> None:
+    """Have threads take turns often, and glibc use the memory of one weight for the next: pages that come from the system anew cost more than most sums.
 
     All threads share one heap, of which little is kept while it is free, and the largest blocks go back at once: by default
     each thread has a heap of its own, where blocks of all sizes pile up.
     """
+    sys.setswitchinterval(SWITCH)
     os.environ.setdefault("MKL_DISABLE_FAST_MM", "1")  # else each thread keeps the buffers of its largest product
     mallopt = getattr(LIBC, "mallopt", None)  # another C library may have none
     if mallopt is not None:

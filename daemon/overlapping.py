@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -18,6 +17,7 @@ from .base import Rows
 from .machine import settle_threads
 
 T = TypeVar("T")
+BUNDLE = 4 * 2**20  # bytes of small jobs that are handed over together
 BESIDE = 2  # jobs under way besides those that are worked on: one is read, one is written
 
 
@@ -33,6 +33,7 @@ class Job:
     alone: bool = False  # whether nothing else is under way beside it: its products take all threads
 
 
+Bundle = tuple[Job, ...]
 Load = Callable[[Job], Callable[[], T]]  # reads what a job needs; what it returns does the work
 
 
@@ -49,7 +50,7 @@ def overlapped(
 
 
 def _in_order(jobs: Iterable[Job], load: Load[T], memory: int, threads: int) -> Generator[tuple[Job, T], None, None]:
-    room, handed = _Room(memory, threads + BESIDE), SimpleQueue[tuple[Job, Future[T]] | BaseException | None]()
+    room, handed = _Room(memory, threads + BESIDE), SimpleQueue[tuple[Bundle, Future[list[T]]] | BaseException | None]()
     with ThreadPoolExecutor(threads, "mergd-work", settle_threads, (1,)) as workers:
         reader = threading.Thread(
             target=_read_ahead, args=(jobs, load, room, workers, threads, handed), name="mergd-read"
@@ -59,12 +60,12 @@ def _in_order(jobs: Iterable[Job], load: Load[T], memory: int, threads: int) -> 
             while (item := handed.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item
-                job, future = item
-                made = future.result()
+                bundle, future = item
+                made = future.result()[::-1]
                 del item, future  # what was made lives no longer than whoever takes it wants
-                yield job, made
-                del made
-                room.leave(job)
+                for job in bundle:
+                    yield job, made.pop()
+                room.leave(bundle)
         finally:
             room.close()
             reader.join()
@@ -77,25 +78,39 @@ def _read_ahead(
     room: "_Room",
     workers: ThreadPoolExecutor,
     threads: int,
-    handed: "SimpleQueue[tuple[Job, Future[T]] | BaseException | None]",
+    handed: "SimpleQueue[tuple[Bundle, Future[list[T]]] | BaseException | None]",
 ) -> None:
     settle_threads(1)
     try:
-        for job in jobs:
-            if not room.enter(job):
+        for bundle in _bundles(jobs):
+            if not room.enter(bundle):
                 return
-            work = load(job)
-            handed.put((job, workers.submit(partial(_with_all, threads, work) if job.alone else work)))
+            works = [load(job) for job in bundle]
+            handed.put((bundle, workers.submit(_do, works, threads if bundle[0].alone else 1)))
         handed.put(None)
     except BaseException as error:  # noqa: BLE001 - it is raised where the results are taken
         handed.put(error)
 
 
-def _with_all(threads: int, work: Callable[[], T]) -> T:
-    """Do work that is alone with all threads."""
+def _bundles(jobs: Iterable[Job]) -> Iterator[Bundle]:
+    """Yield the jobs, small ones together: to hand one over takes as long as some thousand sums."""
+    bundle: list[Job] = []
+    for job in jobs:
+        if bundle and (job.alone or bundle[-1].alone or sum(one.nbytes for one in bundle) + job.nbytes > BUNDLE):
+            yield tuple(bundle)
+            bundle = []
+        bundle.append(job)
+    if bundle:
+        yield tuple(bundle)
+
+
+def _do(works: list[Callable[[], T]], threads: int) -> list[T]:
+    """Do some work, one piece after the other, with so many threads."""
+    if threads == 1:
+        return [work() for work in works]
     settle_threads(threads)
     try:
-        return work()
+        return [work() for work in works]
     finally:
         settle_threads(1)
 
@@ -108,22 +123,23 @@ class _Room:
         self._free, self._inside, self._alone, self._closed = nbytes, 0, False, False
         self._changed = threading.Condition()
 
-    def enter(self, job: Job) -> bool:
+    def enter(self, bundle: Bundle) -> bool:
         """Wait until there is room; returns whether to go on."""
+        nbytes, alone = sum(job.nbytes for job in bundle), bundle[0].alone
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._fits(job))
-            self._free -= job.nbytes
+            self._changed.wait_for(lambda: self._closed or self._fits(nbytes, alone))
+            self._free -= nbytes
             self._inside += 1
-            self._alone = job.alone
+            self._alone = alone
             return not self._closed
 
-    def _fits(self, job: Job) -> bool:
-        beside = job.nbytes <= self._free and self._inside < self._most and not job.alone and not self._alone
+    def _fits(self, nbytes: int, alone: bool) -> bool:
+        beside = nbytes <= self._free and self._inside < self._most and not alone and not self._alone
         return not self._inside or beside
 
-    def leave(self, job: Job) -> None:
+    def leave(self, bundle: Bundle) -> None:
         with self._changed:
-            self._free += job.nbytes
+            self._free += sum(job.nbytes for job in bundle)
             self._inside -= 1
             self._changed.notify()
 

@@ -24,6 +24,7 @@ from .store import PRIVATE_FILE
 
 LIBC = ctypes.CDLL(None)
 SYNC_FILE_RANGE_WRITE = 2  # fcntl.h
+LOOK = 64  # bytes
 PUSHED = 8 * 2**20  # bytes that are written before the disk is asked to begin with them
 
 
@@ -131,7 +132,9 @@ class Writer:
             self._next_file()
         assert info.start <= self._offset <= info.start + info.nbytes, f"{name} out of order"
         cast = block.to(self.dtype_of(name)).contiguous()  # named, because its memory is read below
-        self._put(memory_of(cast), hole=self._holes and not cast.reshape(-1).view(torch.uint8).any())
+        data = memory_of(cast)
+        beginning = self._holes and not any(data[:LOOK])  # the rest of most blocks need not be looked at
+        self._put(data, hole=beginning and not cast.reshape(-1).view(torch.uint8).any())
 
     def _next_file(self) -> None:
         self._close_file()

@@ -15,6 +15,11 @@ from mergd.state.records import Weight
 W = Weight("w", (4, 4), "matrix")
 
 
+@pytest.fixture(autouse=True)
+def _one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mergd.daemon.overlapping.BUNDLE", 0)
+
+
 def jobs(sizes: list[int], alone: frozenset[int] = frozenset()) -> list[Job]:
     return [Job(W, (i, i + 1), size, alone=i in alone) for i, size in enumerate(sizes)]
 
@@ -69,6 +74,15 @@ def test_results_come_in_order_and_within_the_memory(
     assert watched.order == list(range(len(sizes)))
     assert watched.most <= max([memory, *sizes])  # what alone is larger goes by itself
     assert all(len(inside) == 1 for inside in watched.together if inside & alone)
+
+
+@pytest.mark.parametrize("bundle", [1, 7, 100])
+def test_small_jobs_are_handed_over_together(monkeypatch: pytest.MonkeyPatch, bundle: int) -> None:
+    monkeypatch.setattr("mergd.daemon.overlapping.BUNDLE", bundle)
+    watched = Watched()
+    sizes = [3, 1, 2, 9, 1, 1, 1, 1, 0, 4]
+    assert run(sizes, 20, 2, watched, frozenset({5})) == list(range(len(sizes)))
+    assert watched.order == list(range(len(sizes)))
 
 
 def test_the_next_is_read_and_worked_on_while_one_is_worked_on() -> None:
