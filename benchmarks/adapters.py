@@ -89,8 +89,13 @@ def save_adapter(folder: Path, modules: dict[str, tuple[torch.Tensor, torch.Tens
 def newest(merge: Merge) -> dict[str, Any]:
     """Return the seconds of the newest version by step, their sum, and the megabytes that it read."""
     entry = merge.log()[0]
-    seconds: dict[str, float] = entry["seconds"]
-    return seconds | {"all": round(sum(seconds.values()), 3), "mb_read": round(entry["bytes_read"] / 1e6, 1)}
+    seconds: dict[str, float] = {step: took for step, took in entry["seconds"].items() if step != "wait"}
+    folding = sum(seconds.get(step, 0.0) for step in ("read", "decompose", "fold"))
+    return seconds | {
+        "folding": round(folding, 3),
+        "all": round(sum(seconds.values()), 3),
+        "mb_read": round(entry["bytes_read"] / 1e6, 1),
+    }
 
 
 if __name__ == "__main__":
