@@ -1,7 +1,6 @@
 """Blocks: how the weights are cut for a pass over them, how much memory each block takes, and how many threads it gets."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from math import inf
 
 from ..plugins.rules._matrices import is_matrix, sides
@@ -12,7 +11,7 @@ from ..state.prepared import Prepared
 from ..state.records import Weight
 from .base import COPIES, Base, Rows, float32_bytes, row_blocks
 from .device import resolve
-from .machine import Machine, settle_threads
+from .machine import Machine
 from .method import Method
 from .overlapping import Job
 from .settings import AT_LEAST, Settings
@@ -40,11 +39,8 @@ def jobs_of(
             known[alike] = blocks_of(w, method, machine.memory), working_bytes(w, method), alone
         blocks, whole, alone = known[alike]
         for number, rows in enumerate(blocks):
-            nbytes = (
-                whole * (rows[1] - rows[0]) // w.shape[0]
-                if rows
-                else int(min(whole, _ready_bytes(w, method, prepared)))
-            )
+            part = whole * (rows[1] - rows[0]) // w.shape[0] if rows else whole
+            nbytes = part if rows else int(min(part, _ready_bytes(w, method, prepared)))
             yield Job(w, rows, nbytes, first=not number, last=number == len(blocks) - 1, alone=alone)
 
 
@@ -60,14 +56,9 @@ def wants_all_threads(w: Weight, method: Method) -> bool:
     return is_matrix(w) and not method.rowwise(w) and min(sides(w)[1:]) >= LONG_SIDE
 
 
-@contextmanager
-def threads_for(w: Weight, method: Method, threads: int) -> Iterator[None]:
-    """Give the products with a weight as many threads as it is to have, and one afterwards."""
-    settle_threads(threads if wants_all_threads(w, method) else 1)
-    try:
-        yield
-    finally:
-        settle_threads(1)
+def threads_for(w: Weight, method: Method, threads: int) -> int:
+    """Return how many threads the products with a weight get, of so many."""
+    return threads if wants_all_threads(w, method) else 1
 
 
 def working_bytes(w: Weight, method: Method) -> int:

@@ -156,11 +156,13 @@ class _Trip:
 
     def _ranks_after(self) -> Iterator[tuple[str, int]]:
         """Yield the weights whose slot is kept as two factors after this fold, and how many columns these have."""
+        able: dict[object, bool] = {}  # of weights that are alike
         for w in self._model.weights:
             before, more = self._kept.rank(w), self._vectors.rank(w)
-            if before is None or more is None or self._share > 1:  # a share of 2 is two steps
-                continue
-            if pays(before + more, w.shape) and factorable(self._method, w):
+            if before is None or more is None or self._share > 1 or not pays(before + more, w.shape):
+                continue  # a share of 2 is two steps
+            alike = w.kind, len(w.shape), self._method.keeps(w)
+            if able.setdefault(alike, alike not in able and factorable(self._method, w)):
                 yield w.name, before + more
 
     def opened_as_sighted(self) -> bool:

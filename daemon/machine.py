@@ -6,6 +6,8 @@ import platform
 import resource
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -13,9 +15,7 @@ from ..state.errors import Misconfigured
 
 BESIDE = 64  # files that a process has open anyway, with some to spare: a daemon has 18 or 19
 RETURNED = 32 * 2**20  # bytes: a block of at least this size goes back to the system; the most that glibc takes
-SWITCH = (
-    0.0005  # seconds that a thread may hold the interpreter while others wait, who only want to hand something over
-)
+SWITCH = 0.0005  # seconds that a thread may hold the interpreter while others wait to hand something over
 KEPT_FREE = 64 * 2**20  # bytes of free memory that are kept for the next blocks
 LAST = 19  # the lowest priority, for which the kernel's schedulers give time that nobody else wants
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc, malloc.h
@@ -39,15 +39,25 @@ def settle_threads(threads: int) -> None:
     torch.backends.mkldnn.set_flags(False)  # type: ignore[no-untyped-call]  # fails under MemoryDenyWriteExecute
 
 
+@contextmanager
+def with_threads(threads: int) -> Iterator[None]:
+    """Give the calling thread so many of torch's, and one afterwards."""
+    settle_threads(threads)
+    try:
+        yield
+    finally:
+        settle_threads(1)
+
+
 def be_last() -> None:
     """Let the calling thread have what processor time, and with some schedulers what disk time, others leave."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LAST)
 
 
 def settle_process() -> None:
-    """Have threads take turns often, and glibc use the memory of one weight for the next: pages that come from the system anew cost more than most sums.
+    """Have threads take turns often, and glibc use the memory of one weight for the next.
 
-    All threads share one heap, of which little is kept while it is free, and the largest blocks go back at once: by default
+    Pages that come from the system anew cost more than most sums. All threads share one heap, of which little is kept while it is free, and the largest blocks go back at once: by default
     each thread has a heap of its own, where blocks of all sizes pile up.
     """
     sys.setswitchinterval(SWITCH)

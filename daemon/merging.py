@@ -17,18 +17,19 @@ from ..plugins.rules._sums import square
 from ..plugins.rules.batch_interface import BatchRule
 from ..plugins.rules.interface import NOTHING, LowRank, Slots, Statistic, Update
 from ..state.errors import Busy
-from ..state.reading import TORCH_DTYPE, Reader
+from ..state.reading import Reader
 from ..state.records import Counts, Totals, Weight, WeightReport
 from ..state.store import Draft
 from .base import Base, Rows, read_contents
 from .blocks import blocks_of, threads_for
 from .folding import FoldResult
 from .forming import Forming
-from .machine import Machine
+from .machine import Machine, with_threads
 from .method import Method
 from .outgoing import Merged, Outgoing
 from .progress import Progress
 from .shipped import Shipping
+from .slots import zeros
 from .surveying import Surveyed, survey
 
 
@@ -132,7 +133,7 @@ class _Together:
         """Take every weight, one after the other."""
         self._progress.begin("merging", len(self._model.weights), len(self._sources) * self._model.layout.nbytes)
         for w in self._model.weights:
-            with threads_for(w, self._method, self._machine.threads):
+            with with_threads(threads_for(w, self._method, self._machine.threads)):
                 self._merge_weight(w)
             self._progress.next_weight()
 
@@ -157,7 +158,7 @@ class _Together:
 
         One task vector is held at a time, unless a batch rule is to see all. Their squares are added to `squares`.
         """
-        slots = {statistic: _zeros(statistic, w, rows) for statistic in self._method.keeps(w)}
+        slots = {s: {name: zeros(spec, rows) for name, spec in s.slots(w).items()} for s in self._method.keeps(w)}
         taus, before = [], Counts(0, 0.0)
         for number, (source, seed) in enumerate(zip(self._sources, seeds, strict=True)):
             update, square_of_block = source.update(w, rows, seed)
@@ -189,11 +190,3 @@ class _Together:
         out = self._out
         result = FoldResult("", totals, self._reports, out.readouts, out.slots, out.files, read, out.nbytes, sketch=b"")
         return result, digests
-
-
-def _zeros(statistic: Statistic, w: Weight, rows: Rows) -> Slots:
-    """Return the slots of one block, or of the whole weight, before the first fold."""
-    shapes = {
-        name: (rows[1] - rows[0], *spec.shape[1:]) if rows else spec.shape for name, spec in statistic.slots(w).items()
-    }
-    return {name: torch.zeros(shapes[name], dtype=TORCH_DTYPE[spec.dtype]) for name, spec in statistic.slots(w).items()}

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from ..state.records import Weight
 from .base import Rows
-from .machine import settle_threads
+from .machine import settle_threads, with_threads
 
 T = TypeVar("T")
 BUNDLE = 4 * 2**20  # bytes of small jobs that are handed over together
@@ -106,13 +106,8 @@ def _bundles(jobs: Iterable[Job]) -> Iterator[Bundle]:
 
 def _do(works: list[Callable[[], T]], threads: int) -> list[T]:
     """Do some work, one piece after the other, with so many threads."""
-    if threads == 1:
+    with with_threads(threads):
         return [work() for work in works]
-    settle_threads(threads)
-    try:
-        return [work() for work in works]
-    finally:
-        settle_threads(1)
 
 
 class _Room:

@@ -21,7 +21,7 @@ from ..state.store import Store, folder_name
 from .base import Base
 from .blocks import blocks_of, machine_of, threads_for
 from .device import Home, resolve, send, send_slots
-from .machine import be_last, made_on, trim_memory
+from .machine import be_last, made_on, trim_memory, with_threads
 from .method import Method
 from .settings import Settings
 from .slots import KeptSlots
@@ -141,7 +141,7 @@ class Preparing:
             into = stack.enter_context(Preparation(folder_of(version, self._store), key, places.__contains__))
             fresh = len(places) > len(into.places)
             for w, parts in plan.items():
-                with threads_for(w, wanted.method, wanted.settings.threads):
+                with with_threads(threads_for(w, wanted.method, wanted.settings.threads)):
                     if not all(self._add(wanted, into, w, kept, part) for part in parts):
                         return False
                 self._ready += 1

@@ -16,15 +16,13 @@ from torch import Tensor
 from ..plugins.rules.interface import Factored, LowRank, Slots, Statistic
 from ..state.errors import DamagedFiles, Misconfigured, Unavailable
 from ..state.reading import TORCH_DTYPE, Reader
-from ..state.records import Counts, Layout, Weight
+from ..state.records import Counts, Layout, SlotSpec, Weight
 from ..state.writing import Planned
 from .base import Base, Rows
 from .method import Method
 
 SlotKey = tuple[str, str]  # (statistic, slot), as the manifest names them
-TILE = (
-    256  # rows of a product that are formed at once, wherever a block begins: so its bytes do not depend on the blocks
-)
+TILE = 256  # rows of a product that are formed at once, wherever a block begins: its bytes depend on no blocks
 LEFT, RIGHT = ":left", ":right"  # what the two factors of a weight's slot are called in a file, after the weight
 
 
@@ -57,7 +55,7 @@ def _factors(w: Weight, rank: int) -> list[Planned]:
 
 def pays(rank: int, shape: tuple[int, ...]) -> bool:
     """Whether two factors of so many columns take at most half of the bytes of their product."""
-    return 2 * rank * sum(shape) <= prod(shape)
+    return 0 < prod(shape) >= 2 * rank * sum(shape)
 
 
 def factorable(method: Method, w: Weight) -> bool:
@@ -73,14 +71,19 @@ def reads_slot(method: Method, w: Weight) -> bool:
         return False
     w = replace(w, shape=tuple(min(side, 2) for side in w.shape))
     kept = {
-        statistic: {name: torch.zeros(spec.shape, dtype=TORCH_DTYPE[spec.dtype]) for name, spec in slots.items()}
-        for statistic, slots in ((statistic, statistic.slots(w)) for statistic in method.keeps(w))
+        statistic: {name: zeros(spec) for name, spec in statistic.slots(w).items()} for statistic in method.keeps(w)
     }
     try:
         merged = method.merged(kept, w, Counts(2, 2.0))
     except Exception:  # noqa: BLE001 - a rule that wants other values: then as much as it may need
         return False
     return any(merged is tensor for slots in kept.values() for tensor in slots.values())
+
+
+def zeros(spec: SlotSpec, rows: Rows = None) -> Tensor:
+    """Return a slot, or a block of its rows, as it is before the first fold."""
+    shape = (rows[1] - rows[0], *spec.shape[1:]) if rows else spec.shape
+    return torch.zeros(shape, dtype=TORCH_DTYPE[spec.dtype])
 
 
 def read_tensor(reader: Reader, name: str, rows: Rows = None) -> Tensor:
@@ -114,9 +117,7 @@ class KeptSlots:
         if reader is not None:
             with _ours(reader.layout):
                 return read_tensor(reader, w.name, rows)
-        spec = statistic.slots(w)[slot]
-        shape = (rows[1] - rows[0], *spec.shape[1:]) if rows is not None else spec.shape
-        return torch.zeros(shape, dtype=TORCH_DTYPE[spec.dtype])
+        return zeros(statistic.slots(w)[slot], rows)
 
     def rank(self, w: Weight) -> int | None:
         """Return how many columns the factors of a weight's only slot have; None where it is kept whole."""
