@@ -158,7 +158,9 @@ class _Together:
 
         One task vector is held at a time, unless a batch rule is to see all. Their squares are added to `squares`.
         """
-        slots = {s: {name: zeros(spec, rows) for name, spec in s.slots(w).items()} for s in self._method.keeps(w)}
+        slots: dict[Statistic, Slots] = {}
+        for statistic in self._method.keeps(w):
+            slots[statistic] = {name: zeros(spec, rows) for name, spec in statistic.slots(w).items()}
         taus, before = [], Counts(0, 0.0)
         for number, (source, seed) in enumerate(zip(self._sources, seeds, strict=True)):
             update, square_of_block = source.update(w, rows, seed)
