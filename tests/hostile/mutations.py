@@ -92,7 +92,7 @@ class Trial:
         merge, place, aside = self.merge, self.merge.watch / name, self.merge.root / f"other-{name}"
         self._put(aside, change)
         before = self._put(place, change)
-        eventually(lambda: any((merge.state / "drafts").iterdir()) or self._at_rest(name))
+        eventually(lambda: not daemon.runs or any((merge.state / "drafts").iterdir()) or self._at_rest(name))
         time.sleep(self._chance.uniform(0, self._patience))
         CHANGES[change](place, aside, self._chance)
         eventually(lambda: not daemon.runs or self._at_rest(name))

@@ -4,6 +4,7 @@ They are forked from one process that has imported torch already, and run `mergd
 command does: that takes a tenth of a second where a new interpreter takes three. `python_m_mergd` pays the whole price.
 """
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -87,6 +88,13 @@ class Command:
         """Send a signal to this process alone."""
         os.kill(self.pid, number)
 
+    def stacks(self) -> str:
+        """Return the end of what it has written to stderr, with the stacks of its threads now if it runs."""
+        if self.runs:
+            self.send(signal.SIGUSR2)
+            time.sleep(0.5)
+        return f"{self.err[-8000:]}\nexit code: {self._process.exitcode}"
+
     def ended(self) -> Ended:
         """Wait for its end."""
         self._process.join(PATIENCE)
@@ -129,6 +137,9 @@ def running(*arguments: object, at: Path, environment: Mapping[str, str] | None 
     command = start(*arguments, at=at, environment=environment)
     try:
         yield command
+    except BaseException as error:
+        error.add_note(f"--- mergd {' '.join(map(str, arguments))}: what it wrote, and what it was about\n{command.stacks()}")
+        raise
     finally:
         command.close()
 
@@ -161,6 +172,7 @@ def be_mergd(words: list[str], at: str, output: str, environment: dict[str, str]
     sys.stdin = os.fdopen(0)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     sys.argv = ["mergd", *words]
+    faulthandler.register(signal.SIGUSR2, sys.stderr)
     from mergd.daemon.cli import main
 
     main()
