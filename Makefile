@@ -52,7 +52,7 @@ bench-scale: $(READY)  ## a fold's cost against folds, parameters, the largest m
 	$(BIN)/python benchmarks/scale.py --largest $(or $(LAYERS),144)
 
 bench-quick: $(READY)  ## every comparison in tiny, to see that it works; nothing is kept
-	cd tests && ../$(BIN)/python -m pytest -q -n 2 journeys/test_benchmarks.py
+	cd tests && TEST_ALL_BENCHMARKS=1 ../$(BIN)/python -m pytest -q -n 2 journeys/test_benchmarks.py
 
 bench-others: $(READY)  ## the other figures: memory, decompositions, adapters' disk, rollbacks, near-copies; PAIRS=1000, SEED=0
 	$(BIN)/python benchmarks/memory.py

@@ -1,6 +1,7 @@
 """A checkpoint that ends the daemon, or that no memory suffices for: it comes last, and is held after three attempts."""
 
 import os
+import re
 import resource
 import signal
 from pathlib import Path
@@ -14,6 +15,7 @@ from support.models import fine_tuned
 from mergd.state.history import History
 
 MIB = 2**20
+LACK = re.compile("allocate memory|MemoryError|start new thread")  # as torch, Python and its threads say it
 
 
 def head(merge: Sandbox) -> int:
@@ -108,5 +110,5 @@ def test_what_no_memory_suffices_for_is_held_the_third_time_and_the_others_are_f
     tried_again(merge, "a", 2, too_little)
     tried_again(merge, "a", 3, too_little)
     assert held_for(merge, "a") == ["no-verdict"]
-    assert all("allocate memory" in str(outcome) or "MemoryError" in str(outcome) for outcome in outcomes(merge, "a"))
+    assert all(LACK.search(str(outcome)) for outcome in outcomes(merge, "a")), outcomes(merge, "a")
     assert [entry["checkpoint"]["name"] for entry in merge.log()] == ["c", "b", "first"]

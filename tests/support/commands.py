@@ -138,7 +138,9 @@ def running(*arguments: object, at: Path, environment: Mapping[str, str] | None 
     try:
         yield command
     except BaseException as error:
-        error.add_note(f"--- mergd {' '.join(map(str, arguments))}: what it wrote, and what it was about\n{command.stacks()}")
+        error.add_note(
+            f"--- mergd {' '.join(map(str, arguments))}: what it wrote, and what it was about\n{command.stacks()}"
+        )
         raise
     finally:
         command.close()
