@@ -17,7 +17,7 @@ from ..state.store import Store, replace_file
 from .replaying import share_of
 from .settings import Settings
 
-LOG_LINES = 1000  # newest versions in log.jsonl
+LOG_LINES = 100  # newest versions in log.jsonl: it is written anew at each fold
 SHOWN_PINS = ("rule", "parameters", "base_model", "base_digest", "base_commit", "tied")
 READABLE = 0o644
 
