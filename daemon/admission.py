@@ -38,7 +38,7 @@ class Admission:
         Raises Busy while it is not complete, and NotPermitted where it cannot be read: neither is a verdict.
         """
         try:
-            return self._examine(sighting, Path(sighting.place))
+            return self._examine(sighting, sighting.here)
         except Refused as refusal:
             return None, Verdict("refused", refusal.reasons)
         except MergdError:
@@ -53,19 +53,27 @@ class Admission:
             return None, Verdict("refused", (link,))
         found = match(contents, self.base, self.settings, place)
         candidate = Candidate(
-            sighting.place, sighting.name, contents, found.parts, sighting.stamps, aliases=found.aliases
+            sighting.place,
+            sighting.name,
+            contents,
+            found.parts,
+            sighting.stamps,
+            aliases=found.aliases,
+            folder=sighting.folder,
         )
         verdict = self.judge(contents, found)
         if verdict == ADMITTED:
             candidate, verdict = self._with_shipped(candidate)
-        return candidate, Verdict(verdict.decision, tuple(_then_again(reason, place) for reason in verdict.reasons))
+        return candidate, Verdict(
+            verdict.decision, tuple(_then_again(reason, sighting.place) for reason in verdict.reasons)
+        )
 
     def _with_shipped(self, candidate: Candidate) -> tuple[Candidate, Verdict]:
         """Add what the method needs besides the weights; refuse where it is not there."""
         methods, weights = [(self.method,) if self.method else (), self.earlier], self.base.weights
         needs, besides = ({w.name: {n for m in each for n in m.needs((w,))} for w in weights} for each in methods)
         looking = Looking(self.base, self.settings, self.most_tensors, needs, besides)
-        shipped, reasons = looking.beside(Path(candidate.place), candidate.parts.keys())
+        shipped, reasons = looking.beside(candidate.here, candidate.parts.keys())
         return replace(candidate, shipped=shipped), Verdict("refused", tuple(reasons)) if reasons else ADMITTED
 
     @property
@@ -99,11 +107,11 @@ def _unforeseen(error: Exception) -> Reason:
     return Reason("format-failed", found, "what the format can read", "tell whoever made the format; the log says more")
 
 
-def _then_again(reason: Reason, place: Path) -> Reason:
+def _then_again(reason: Reason, place: str) -> Reason:
     """Add how a checkpoint is looked at again once a setting was changed as its reason says."""
     if reason.code not in BY_SETTING:
         return reason
-    return replace(reason, next_step=f"{reason.next_step}; then: mergd retry {quoted(str(place))}")
+    return replace(reason, next_step=f"{reason.next_step}; then: mergd retry {quoted(place)}")
 
 
 def _missing(found: Match) -> Reason | None:

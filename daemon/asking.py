@@ -58,6 +58,7 @@ def ask(settings: Settings, request: "AnyRequest") -> dict[str, Any]:
     from .loop import Loop
 
     with display.shown_progress() as show, Loop(settings, f"mergd {request.verb}", show) as loop:
+        loop.poll()
         return loop.ask(request)
 
 
@@ -104,6 +105,7 @@ def run_once(settings: Settings) -> bool:
 
     store_of(settings)
     with display.shown_progress() as show, Loop(settings, "mergd run --once", show) as loop:
+        loop.poll()
         loop.post("rescan")
         loop.post("upkeep")  # from cron there is no other occasion
         loop.run(until=loop.idle)
@@ -197,9 +199,9 @@ def log(settings: Settings) -> list[dict[str, Any]]:
 
 def _replayable(settings: Settings, history: History) -> set[int]:
     """Return the versions whose slots are there, or can be made once more from sources that are."""
-    from ..plugins.sources.directory import Directory
+    from .sources import here_alone
 
-    sources = Sources(Archive(Store(settings.state)), history.checkpoints, Directory(settings.watch).sight)
+    sources = Sources(Archive(Store(settings.state)), history.checkpoints, here_alone(settings).sight)
     found = cache(lambda row: sources.find(history.checkpoints.get(row)) is not None)
     return reachable(history.versions(), found)
 

@@ -103,7 +103,7 @@ def locate(base_model: str, commit: str | None = None) -> tuple[Path, str | None
     """Return the path of the base model and, if it is a repository, its commit. A path that exists is a path."""
     if (path := _as_path(base_model)) is not None:
         return path, None
-    from ..plugins.sources import hub  # the Hub's client takes a while to import
+    from ..plugins.sources.hub import repository as hub  # the Hub's client takes a while to import
 
     snapshot = hub.fetch(base_model, commit)
     return snapshot.folder, snapshot.commit
@@ -194,7 +194,7 @@ def outline(base_model: str, convolutions: str = "sum") -> Base:
         folder = place if place.is_dir() else None
         layout, config = base_layout(place), read_config(folder)
     else:
-        from ..plugins.sources import hub  # the Hub's client takes a while to import
+        from ..plugins.sources.hub import repository as hub  # the Hub's client takes a while to import
 
         seen = hub.look(base_model)
         folder, layout, config = None, _not_quantised(seen.layout), dict(seen.config)

@@ -16,7 +16,7 @@ from .base import Base, locate, open_base
 from .blocks import machine_of
 from .drafting import head_at
 from .folding import fold
-from .judging import Known, judged, seen_here
+from .judging import Known, judged, known_content, seen_here
 from .machine import settle_threads
 from .method import Method, method_of
 from .naming import absolute
@@ -25,7 +25,7 @@ from .progress import Progress
 from .requests import Look
 from .settings import Settings
 from .sidecar import counted
-from .worker import job_for, known_content
+from .worker import job_for
 
 PINS = ("base_digest", "base_commit", "tied")  # that headers are compared by
 

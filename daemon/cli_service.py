@@ -14,8 +14,11 @@ from .settings import new_config, read_settings, validate, values_of
 def init(
     context: typer.Context,
     base: Annotated[str, typer.Option(help="The base model: a folder, a .safetensors file or org/name@revision.")],
-    watch: Annotated[Path, typer.Option(help="The directory that checkpoints will be dropped into.")],
     state: Annotated[Path, typer.Option(help="A new directory for history, slots and published models.")],
+    watch: Annotated[Path | None, typer.Option(help="The directory that checkpoints will be dropped into.")] = None,
+    hub: Annotated[
+        str, typer.Option(metavar="NAMESPACE", help="The user or organisation of the Hugging Face Hub to watch.")
+    ] = "",
     rule: Annotated[str, typer.Option(help="The fold rule.")] = "opcm",
     existing: Annotated[
         Literal["hold", "fold", "ignore"], typer.Option(help="What to do with what lies in the directory already.")
@@ -35,8 +38,12 @@ def init(
 
     path = new_config(config or context.obj["config"], name or context.obj["name"])
     base_model = str(Path(base).expanduser().resolve()) if Path(base).expanduser().exists() else base
-    chosen = {"base_model": base_model, "watch": watch, "state": state, "rule": rule, "existing": existing}
+    chosen = {"base_model": base_model, "state": state, "rule": rule, "existing": existing}
     more = values_of(values or [])
+    if watch is not None:
+        chosen["watch"] = watch
+    if hub:
+        more["hub"] = more.get("hub", {}) | {"namespace": hub}
     settings = validate({"threads": len(os.sched_getaffinity(0))} | more | chosen, "the command line")
     with display.shown_progress() as show:
         found = initialise(settings, path, Progress(show))

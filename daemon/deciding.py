@@ -1,15 +1,15 @@
 """What people decide on single checkpoints: approve what is held, refuse what is not folded, take a refusal back; and look."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..plugins.sources.interface import Sight
 from ..state.decided import by_hand
 from ..state.errors import MergdError, NotPermitted, Usage
 from ..state.headers import open_regular, owner_of
 from ..state.history import History
-from ..state.records import Checkpoint, Sighting
+from ..state.records import Checkpoint
 from ..state.users import name_of
 from ..state.wording import quoted
 from .naming import find_checkpoint
@@ -79,11 +79,12 @@ def retry(request: Retry, history: History, who: str) -> dict[str, Any]:
     return {"name": row.name, "paused": history.paused()}
 
 
-def look(place: Path, sight: Callable[[Path], Sighting | None]) -> dict[str, Any]:
+def look(path: str, sight: Sight) -> dict[str, Any]:
     """Return who we are, and which files at a place we cannot read, each with its mode and owner."""
+    place = Path(path)
     try:
         files = [place, *(place / name for name in os.listdir(place) if name != UNREAD)] if place.is_dir() else [place]
-        sighting = sight(place)
+        sighting = sight(path)
         named = {stamp.name for stamp in sighting.stamps} if sighting else set()
         closed = [file for file in files if (file == place or file.name in named) and not _opens(file)]
     except PermissionError:

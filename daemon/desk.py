@@ -5,13 +5,13 @@ import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from ..plugins.sources.interface import Sight
 from ..state.disk_errors import meaning
 from ..state.errors import DiskFull, MergdError, Uncertain, Usage
 from ..state.history import History
-from ..state.records import Sighting, Task
+from ..state.records import Task
 from ..state.store import Store
 from . import deciding, dropping, requests, tagging
 from .control import Answer, Ask
@@ -48,7 +48,7 @@ class Desk:
         store: Store,
         intake: "Intake | None",
         tasks: "Tasks | None",
-        sight: Callable[[Path], Sighting | None],
+        sight: Sight,
         hooks: list[str],
         keep: Keep,
     ) -> None:
@@ -62,7 +62,7 @@ class Desk:
     def carry_out(self, ask: Ask) -> None:
         """Record a request, act, and answer it or let it wait for its folds. A look changes nothing, and leaves no row."""
         if isinstance(ask.request, requests.Look):
-            ask.result(deciding.look(Path(ask.request.place), self._sight))
+            ask.result(deciding.look(ask.request.place, self._sight))
             return
         number = self._record(ask)
         try:

@@ -117,7 +117,9 @@ def place_of(target: Path, settings: Settings) -> Path:
         raise Usage(f"there is no folder {place.parent}", "make it first")
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise Usage(f"{place} is there already", "give a new folder, or an empty one")
-    if place.is_relative_to(settings.state.resolve()) or place.is_relative_to(settings.watch.resolve()):
+    if place.is_relative_to(settings.state.resolve()) or (
+        settings.watch and place.is_relative_to(settings.watch.resolve())
+    ):
         raise Usage(f"{place} is mergd's own, or watched", "a merged model is not folded into itself")
     return place
 

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import sqrt
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -89,7 +88,7 @@ def fold(
     """
     with ExitStack() as stack:
         trip = _Trip(base, candidate, head, method, draft, machine, progress, stack, act, share)
-        if read_contents(Path(candidate.place)) != candidate.contents or not trip.opened_as_sighted():
+        if read_contents(candidate.here) != candidate.contents or not trip.opened_as_sighted():
             raise Busy(f"{candidate.name} was changed before it was folded")
         if not method.needs(base.weights) <= candidate.shipped.keys():
             raise Busy(f"{candidate.name} was looked at for another method")

@@ -8,19 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..state.errors import Misconfigured
+from ..state.errors import Misconfigured, Unavailable
 from ..state.history import History
 from ..state.lock import Lock
-from ..state.records import Checkpoint, CheckpointState, Reason
+from ..state.records import Checkpoint, CheckpointState, Reason, Sighting
 from ..state.store import Store
 from ..state.wording import decide, quoted
 from .base import Base, examine, locate
 from .blocks import machine_of
 from .method import method_of, parameters_of
-from .opening import make_source, pins_of
+from .opening import pins_of
 from .progress import Progress
 from .publishing import slots_bytes, spilled_bytes, version_bytes
 from .settings import Settings, Table, check_apart, check_owner
+from .sources import make_sources
 
 AS_EXISTING: dict[str, CheckpointState] = {"fold": "settling", "hold": "held", "ignore": "refused"}
 
@@ -49,7 +50,7 @@ def initialise(settings: Settings, config: Path, progress: Progress) -> Initiali
     except OSError as error:
         raise Misconfigured(f"cannot make {config.parent}: {error.strerror}", "name another with --config") from None
     check_owner(config.parent)
-    if not settings.watch.is_dir():
+    if settings.watch and not settings.watch.is_dir():
         raise Misconfigured(f"there is no directory {settings.watch} to watch", f"run: mkdir -p {settings.watch}")
     store = Store(settings.state)
     if settings.state.exists() and any(settings.state.iterdir()):
@@ -78,11 +79,24 @@ def take_existing(settings: Settings, history: History) -> list[Checkpoint]:
     What is to be folded settles first, as whatever arrives: nobody says that its copy is whole.
     """
     how, new = settings.existing, []
-    for sighting in make_source(settings).scan(None).sightings:
+    for sighting in _seen(settings):
         if not history.checkpoints.placed(sighting.place):
             reasons = () if how == "fold" else (_existing(how, sighting.place),)
             new.append(history.checkpoints.add(sighting, AS_EXISTING[how], *reasons))
     return new
+
+
+def _seen(settings: Settings) -> tuple[Sighting, ...]:
+    """Return what lies at the sources already. Raises Unavailable where one of them cannot look."""
+    sources = make_sources(settings)
+    try:
+        sources.poll()
+        scan = sources.scan()
+    finally:
+        sources.close()
+    if scan.blind:
+        raise Unavailable(scan.trouble, "try again when it can be looked at")
+    return scan.sightings
 
 
 def _existing(how: str, place: str) -> Reason:
@@ -141,4 +155,4 @@ def toml_value(value: Any) -> str:
         return json.dumps(value)
     if isinstance(value, tuple | list):
         return f"[{', '.join(toml_value(item) for item in value)}]"
-    return json.dumps(str(value), ensure_ascii=False)
+    return json.dumps("" if value is None else str(value), ensure_ascii=False)

@@ -7,12 +7,13 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ..plugins.sources.directory import evidence
+from ..plugins.sources.interface import Remote
 from ..state.errors import NotPermitted, Unavailable
 from ..state.headers import owner_of
 from ..state.history import History
@@ -22,6 +23,7 @@ from . import runs
 from .admission import Admission
 from .base import Base
 from .hashing import Hasher
+from .judging import known_content
 from .method import Method
 from .readiness import Now, Patience, Readiness, Seen, seconds_to_wait, step
 from .runs import FREE, Turn
@@ -44,12 +46,15 @@ class Intake:
         settings: Settings,
         wake: Callable[[], None] = lambda: None,
         method: Callable[[], Method | None] = lambda: None,
+        remote: Remote | None = None,
     ) -> None:
         self.settings = settings
         self.refused = 0  # so far
         self.waits: dict[int, str] = {}  # checkpoint -> what is waited for
         self._base, self._checkpoints, self._decided = base, history.checkpoints, history.decided
         self._method = method  # by which the next checkpoint is folded
+        self._remote = remote
+        self._fitting: dict[str, str] = {}  # place -> revision, of which the headers fit and the rest is to come
         self._hasher = Hasher(wake, WIDEST * base.layout.nbytes + BESIDE)
         self._places: dict[str, Readiness] = {}  # how far those are that still settle
         self._runs: dict[str, tuple[str, float]] = {}  # fingerprint, and since when (monotonic seconds)
@@ -65,11 +70,11 @@ class Intake:
         """Stop hashing."""
         self._hasher.close()
 
-    def see(self, sightings: Sequence[Sighting]) -> float | None:
-        """Take all that a scan saw; returns after how many seconds something will be quiet, None if nothing settles."""
+    def see(self, sightings: Sequence[Sighting], blind: Collection[str] = ()) -> float | None:
+        """Take all that a scan saw, but for the sources that were blind; returns after how many seconds something will be quiet, None if nothing settles."""
         turns, refused = self._turns(sightings), self.refused
         waits = [self.take(s, turn=turns.get(s.place, FREE)) for s in sightings]
-        self._note_vanished({sighting.place for sighting in sightings})
+        self._note_vanished({sighting.place for sighting in sightings}, blind)
         self._warn_of_stuck()
         if turns and self.refused > refused:
             return 0.0  # a step that waited for one that was refused has its turn now
@@ -95,12 +100,16 @@ class Intake:
 
     def _bring_up_to_date(self, row: Checkpoint, sighting: Sighting, now: bool, turn: Turn) -> float | None:
         if row.state not in STILL_OPEN:
+            self.leave(row)
             return None
         if turn.reason is not None and not self._is_approved(row, turn.reason):
             self._checkpoints.set_state(row.id, "held", turn.reason)
             return None
         if turn.waits_for:
             self._settle(row, turn.waits_for)
+            return None
+        if self._remote is not None and sighting.source == self._remote.name:
+            self._bring(self._remote, row, sighting, turn)
             return None
         readiness = self._readiness(sighting, asked=now)
         if readiness.state == "blocked":
@@ -111,6 +120,46 @@ class Intake:
         else:
             self._admit(row, sighting, turn)
         return readiness.seconds
+
+    def _bring(self, remote: Remote, row: Checkpoint, sighting: Sighting, turn: Turn) -> None:
+        """Bring what lies elsewhere here: its headers, by which it is judged, and then the rest."""
+        try:
+            if self._fitting.get(row.place) != sighting.revision:
+                headers = remote.headers(sighting)
+                if self._is_known(row, headers):
+                    return
+                _, verdict = Admission(self._base, self.settings, self._method()).examine(headers)
+                if verdict != ADMITTED:
+                    self._record(row, sighting, turn, verdict)
+                    remote.leave(row.place)
+                    return
+                self._fitting[row.place] = sighting.revision
+            remote.content(sighting)
+        except NotPermitted as error:
+            self._block(row, str(error), error.hint)
+        except Unavailable as error:
+            self._settle(row, str(error))
+        else:
+            self._record(row, sighting, turn, ADMITTED)
+
+    def _is_known(self, row: Checkpoint, sighting: Sighting) -> bool:
+        """Record what a checkpoint's source says of its files; whether they were folded already: then nothing is brought."""
+        known = self._checkpoints.of_files(sighting.files) if sighting.files and row.urgent is None else None
+        if known is None:
+            self._checkpoints.set_state(row.id, row.state, files=sighting.files)
+            return False
+        log.info("%s holds the files of %s: nothing to fold", row.name, known.name)
+        reason = known_content(row, known)
+        more = {"digest": known.digest, "duplicate_of": known.id, "files": sighting.files}
+        self._forget(row, row.place)
+        self._checkpoints.set_state(row.id, "folded", reason, **more)
+        self.leave(self._checkpoints.get(row.id))
+        return True
+
+    def leave(self, row: Checkpoint) -> None:
+        """Have deleted what was brought here of a checkpoint that is not to be folded any more."""
+        if self._remote is not None and row.source == self._remote.name and row.state not in ("ready", "folding"):
+            self._remote.leave(row.place)
 
     def row_of(self, sighting: Sighting) -> Checkpoint:
         """Return the row of a place: a new one if it is new, or if what was folded from there has changed since."""
@@ -126,11 +175,11 @@ class Intake:
         self._checkpoints.resight(row.id, sighting)
         return self._checkpoints.set_state(row.id, "settling", duplicate_of=None)
 
-    def elsewhere(self, sightings: Iterable[Sighting]) -> list[Path]:
+    def elsewhere(self, sightings: Iterable[Sighting]) -> list[str]:
         """Return the places that settle and that no scan sees, as a person named them by their path."""
         seen = {sighting.place for sighting in sightings}
         rows = self._checkpoints.in_state("settling", "blocked")
-        return [Path(row.place) for row in rows if row.place not in seen and not self._is_gone(row)]
+        return [row.place for row in rows if row.place not in seen and not self._is_gone(row)]
 
     def _is_needless(self, row: Checkpoint) -> bool:
         """Whether a row says only that a place was touched: no version came of it, and an earlier row has its content."""
@@ -229,17 +278,18 @@ class Intake:
         if row.state != "settling":
             self._checkpoints.set_state(row.id, "settling")
 
-    def _note_vanished(self, places: set[str]) -> None:
+    def _note_vanished(self, places: set[str], blind: Collection[str]) -> None:
         """Record which places are gone; what a person asked for by its path may lie outside the watched folder."""
         for row in self._checkpoints.in_state("settling", "ready", "blocked"):
-            if row.place not in places and row.urgent is None and self._is_gone(row):
+            if row.source not in blind and row.place not in places and row.urgent is None and self._is_gone(row):
                 self._checkpoints.set_state(row.id, "vanished")
                 self._forget(row, row.place)
                 log.info("%s is gone from %s", row.name, row.place)
 
     def _is_gone(self, row: Checkpoint) -> bool:
         """Whether what no scan sees is gone: all that lies in the watched folder is seen."""
-        return Path(row.place).is_relative_to(self.settings.watch) or not os.path.lexists(row.place)
+        watched = self.settings.watch is not None and Path(row.place).is_relative_to(self.settings.watch)
+        return watched or not os.path.lexists(row.place)
 
     def _note_failed(self, row: Checkpoint | None, sighting: Sighting, error: Exception) -> None:
         words = f"{type(error).__name__}: {error}"
@@ -254,6 +304,7 @@ class Intake:
         self._places.pop(place, None)
         self._failed.pop(place, None)
         self._hasher.forget(place)
+        self._fitting.pop(place, None)
 
     def _warn_of_stuck(self) -> None:
         """Tell once of what has been settling for a day; the steps of a run may well wait for longer."""

@@ -144,3 +144,13 @@ def _strength(candidate: Candidate) -> tuple[int, float]:
     """Return the largest rank and the largest scale of an adapter's products, zeros for new values."""
     each = [part.strength for part in candidate.parts.values()]
     return max((rank for rank, _ in each), default=0), max((scale for _, scale in each), key=abs, default=0.0)
+
+
+def known_content(row: Checkpoint, known: Checkpoint) -> Reason:
+    """Return why there is nothing to fold: this content counts already, under its first name."""
+    return Reason(
+        "known-content",
+        f"the content of {known.name} under the name {row.name}",
+        "content that was not folded before",
+        f"nothing; to have it back after a rollback: mergd fold --again {quoted(known.place)}",
+    )

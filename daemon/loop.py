@@ -36,7 +36,7 @@ from .intake import Intake
 from .judging import Job
 from .machine import trim_memory
 from .method import Method
-from .opening import make_source, open_merge, reopen_merge
+from .opening import open_merge, reopen_merge
 from .preparing import Preparing
 from .progress import Progress
 from .recovery import recover
@@ -45,6 +45,7 @@ from .retention import Keep
 from .scanning import Scanning
 from .scrubbing import Scrubbing
 from .settings import Settings
+from .sources import make_sources
 from .status import known, write_log, write_status
 from .upkeep import Upkeep
 from .working import Working
@@ -72,6 +73,7 @@ class Loop:
         self._inbox = Inbox()
         self._told_at = 0.0  # monotonic seconds
         self._told_trouble = False
+        self._mark: str | None = None
         self._stopping = False
 
     # ----------------------------------------------------------------------------------------------------- its life
@@ -98,10 +100,13 @@ class Loop:
         """Open the merge, and make good whatever a crash left."""
         settings, history, store = self.settings, self._history, self._store
         self._merge = merge = open_merge(settings, history, Progress(self._show))
-        self._source = make_source(settings)
-        self._intake = Intake(merge.base, history, settings, lambda: self.post("rescan"), self._method)
-        self._scanning = Scanning(self._source, self._intake)
-        sight, commit, hooks = self._source.sight, Commit(store, history), list(merge.hooks)
+        self._sources = make_sources(settings)
+        self._sources.begin(history.pins().get("sources"), lambda: self.post("rescan"))
+        self._intake = Intake(
+            merge.base, history, settings, lambda: self.post("rescan"), self._method, self._sources.remote
+        )
+        self._scanning = Scanning(self._sources, self._intake)
+        sight, commit, hooks = self._sources.sight, Commit(store, history), list(merge.hooks)
         self._work = Working(settings, merge, store, history, commit, sight, self._doing)
         self._desk = Desk(history, store, self._intake, self._work.tasks, sight, hooks, Keep.of(settings))
         store.hold_ballast()
@@ -132,7 +137,7 @@ class Loop:
             with self._minding_the_disk():
                 self.tell(live=self._live() | {"daemon": None})
         finally:
-            self._source.close()
+            self._sources.close()
             self._intake.close()
             self._work.close()
             self._preparing.close()
@@ -157,10 +162,13 @@ class Loop:
 
     def watch(self, events: bool) -> None:
         """Let the watched folder's events wake the scan, or no more."""
-        if events:
-            self._source.watch(lambda: self.post("rescan"))
-        else:
-            self._source.close()
+        self._sources.watch(lambda: self.post("rescan"), events=events)
+
+    def poll(self) -> None:
+        """Ask elsewhere what there is now; from any thread, for up to a minute."""
+        if self._sources.remote is not None:
+            self._sources.poll()
+            self.post("rescan")
 
     def listen_at(self, socket: str) -> None:
         """Write where the control socket is, for those who find the lock taken."""
@@ -243,7 +251,12 @@ class Loop:
 
     def idle(self) -> bool:
         """Whether nothing is folding, about to be folded, being hashed or about to be quiet."""
-        resting = self._work.free and self._upkeep.resting and self._scrubbing.resting and not self._intake.hashing
+        resting = (
+            self._work.free
+            and self._upkeep.resting
+            and self._scrubbing.resting
+            and not (self._intake.hashing or self._sources.busy)
+        )
         return resting and not self._scanning.planned and not self._work.waits() and self._inbox.empty()
 
     def ask(self, request: AnyRequest) -> Answer:
@@ -325,6 +338,9 @@ class Loop:
 
     def _rescan(self) -> None:
         self._scanning.look()
+        if self._sources.mark != self._mark:  # it says when to ask again, also after a restart
+            self._mark = self._sources.mark
+            self._history.pin({"sources": self._mark})
         self.tell()
 
     # ---------------------------------------------------------------------------------------------------------- work
@@ -355,6 +371,7 @@ class Loop:
         job = self._work.take()
         if isinstance(job, Job):
             self._desk.again.discard(job.checkpoint.id)
+            self._intake.leave(self._history.checkpoints.get(job.checkpoint.id))
         self._work.worker.after_move()
         self.tell(log_too=True)
         trim_memory()

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import sqrt
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -73,7 +72,7 @@ class _Open:
         self.vectors = self.again(hashed=True)
         self.surveyed = Surveyed()
         self.square = 0.0  # of the task vector's norm, float64
-        contents = read_contents(Path(self.candidate.place))
+        contents = read_contents(self.candidate.here)
         opened = self.reader.opened_as(self.candidate.stamps) and self.shipping.opened_as_sighted()
         if contents != self.candidate.contents or not opened:
             raise Busy(f"{self.candidate.name} was changed before it was merged")

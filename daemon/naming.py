@@ -10,6 +10,7 @@ from ..state.history import History
 from ..state.records import Checkpoint, Version
 
 DIGITS = 6  # of a digest, at least
+ELSEWHERE = "://"  # in a place that is no path on this disk
 
 
 def find_version(history: History, text: str) -> Version:
@@ -33,7 +34,8 @@ def find_version(history: History, text: str) -> Version:
 def find_checkpoint(history: History, text: str) -> Checkpoint:
     """Return the checkpoint that `text` names. Raises Usage, listing the matches, if none or several."""
     rows = history.checkpoints
-    found = _newest(rows.placed(str(absolute(text)))) or _newest(_named(text, rows))
+    place = text if ELSEWHERE in text else str(absolute(text))
+    found = _newest(rows.placed(place)) or _newest(_named(text, rows))
     if not found and re.fullmatch(rf"[0-9a-f]{{{DIGITS},64}}", text):
         found = rows.with_digest(text)
     if len(found) > 1:

@@ -7,7 +7,6 @@ from typing import Any
 from ..plugins.gates.interface import Gate
 from ..plugins.hooks.interface import Hook
 from ..plugins.registry import load
-from ..plugins.sources.interface import Source
 from ..state.digests import DIGESTS, check_digests
 from ..state.errors import Misconfigured
 from ..state.history import History
@@ -50,12 +49,6 @@ class Merge:
         return method_of(described) if described else self.method
 
 
-def make_source(settings: Settings) -> Source:
-    """Return the source that the settings name, over the folder that they watch."""
-    source: Source = load("sources", settings.source)(settings.watch)
-    return source
-
-
 def make_sane(settings: Settings) -> Gate:
     """Return the built-in gate with the settings' limits."""
     gate: Gate = load("gates", "sane")(**settings.limits.model_dump())
@@ -87,7 +80,7 @@ def reopen_merge(merge: Merge, old: Settings, new: Settings, pins: Mapping[str, 
     """Return the merge under new settings. Raises Misconfigured for what init pinned, or what only a restart changes."""
     check_pins(new, method_of(new.method), pins)
     machine_of(new, merge.base, merge.method)
-    for key in ("watch", "source", "state"):
+    for key in ("watch", "source", "state", "hub"):
         if getattr(new, key) != getattr(old, key):
             raise Misconfigured(
                 f"{key} was {getattr(old, key)} when the daemon started", "restart the daemon to change it"

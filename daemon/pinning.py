@@ -2,11 +2,11 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..plugins.sources.interface import Sight
 from ..state.archive import Archive, Pinned, copy_source, is_unchanged
 from ..state.checkpoints import Checkpoints
 from ..state.records import Checkpoint, Sighting
@@ -24,7 +24,7 @@ def pin(candidate: "Candidate", draft: Draft, settings: ArchiveSettings, progres
     """Copy a checkpoint that was just folded into its draft, if the settings want it kept."""
     if not wanted(candidate, settings):
         return
-    nbytes, place = _nbytes(candidate), Path(candidate.place)
+    nbytes, place = _nbytes(candidate), candidate.here
     progress.begin("archiving", 0, nbytes)
     for done in copy_source(place, candidate.stamps, draft):
         progress.advance(done)
@@ -61,7 +61,7 @@ def still_pinned(entries: Collection[Pinned], budget: int) -> list[str]:
 class Sources:
     """Where the content of a checkpoint that was folded can be read again."""
 
-    def __init__(self, archive: Archive, checkpoints: Checkpoints, sight: Callable[[Path], Sighting | None]) -> None:
+    def __init__(self, archive: Archive, checkpoints: Checkpoints, sight: Sight) -> None:
         self._archive, self._checkpoints, self._sight = archive, checkpoints, sight
 
     def find(self, row: Checkpoint) -> Sighting | None:
@@ -71,11 +71,12 @@ class Sources:
         The digest is compared when it is read.
         """
         same = self._checkpoints.of_content(row.digest) if row.digest else []
-        seen = [(other.fingerprint, self._sight(Path(other.place))) for other in [row, *same]]
-        untouched = (sighting for fingerprint, sighting in seen if sighting and sighting.fingerprint == fingerprint)
+        found = [(other.fingerprint, self._sight(other.place)) for other in [row, *same]]
+        seen = [(fingerprint, sighting) for fingerprint, sighting in found if sighting and sighting.lies_here]
+        untouched = (sighting for fingerprint, sighting in seen if sighting.fingerprint == fingerprint)
         pinned = self._archive.place(row.digest)
-        copies = (self._sight(place) for place in ([pinned] if pinned else []))
-        alike = (sighting for fingerprint, sighting in seen if sighting and _alike(fingerprint, sighting))
+        copies = (self._sight(str(place)) for place in ([pinned] if pinned else []))
+        alike = (sighting for fingerprint, sighting in seen if _alike(fingerprint, sighting))
         return next(filter(None, chain(untouched, copies, alike)), None)
 
 

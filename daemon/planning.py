@@ -4,12 +4,12 @@ Nothing is changed here. A plan that cannot be carried out is an error that says
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ..plugins.sources.interface import Sight
 from ..state.archive import Archive
 from ..state.errors import Misconfigured, Unavailable, Usage
 from ..state.history import History
@@ -85,7 +85,7 @@ class Planning:
         merge: Merge,
         store: Store,
         history: History,
-        sight: Callable[[Path], Sighting | None],
+        sight: Sight,
     ) -> None:
         self.settings, self.merge = settings, merge
         self._store, self._history = store, history

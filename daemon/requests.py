@@ -1,8 +1,6 @@
 """What a person may ask of a merge: typed requests, each carried out by one function, with or without a daemon."""
 
 import os
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -16,6 +14,7 @@ from ..state.wording import cut, quoted
 from .naming import absolute, find_checkpoint, find_version
 
 if TYPE_CHECKING:  # the client side of the socket needs no torch
+    from ..plugins.sources.interface import Sight
     from .intake import Intake
 
 
@@ -259,7 +258,7 @@ def resume(history: History) -> dict[str, Any]:
     return {"was_paused": history.resume()}
 
 
-def queue(request: Fold, history: History, store: Store, intake: "Intake", sight: Callable[[Path], Any]) -> list[int]:
+def queue(request: Fold, history: History, store: Store, intake: "Intake", sight: "Sight") -> list[int]:
     """Put checkpoints before all others, in this order; returns their rows. Nothing is queued unless all can be."""
     paused = history.paused()
     if paused:
@@ -269,23 +268,21 @@ def queue(request: Fold, history: History, store: Store, intake: "Intake", sight
         rows = [_row_to_fold(place, request.again, history, intake, sight) for place in places]
         for row in rows:
             history.checkpoints.hurry(row.id)
-            if row.state != "ready":
+            if row.state not in ("ready", "settling"):
                 history.checkpoints.make_ready(row.id)
     return [row.id for row in rows]
 
 
-def _place_of(text: str, history: History, store: Store) -> Path:
+def _place_of(text: str, history: History, store: Store) -> str:
     place = absolute(text)
     if not os.path.lexists(place):
-        place = Path(find_checkpoint(history, text).place)
+        return find_checkpoint(history, text).place
     if place.resolve().is_relative_to(store.root.resolve()):
         raise Usage(f"{place} is mergd's own", "a merged model is not folded into itself")
-    return place
+    return str(place)
 
 
-def _row_to_fold(
-    place: Path, again: bool, history: History, intake: "Intake", sight: Callable[[Path], Any]
-) -> Checkpoint:
+def _row_to_fold(place: str, again: bool, history: History, intake: "Intake", sight: "Sight") -> Checkpoint:
     sighting = sight(place)
     if sighting is None:
         raise Usage(f"{place} is gone, or no checkpoint", "mergd check PATH says more")
@@ -299,7 +296,7 @@ def _row_to_fold(
     row = history.checkpoints.get(row.id)
     if row.state in ("refused", "held", "blocked"):
         raise Refused(*row.reasons)
-    if row.state == "settling":
+    if row.state == "settling" and not sighting.revision:  # what lies elsewhere is brought here first
         raise Busy(f"{row.name} waits for {intake.waits.get(row.id, 'its files')}", "mergd check PATH")
     return row
 

@@ -1,24 +1,20 @@
-"""Scanning: when the source is looked at next, and what it saw goes to the intake."""
+"""Scanning: when the sources are looked at next, and what they saw goes to the intake."""
 
-import logging
 import time
 
-from ..plugins.sources.interface import Source
-from ..state.errors import MergdError, Unavailable
 from .intake import Intake
-
-log = logging.getLogger(__name__)
+from .sources import Sources
 
 REST = 4  # times as long as a scan took, however many events come: most of the time is for other work
 SOON = 0.05  # seconds
 
 
 class Scanning:
-    """The scans of one source, on the loop's thread."""
+    """The scans of all sources, on the loop's thread."""
 
-    def __init__(self, source: Source, intake: Intake) -> None:
-        self.trouble = ""  # why it cannot look, if so
-        self._source, self._intake = source, intake
+    def __init__(self, sources: Sources, intake: Intake) -> None:
+        self.trouble = ""  # why one of them cannot look, if so
+        self._sources, self._intake = sources, intake
         self._at: float | None = None  # monotonic seconds: when to look
         self._rested_at = 0.0  # monotonic seconds: before, no event makes it look again
 
@@ -48,19 +44,9 @@ class Scanning:
     def look(self) -> None:
         """Look now; what settles is looked at again when it will be quiet."""
         self._at, began = None, time.monotonic()
-        try:
-            scan = self._source.scan(None)
-        except Unavailable as error:
-            self.trouble = str(error)
-            log.warning("%s", error)
-        except MergdError:
-            raise
-        except Exception as error:  # another package's source: a later scan may do better
-            self.trouble = f"the source {self._source.name} failed: {type(error).__name__}: {error}"
-            log.error("%s", self.trouble, exc_info=error)
-        else:
-            self.trouble = ""
-            elsewhere = map(self._source.sight, self._intake.elsewhere(scan.sightings))
-            self.settles_in(self._intake.see([*scan.sightings, *filter(None, elsewhere)]))
+        scan = self._sources.scan()
+        self.trouble = scan.trouble
+        elsewhere = map(self._sources.sight, self._intake.elsewhere(scan.sightings))
+        self.settles_in(self._intake.see([*scan.sightings, *filter(None, elsewhere)], scan.blind))
         now = time.monotonic()
         self._rested_at = now + min(REST * (now - began), self._intake.settings.rescan)

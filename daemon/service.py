@@ -40,9 +40,7 @@ class Service:
             control = self._start()
             try:
                 notify("READY=1", "STATUS=waiting for checkpoints")
-                log.info(
-                    "watching %s; every checkpoint that is admitted goes live%s", self._settings.watch, self._gated()
-                )
+                log.info("watching %s; every checkpoint that is admitted goes live%s", self._watched(), self._gated())
                 self._loop.run()
             finally:
                 notify("STOPPING=1")
@@ -62,6 +60,10 @@ class Service:
         self._loop.listen_at(str(control.path))
         self._loop.watch(self._settings.events)
         self._clock.add_job(self._loop.post, "interval", ["rescan"], seconds=self._settings.rescan, id="rescan", **JOB)
+        if self._settings.hub.namespace:
+            hub = self._settings.hub
+            self._clock.add_job(self._loop.poll, "interval", seconds=hub.poll, jitter=hub.poll / 10, id="poll", **JOB)
+            self._clock.add_job(self._loop.poll, id="first poll", **JOB)
         self._clock.add_job(self._loop.post, "interval", ["upkeep"], seconds=UPKEEP_EVERY, id="upkeep", **JOB)
         self._clock.add_job(self._loop.post, "interval", ["scrub"], seconds=SCRUB_EVERY, id="scrub", **JOB)
         self._clock.start()
@@ -96,6 +98,10 @@ class Service:
             self._logged_at = time.monotonic()
             log.info("%s", progress)
             notify(f"STATUS={progress}")
+
+    def _watched(self) -> str:
+        namespace = self._settings.hub.namespace
+        return " and ".join(filter(None, [str(self._settings.watch or ""), namespace and f"{namespace} on the Hub"]))
 
     def _gated(self) -> str:
         return " after its gates" if self._settings.gates else ": no gate is set"

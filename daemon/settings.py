@@ -8,9 +8,18 @@ import stat
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from ..state.errors import Misconfigured, NotPermitted, Usage
@@ -46,6 +55,7 @@ def _counted(value: Any) -> Any:
 
 Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
 Folder = Annotated[Path, BeforeValidator(_absolute)]
+Watched = Annotated[Path | None, BeforeValidator(lambda value: _absolute(value) if value != "" else None)]
 
 
 Limit = Annotated[float, BeforeValidator(_switched), Field(ge=0, allow_inf_nan=False)]
@@ -102,13 +112,32 @@ class LinesSettings(Table):
     """What is added to it, linearly, until the output. Pinned at init."""
 
 
+class HubSettings(Table):
+    """A namespace of the Hugging Face Hub that is watched for fine-tunes and adapters of the base model."""
+
+    namespace: Annotated[str, Field(pattern=r"^[\w.-]*$")] = ""
+    """The user or organisation whose models are watched; none if empty. Private ones need a token: HF_TOKEN or HF_TOKEN_PATH."""
+    allow: tuple[str, ...] = ()
+    """Patterns of the repositories that count, such as `acme/llama-*`; empty: all, where the namespace is the token's own."""
+    deny: tuple[str, ...] = ()
+    """Patterns of repositories that never count, whatever `allow` says."""
+    base: Annotated[str, Field(pattern=r"^([\w.-]+/[\w.-]+)?$")] = ""
+    """The repository that a model card must name as its base; empty: that of `base_model`, or any where that is a folder."""
+    poll: Duration = Field(default=60.0, ge=1)
+    """How often the namespace is listed."""
+    spool: ByteSize = Field(default=ByteSize(0), ge=0)
+    """The most that downloads take on disk at once, such as `50GB`; one is always begun. 0: one at a time."""
+    bandwidth: ByteSize = Field(default=ByteSize(0), ge=0)
+    """The most that downloads take of the line, each second, such as `20MB`; 0: all."""
+
+
 class Settings(Table):
     """What the configuration file says."""
 
     base_model: str
     """The base model: a folder, a `.safetensors` file, or `org/name@revision` on the Hub. Pinned at init."""
-    watch: Folder
-    """The watched directory. Nothing in it is ever moved or changed."""
+    watch: Watched = None
+    """The watched directory; none if empty. Nothing in it is ever moved or changed."""
     state: Folder
     """The state directory: history, slots, and the published models under `models/`."""
     source: str = "directory"
@@ -195,6 +224,8 @@ class Settings(Table):
     """How often every kept file is read again and compared with what was written, such as `30d`; 0: never by itself."""
     limits: Limits = Limits()
     """What the built-in gate holds a checkpoint for until a person approves it; 0 or false switches a limit off."""
+    hub: HubSettings = HubSettings()
+    """A namespace of the Hugging Face Hub that is watched."""
     archive: ArchiveSettings = ArchiveSettings()
     """Which checkpoints are copied into the state as they are folded, so that a replay does not need their places."""
     gates: tuple[str, ...] = ()
@@ -211,6 +242,12 @@ class Settings(Table):
             except (re.error, IndexError) as error:
                 raise ValueError(f"{pattern!r} = {by!r} is no regular expression and replacement: {error}") from None
         return rename
+
+    @model_validator(mode="after")
+    def _watches(self) -> Self:
+        if self.watch is None and not self.hub.namespace:
+            raise ValueError("neither watch nor hub.namespace says where checkpoints come from")
+        return self
 
     @field_validator("weight_range")
     @classmethod
@@ -271,7 +308,7 @@ def read_settings(path: Path) -> Settings:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Misconfigured(f"{path} is no TOML: {error}", "mend that line") from None
     for key in ("watch", "state"):  # a relative path means the same from wherever a command is run
-        if isinstance(values.get(key), str):
+        if isinstance(values.get(key), str) and values[key]:
             values[key] = str(Path(_absolute(path)).parent / Path(values[key]).expanduser())
     return validate(values, str(path))
 
@@ -310,7 +347,7 @@ def values_of(pairs: Sequence[str]) -> dict[str, Any]:
 
 def check_apart(settings: Settings) -> None:
     """Refuse folders that contain one another: mergd would watch what it writes, or write into what it reads."""
-    places = {"watch": settings.watch, "state": settings.state}
+    places = {"state": settings.state} | ({"watch": settings.watch} if settings.watch else {})
     base = Path(settings.base_model).expanduser()
     if base.exists():
         places["base_model"] = Path(_absolute(base))

@@ -6,16 +6,16 @@ It runs on the one thread that writes the history.
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from ..plugins.sources.interface import Sight
 from ..state.committing import Commit, Stamps
 from ..state.disk_errors import meaning
 from ..state.errors import Abandoned, DamagedFiles, DiskFails, DiskFull, MergdError, Unavailable, Uncertain
 from ..state.history import History
-from ..state.records import Move, Sighting, Task
+from ..state.records import Move, Task
 from ..state.store import Store
 from .disk import LONGEST, RETRY_AFTER, Disk
 from .opening import Merge
@@ -39,7 +39,7 @@ class Tasks:
         store: Store,
         history: History,
         commit: Commit,
-        sight: Callable[[Path], Sighting | None],
+        sight: Sight,
         disk: Disk,
     ) -> None:
         self.merge = merge

@@ -5,12 +5,11 @@ It runs on the one thread that writes the history.
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 from ..plugins.formats.interface import Candidate
+from ..plugins.sources.interface import Sight
 from ..state.archive import Archive
 from ..state.clock import seconds_since
 from ..state.committing import Commit, Stamps
@@ -29,15 +28,14 @@ from ..state.errors import (
 )
 from ..state.history import History
 from ..state.prepared import forget
-from ..state.records import ADMITTED, Checkpoint, Move, Reason, Sighting, Version
+from ..state.records import ADMITTED, Checkpoint, Move, Version
 from ..state.store import Store, disk_bytes
-from ..state.wording import quoted
 from . import replacing
 from .admission import Admission
 from .disk import RETRY_AFTER, Disk
 from .drafting import Made, Outcome
 from .dropping import decide, drop
-from .judging import Job, Known, Past, Turned, contribution_of
+from .judging import Job, Known, Past, Turned, contribution_of, known_content
 from .opening import Merge
 from .pinning import still_pinned
 from .preparing import Wanted, folder_of
@@ -55,7 +53,6 @@ log = logging.getLogger(__name__)
 
 LOOKS_BACK = 1000  # folds that a newcomer is compared with
 DAY = timedelta(days=1)
-Sight = Callable[[Path], Sighting | None]
 
 
 class Worker:
@@ -116,8 +113,8 @@ class Worker:
 
     def _candidate(self, row: Checkpoint) -> Candidate | None:
         try:
-            sighting = self._sight(Path(row.place))
-            if sighting is None or sighting.fingerprint != row.fingerprint:
+            sighting = self._sight(row.place)
+            if sighting is None or not sighting.lies_here or sighting.fingerprint != row.fingerprint:
                 return None
             method = self.merge.method_at(self._history.head())
             candidate, verdict = Admission(self.merge.base, self.settings, method).examine(sighting)
@@ -268,7 +265,7 @@ def job_for(row: Checkpoint, candidate: Candidate, history: History, settings: S
         known |= history.checkpoints.folded_digests()
     brought, last_day = history.contributions.in_line(line, LOOKS_BACK), history.contributions.count_since(DAY)
     past = Past(brought, last_day, history.decided.all())
-    counts = counted(Path(row.place), settings)
+    counts = counted(candidate.here, settings)
     return Job(0, row, candidate, history.next_number(), start, here, known, past, counts.share, counts.doubt)
 
 
@@ -279,13 +276,3 @@ def start_of(row: Checkpoint, history: History) -> Start:
         return Start(head)
     inside = set(history.recipe(head.number))
     return replacing.plan(row, history.lineage(head.number), history.checkpoints.get, inside.__contains__)
-
-
-def known_content(row: Checkpoint, known: Checkpoint) -> Reason:
-    """Return why there is nothing to fold: this content counts already, under its first name."""
-    return Reason(
-        "known-content",
-        f"the content of {known.name} under the name {row.name}",
-        "content that was not folded before",
-        f"nothing; to have it back after a rollback: mergd fold --again {quoted(known.place)}",
-    )

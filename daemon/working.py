@@ -6,12 +6,12 @@ One piece of work runs at a time, on the folding thread. It is begun here, looke
 import logging
 from collections.abc import Callable, Container
 from functools import partial
-from pathlib import Path
 
+from ..plugins.sources.interface import Sight
 from ..state.committing import Commit
 from ..state.errors import DamagedFiles
 from ..state.history import History
-from ..state.records import Sighting, Version
+from ..state.records import Version
 from ..state.store import Store
 from .drafting import Drafting, Made
 from .hands import Hands
@@ -36,7 +36,7 @@ class Working:
         store: Store,
         history: History,
         commit: Commit,
-        sight: Callable[[Path], Sighting | None],
+        sight: Sight,
         doing: str,
     ) -> None:
         self.worker = Worker(settings, merge, store, history, commit, sight)

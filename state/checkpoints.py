@@ -73,6 +73,11 @@ class Checkpoints:
         rows = self._where("digest = ? and state = 'folded' and duplicate_of is null order by id limit 1", digest)
         return rows[0] if rows else None
 
+    def of_files(self, files: str) -> Checkpoint | None:
+        """Return the row whose files held the same, as their source said, and were folded first."""
+        rows = self._where("files = ? and state = 'folded' and digest is not null order by id limit 1", files)
+        return self.get(rows[0].duplicate_of) if rows and rows[0].duplicate_of else rows[0] if rows else None
+
     def in_state(self, *states: CheckpointState) -> list[Checkpoint]:
         """Return the rows in these states, in the order in which they were first seen."""
         return self._where(f"state in ({','.join('?' * len(states))}) order by id", *states)

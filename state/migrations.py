@@ -172,3 +172,9 @@ def m007_weight_reports(db: Database) -> None:
 def m008_methods(db: Database) -> None:
     """How a version is folded onto, where that is not what init pinned: after a read-out by another rule, or a re-merge."""
     db.table("versions").add_column("method", str)  # JSON
+
+
+@migrations()
+def m009_files(db: Database) -> None:
+    """What a source said that a checkpoint's files hold, so that a new commit of the same weights is not fetched."""
+    db.table("checkpoints").add_column("files", str)

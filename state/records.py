@@ -8,6 +8,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod, sqrt
+from pathlib import Path
 from typing import Any, Literal
 
 from .wording import cut
@@ -170,12 +171,27 @@ class Sighting:
     """The news that something new may lie at a place; cheap, repeatable, possibly wrong."""
 
     source: str  # the source's name
-    place: str  # absolute path
+    place: str  # absolute path; or, where it lies elsewhere, hf://org/name
     name: str  # what people call it: the last part of the place, or more where that would not tell it from others
-    stamps: tuple[FileStamp, ...]  # the files that could belong to a checkpoint, sorted by name
+    stamps: tuple[
+        FileStamp, ...
+    ]  # the files that could belong to a checkpoint, sorted by name; none before they are here
     run: str = ""  # the folder in which one training writes it, if one does
     step: int | None = None  # of that training; None for its final model
     owner: str = ""  # the user who owns its files, where the source knows
+    revision: str = ""  # what its source calls this very content, as a commit; empty where the stamps alone tell
+    folder: str = ""  # where its files lie on this disk, if that is not its place
+    files: str = ""  # what its source says that they hold: the same text, the same content
+
+    @property
+    def here(self) -> Path:
+        """Where its files lie on this disk."""
+        return Path(self.folder or self.place)
+
+    @property
+    def lies_here(self) -> bool:
+        """Whether all of it lies on this disk."""
+        return not self.revision or bool(self.folder)
 
     @property
     def changed_ns(self) -> int:
@@ -185,7 +201,9 @@ class Sighting:
     @property
     def fingerprint(self) -> str:
         """One line that differs when any file differs."""
-        return ";".join(f"{s.name}:{s.device}:{s.inode}:{s.size}:{s.mtime_ns}:{s.ctime_ns}" for s in self.stamps)
+        return self.revision or ";".join(
+            f"{s.name}:{s.device}:{s.inode}:{s.size}:{s.mtime_ns}:{s.ctime_ns}" for s in self.stamps
+        )
 
 
 @dataclass(frozen=True)
@@ -206,6 +224,7 @@ class Checkpoint:
     duplicate_of: int | None = None  # the row that holds the same content
     replaces: int | None = None  # the row in whose stead it counts, if that one is in the model when its turn comes
     owner: str | None = None  # the user who owns its files, where the source knows
+    files: str | None = None  # what its source said that its files hold, if it said so before they were here
 
     @property
     def contributor(self) -> str:

@@ -43,7 +43,8 @@ def test_every_setting_has_a_description_of_one_line(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, field in keys().items() if not field.is_required()])
 def test_a_default_is_read_back_as_the_page_writes_it(name: str) -> None:
-    needed = {"base_model": "/base", "watch": "/watch", "state": "/state"}
+    source = {"hub": {"namespace": "acme"}} if name == "watch" else {"watch": "/watch"}  # one of them must be given
+    needed = {"base_model": "/base", "state": "/state", **source}
     shown = settings_table.default(keys()[name]).strip("`").strip('"')
     value = {"true": True, "false": False, "[]": [], "the rule's own": {}}.get(shown, shown)
     value = json.loads(shown) if shown.startswith("[") else value

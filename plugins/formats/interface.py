@@ -124,6 +124,12 @@ class Candidate:
     shipped: Mapping[str, Shipped] = field(
         default_factory=dict
     )  # what the method needs besides, by its name ("fisher")
+    folder: str = ""  # where its files lie on this disk, if that is not its place
+
+    @property
+    def here(self) -> Path:
+        """Where its files lie on this disk."""
+        return Path(self.folder or self.place)
 
 
 class Format(Protocol):

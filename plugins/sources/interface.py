@@ -14,6 +14,8 @@ class Scan:
 
     sightings: tuple[Sighting, ...]  # sorted by name; the steps of a run by their number
     mark: str | None = None  # given back to the next scan; None where each scan sees everything
+    blind: frozenset[str] = frozenset()  # names of sources that could not look: what they do not see may well be there
+    trouble: str = ""  # why, if so
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class Evidence:
     marker: str = ""  # the file that says that all is there, if nothing was changed since it was made
     manifest: str = ""  # the file that lists digests
     digests: Mapping[str, str] = field(default_factory=dict)  # what it lists: weight file -> sha256
+
+
+Sight = Callable[
+    [str], Sighting | None
+]  # the sighting of what lies at a place now, None if nothing could be a checkpoint
 
 
 class Source(Protocol):
@@ -53,4 +60,59 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Stop watching."""
+        ...
+
+
+class Remote(Protocol):
+    """A source whose checkpoints lie elsewhere, each whole: first their headers are brought here, then all the rest.
+
+    Whatever takes long is done on its own threads, which wake the scan: `headers` and `content` return at once.
+    """
+
+    @property
+    def name(self) -> str:
+        """Return what tells this source from the others, for good."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether it brings something here, after which there is more to take."""
+        ...
+
+    def begin(self, mark: str | None, wake: Callable[[], None]) -> None:
+        """Begin a life, with the mark that the last scan of an earlier one gave: nothing is here yet.
+
+        `wake` is called, from any thread, when something was brought here, or could not be.
+        """
+        ...
+
+    def poll(self) -> None:
+        """Ask what there is now, within a minute; what went wrong is told by the next scan."""
+        ...
+
+    def scan(self, mark: str | None) -> Scan:
+        """Return what the last poll found, and `mark` as it is now."""
+        ...
+
+    def sight(self, place: str) -> Sighting | None:
+        """Return the sighting of a place, with its files if all of it is here; None if nobody knows of it."""
+        ...
+
+    def headers(self, sighting: Sighting) -> Sighting:
+        """Return the sighting with the folder where small files lie, and weight files with nothing but their headers.
+
+        Raises Unavailable, saying what is waited for, until they are here; NotPermitted where the token does not reach.
+        """
+        ...
+
+    def content(self, sighting: Sighting) -> Sighting:
+        """Return the sighting with the folder where all of it lies. Raises as `headers` does."""
+        ...
+
+    def leave(self, place: str) -> None:
+        """Delete what lies here of a place: it is not needed any more."""
+        ...
+
+    def close(self) -> None:
+        """End its threads."""
         ...

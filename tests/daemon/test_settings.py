@@ -38,7 +38,7 @@ def least(tmp_path: Path) -> Values:
 
 BAD: dict[str, list[Any]] = {
     "base_model": [7, None, ["a"]],
-    "watch": [7, None],
+    "watch": [7],
     "state": [7, None],
     "source": [7, None],
     "rule": [7, None],
@@ -91,6 +91,13 @@ BAD: dict[str, list[Any]] = {
     "limits.adapter_scale": [-1, "much", None],
     "limits.per_day": [-1, 2.5, "few"],
     "scrub": ["soon", -1, True],
+    "hub.namespace": ["acme/models", 7, None],
+    "hub.allow": ["acme/*", 7, [1]],
+    "hub.deny": ["acme/*", 7, [1]],
+    "hub.base": ["acme", "acme/base@main", 7],
+    "hub.poll": [0, "0.5s", "often", None],
+    "hub.spool": [-1, "much", None],
+    "hub.bandwidth": [-1, "much", None],
     "archive.adapters": ["perhaps", 7],
     "archive.full": [-1, "much"],
     "gates": ["one", 7, [1]],

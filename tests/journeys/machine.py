@@ -327,7 +327,7 @@ class People(RuleBasedStateMachine):
             self.loop._work.close()
         self.loop._upkeep.close()
         self.loop._scrubbing.close()
-        self.loop._source.close()
+        self.loop._sources.close()
         self.loop._intake.close()
         self.loop._history.close()
         self.loop._lock.release()

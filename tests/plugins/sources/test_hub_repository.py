@@ -24,7 +24,7 @@ CLIENT = """
 import json, sys, time
 waits = []
 time.sleep = waits.append
-from mergd.plugins.sources.hub import fetch
+from mergd.plugins.sources.hub.repository import fetch
 from mergd.state.errors import MergdError
 for line in sys.stdin:
     try:

@@ -21,8 +21,8 @@ from huggingface_hub.errors import (
     SafetensorsParsingError,
 )
 
-from ...state.errors import Misconfigured, NotPermitted, Unavailable
-from ...state.records import Layout, TensorInfo
+from ....state.errors import Misconfigured, NotPermitted, Unavailable
+from ....state.records import Layout, TensorInfo
 
 REPOSITORY = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 # Pickles, other frameworks' weights and code are never fetched: mergd reads safetensors, and copies what is small.

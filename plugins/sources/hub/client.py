@@ -1,0 +1,185 @@
+"""The Hub's client, bounded: every call ends in time, no answer makes it sleep, and both its major versions behave alike.
+
+The client itself waits for ever, and retries some calls and not others (measured with 1.33 and 2.4): here each caller says
+how long it has, and gets what the Hub answered, said by who can mend it.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    NotASafetensorsRepoError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    SafetensorsParsingError,
+)
+from huggingface_hub.utils import (
+    build_hf_headers,
+    get_session,
+    hf_raise_for_status,
+    parse_ratelimit_headers,
+    set_client_factory,
+)
+
+from ....state.errors import MergdError, Misconfigured, NotPermitted, Unavailable
+
+SILENCE = 8.0  # seconds without a byte, after which a bounded call ends
+PATIENCE = 30.0  # the same for a call that nobody bounded
+
+
+class Limited(Unavailable):
+    """The Hub wants to be left alone for some time, or has trouble of its own."""
+
+    def __init__(self, found: str, seconds: float | None) -> None:
+        super().__init__(found, "it is asked again later")
+        self.seconds = seconds  # for which it wants that, if it says so
+
+
+class Gone(Unavailable):
+    """There is no such repository, commit or file any more, or it is no longer shown to this token."""
+
+
+class _Bounds(threading.local):
+    """What the calls of one thread have."""
+
+    until = float("inf")  # monotonic seconds
+    stopped: Callable[[], bool] | None = None
+
+    def left(self) -> float:
+        if self.stopped is not None and self.stopped():
+            raise Unavailable("stopping", "it is asked again later")
+        if (left := self.until - time.monotonic()) <= 0:
+            raise Unavailable("the Hub took too long", "it is asked again later")
+        return left
+
+
+_bounds = _Bounds()
+
+
+@contextmanager
+def within(seconds: float, stopped: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Let the client's calls in this thread end after so many seconds, or soon after `stopped` says so.
+
+    Raises Limited, at once, where the client would sleep and try again.
+    """
+    _install()
+    _bounds.until, _bounds.stopped = time.monotonic() + seconds, stopped
+    try:
+        yield
+    finally:
+        _bounds.until, _bounds.stopped = float("inf"), None
+
+
+@contextmanager
+def answering(name: str) -> Iterator[None]:
+    """Say by who can mend it what the Hub, or the way to it, answers about a repository."""
+    try:
+        yield
+    except MergdError:
+        raise
+    except GatedRepoError:
+        raise NotPermitted(f"{name} is gated", "ask for access on its page, with the account of the token") from None
+    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
+        raise Gone(
+            f"{name}: {first_line(error)}", "nothing, if that is as it should be; else check the token"
+        ) from None
+    except HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            raise NotPermitted(
+                f"{name}: {first_line(error)}", "set HF_TOKEN or HF_TOKEN_PATH to a token that may read it"
+            ) from None
+        raise Unavailable(
+            f"the Hub does not answer for {name}: {first_line(error)}", "it is asked again later"
+        ) from None
+    except (HFValidationError, NotASafetensorsRepoError, SafetensorsParsingError) as error:
+        raise Misconfigured(f"{name}: {first_line(error)}", "name a model of safetensors files") from None
+    except Exception as error:  # noqa: BLE001 - its HTTP library, another one in each major version, raises through it
+        raise Unavailable(
+            f"the Hub does not answer for {name}: {first_line(error)}", "it is asked again later"
+        ) from None
+
+
+@contextmanager
+def opened(url: str, start: int, end: int | None = None) -> Iterator[tuple[int, Iterator[bytes]]]:
+    """Ask for the bytes of a file from `start`, and to `end` (exclusive) if given; gives where they begin, and pieces.
+
+    They begin at 0 where the Hub does not know ranges: whoever asked takes what he needs, and no more is read.
+    """
+    _install()
+    headers = build_hf_headers() | {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
+    headers["Accept-Encoding"] = "identity"  # a compressed range is none
+    with get_session().stream("GET", url, headers=headers) as response:
+        if response.status_code >= 400:
+            response.read()
+        hf_raise_for_status(response)
+        yield (start if response.status_code == 206 else 0), response.iter_bytes()
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@cache
+def _install() -> None:
+    """Have each session of the client made with our bounds: it makes another one whenever a connection fails."""
+    plain = get_session()
+    make, hooks, timed = type(plain), plain.event_hooks, _timed(sys.modules[type(plain).__module__.partition(".")[0]])
+
+    def answered(response: Any) -> None:
+        if _bounds.stopped is not None:
+            _check_status(response)
+            response.stream = timed(response.stream)
+
+    def factory() -> Any:
+        events: dict[str, list[Callable[..., Any]]]
+        events = {"request": [*hooks["request"], _begin], "response": [*hooks["response"], answered]}
+        return make(event_hooks=events, follow_redirects=True, timeout=PATIENCE)
+
+    set_client_factory(factory)
+
+
+def _timed(library: Any) -> Any:
+    """Return the class of an answer's body that ends with the time of whoever reads it; `library` is the client's own."""
+
+    class Timed(library.SyncByteStream):  # type: ignore[misc]
+        def __init__(self, stream: Any) -> None:
+            self._stream = stream
+
+        def __iter__(self) -> Iterator[bytes]:
+            for piece in self._stream:
+                _bounds.left()
+                yield piece
+
+        def close(self) -> None:
+            self._stream.close()
+
+    return Timed
+
+
+def _begin(request: Any) -> None:
+    seconds = min(SILENCE, _bounds.left()) if _bounds.stopped else PATIENCE
+    request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), seconds)
+
+
+def _check_status(response: Any) -> None:
+    if response.status_code == 429 or response.status_code >= 500:
+        raise Limited(f"the Hub answered {response.status_code}", _seconds_of(response.headers))
+
+
+def _seconds_of(headers: Any) -> float | None:
+    """Return for how long the Hub wants to be left alone, if its headers say so."""
+    info, after = parse_ratelimit_headers(headers), headers.get("Retry-After", "")
+    if after.isdecimal():
+        return float(after)
+    return float(info.reset_in_seconds) if info is not None else None

@@ -1,0 +1,77 @@
+"""What a namespace holds: one listing, newest first, and which of its repositories may be checkpoints of the base model."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
+
+from huggingface_hub import HfApi, get_token
+
+from .client import answering
+
+EXPAND = ["sha", "lastModified", "tags", "gated", "private", "disabled"]
+SKEW = timedelta(hours=1)  # by which times on the Hub may be out of order
+OURS = "mergd"  # the tag of what mergd published
+NEVER = ("merge", "quantized")  # relations to the base model
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One repository, as a listing has it; its tags are what its owner claims."""
+
+    repo: str  # org/name
+    commit: str  # 40 hexadecimal digits
+    modified: datetime
+    tags: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which repositories count."""
+
+    base: str = ""  # org/name, which a model card must name; empty: any
+    allow: tuple[str, ...] = ()  # patterns; empty: all
+    deny: tuple[str, ...] = ()
+    own: str = ""  # where our own versions are published
+
+    def takes(self, listed: Listed) -> bool:
+        """Whether a repository may be a checkpoint: by its name, and by what its card says."""
+        named = any(fnmatchcase(listed.repo, pattern) for pattern in self.allow or ("*",))
+        denied = any(fnmatchcase(listed.repo, pattern) for pattern in self.deny)
+        return named and not denied and listed.repo != self.own and self._claims(listed.tags)
+
+    def _claims(self, tags: frozenset[str]) -> bool:
+        if OURS in tags or any(tag.startswith("base_model:merge:") for tag in tags):
+            return False  # what was merged already is not folded back
+        if not self.base:
+            return not any(tag.startswith("base_model:quantized:") for tag in tags)
+        said = {
+            tag.removeprefix("base_model:").removesuffix(self.base) for tag in tags if tag.endswith(f":{self.base}")
+        }
+        return bool(said) and not said & {f"{relation}:" for relation in NEVER}
+
+
+def newest_first(namespace: str) -> Iterator[Listed]:
+    """Yield the repositories of a namespace, the last changed first; pages are asked for as they are needed."""
+    with answering(namespace):
+        for model in HfApi().list_models(author=namespace, sort="last_modified", expand=EXPAND):  # type: ignore[arg-type]
+            if model.sha and not getattr(model, "disabled", False):
+                modified = model.last_modified or datetime.fromtimestamp(0, UTC)
+                yield Listed(model.id, model.sha, modified, frozenset(model.tags or ()))
+
+
+def since(listing: Iterable[Listed], mark: datetime | None) -> Iterator[Listed]:
+    """Yield what changed since the newest that was known, as far as clocks can be trusted; everything without a mark."""
+    for listed in listing:
+        if mark is not None and listed.modified < mark - SKEW:
+            return
+        yield listed
+
+
+def own_names() -> frozenset[str]:
+    """Return the namespaces of the token: its user and organisations; none without a token."""
+    if get_token() is None:
+        return frozenset()
+    with answering("the token"):
+        found = HfApi().whoami()
+    return frozenset([str(found.get("name", "")), *(str(org.get("name", "")) for org in found.get("orgs", ()))])

@@ -1,0 +1,154 @@
+"""The Hub's client, bounded: whatever the Hub does, a call ends in time and says what was wrong.
+
+Each call is made in a process of its own, because the client reads where the Hub is when it is imported.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakehub import Cdn, Drip, Elsewhere, FakeHub, Length, Reset, Silence, Status, Truncated, too_many
+
+LISTED = """
+import json, sys, time
+from mergd.plugins.sources.hub.client import Limited, within
+from mergd.plugins.sources.hub.listing import newest_first
+from mergd.state.errors import MergdError
+began = time.monotonic()
+try:
+    with within(float(sys.argv[1])):
+        found = {"repos": [one.repo for one in newest_first("acme")]}
+except MergdError as error:
+    found = {"error": type(error).__name__, "says": str(error), "seconds": getattr(error, "seconds", None)}
+print(json.dumps(found | {"took": time.monotonic() - began}))
+"""
+FETCHED = """
+import json
+from pathlib import Path
+from mergd.plugins.sources.hub.spool import Spool, files_of
+import sys
+commit, root = sys.argv[1:]
+spool = Spool(Path(root), 0, lambda: False)
+repository = files_of("acme/a", commit)
+folder = spool.bring_headers(repository)
+holes = (folder / "model.safetensors").read_bytes()
+spool.bring(repository, folder, lambda nbytes: None)
+print(json.dumps({"files": sorted(p.name for p in folder.iterdir()), "zeros": holes.count(0), "holds": repository.holds}))
+"""
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    with FakeHub(page_size=2) as hub:
+        for k in range(5):
+            hub.push(f"acme/{k}", {"config.json": b"{}"}, when=float(k))
+        yield hub
+
+
+def run(hub: FakeHub, code: str, *words: object, home: Path, **environment: str) -> dict[str, Any]:
+    """Run some lines against a Hub."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    asked = kept | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home)} | environment
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        env=asked,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_listing_goes_over_all_pages_the_newest_first(hub: FakeHub, tmp_path: Path) -> None:
+    assert run(hub, LISTED, 30, home=tmp_path)["repos"] == [f"acme/{k}" for k in reversed(range(5))]
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "says"),
+    [
+        (too_many(55), "Limited", "429"),
+        (Status(429, {"Retry-After": "55"}), "Limited", "429"),
+        (Status(503), "Limited", "503"),
+        (Status(401), "NotPermitted", ""),
+        (Status(403), "NotPermitted", ""),
+        (Drip(0.2), "Unavailable", "took too long"),
+        (Silence(600), "Unavailable", ""),
+        (Length(1000), "Unavailable", ""),
+        (Truncated(10), "Unavailable", ""),
+        (Reset(), "Unavailable", ""),
+    ],
+)
+def test_whatever_it_answers_a_call_ends(hub: FakeHub, tmp_path: Path, fault: Any, error: str, says: str) -> None:
+    hub.fault("GET /api/models", fault, times=None)
+    found = run(hub, LISTED, 3, home=tmp_path)
+    assert (found["error"], says in found["says"]) == (error, True), found
+    assert found["took"] < 30, "a bound that is not kept"
+    if error == "Limited" and fault.status == 429:
+        assert found["seconds"] == 55
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    with FakeHub() as gone:
+        pass
+    found = run(gone, LISTED, 3, home=tmp_path)
+    assert found["error"] == "Unavailable"
+    assert found["took"] < 30
+
+
+def test_offline_nothing_is_asked(hub: FakeHub, tmp_path: Path) -> None:
+    found = run(hub, LISTED, 3, home=tmp_path, HF_HUB_OFFLINE="1")
+    assert (found["error"], "offline" in found["says"].lower()) == ("Unavailable", True)
+    assert hub.asked == []
+
+
+def weights(nbytes: int) -> bytes:
+    """Return a safetensors file of one tensor, none of whose bytes is zero."""
+    header = json.dumps({"w": {"dtype": "U8", "shape": [nbytes], "data_offsets": [0, nbytes]}}).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + b"\x01" * nbytes
+
+
+def test_headers_come_first_and_only_what_counts(hub: FakeHub, tmp_path: Path) -> None:
+    files = {
+        "model.safetensors": weights(300_000), "config.json": b"{}", "README.md": b"", "pytorch_model.bin": b"x",
+        "onnx/model.safetensors": b"x", "evil.safetensors.index.json": b"{}", "run.py": b"",
+    }  # fmt: skip
+    commit = hub.push("acme/a", files)
+    found = run(hub, FETCHED, commit, tmp_path / "spool", home=tmp_path)
+    assert found["files"] == ["config.json", "evil.safetensors.index.json", "model.safetensors"]
+    assert found["zeros"] >= 300_000, "the numbers were holes when the headers had come"
+    (folder,) = (tmp_path / "spool").iterdir()
+    assert (folder / "model.safetensors").read_bytes() == files["model.safetensors"]
+
+
+def test_equal_files_hold_the_same(hub: FakeHub, tmp_path: Path) -> None:
+    files = {"model.safetensors": weights(1000), "config.json": b"{}"}
+    held = []
+    for k, more in enumerate(
+        ({}, {"README.md": b"news"}, {"config.json": b'{"a": 1}'}, {"model.safetensors": weights(1001)})
+    ):
+        commit = hub.push("acme/a", files | more)
+        held.append(run(hub, FETCHED, commit, tmp_path / str(k), home=tmp_path)["holds"])
+    assert held[0] == held[1]
+    assert len(set(held)) == 3
+
+
+def test_the_token_is_not_told_to_another_host(hub: FakeHub, tmp_path: Path) -> None:
+    from fakehub import Account
+
+    hub.tokens["hf_secret"] = Account("ada", ("acme",))
+    commit = hub.push("acme/a", {"model.safetensors": weights(1000), "config.json": b"{}"})
+    with Cdn() as cdn:
+        hub.fault(r"GET .*/model.safetensors", Elsewhere(cdn), times=None)
+        run(hub, FETCHED, commit, tmp_path / "spool", home=tmp_path, HF_TOKEN="hf_secret")
+        assert cdn.requests
+        assert {request.token for request in cdn.requests} == {None}
+    assert {request.token for request in hub.requests} == {"hf_secret"}

@@ -1,0 +1,93 @@
+"""What changes with each setting of the table `hub`; called with a bench of tests/settings/test_every_setting_shows.py."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from fakehub import FakeHub
+from support.commands import eventually
+from support.hub import HubMerge, hub_merge
+
+Place = Callable[[], Path]
+
+
+@contextmanager
+def merge_of(place: Path, *names: str, **settings: Any) -> Iterator[HubMerge]:
+    """Give a merge of a namespace, where these were pushed after init."""
+    with FakeHub(keep_alive=True) as hub:
+        merge = hub_merge(place, hub, **settings)
+        for seed, name in enumerate(names):
+            merge.push(name, seed)
+        yield merge
+
+
+def folded(place: Path, *names: str, **settings: Any) -> set[str]:
+    """Return which of these are folded."""
+    with merge_of(place, *names, **settings) as merge:
+        assert merge.once().code == 0
+        return set(merge.hub_states())
+
+
+def hub_namespace(place: Place) -> None:
+    for allow, listed in (("acme", {"a"}), ("other", set())):
+        with merge_of(place(), **{"hub.allow": ["*"]}) as merge:
+            merge.push("a", 1)
+            text = merge.config.read_text()
+            merge.config.write_text(text.replace('namespace = "acme"', f'namespace = "{allow}"'))
+            assert merge.once().code == 0
+            assert set(merge.hub_states()) == listed
+
+
+def hub_allow(place: Place) -> None:
+    assert folded(place(), "a", "b") == {"a", "b"}
+    assert folded(place(), "a", "b", **{"hub.allow": ["*/a"]}) == {"a"}
+
+
+def hub_deny(place: Place) -> None:
+    assert folded(place(), "a", "b", **{"hub.deny": ["*/a"]}) == {"b"}
+
+
+def hub_base(place: Place) -> None:
+    assert folded(place(), "a", **{"hub.base": "acme/another"}) == set()
+
+
+def hub_poll(place: Place) -> None:
+    for poll, found in ((1, True), (3600, False)):
+        with merge_of(place(), "a", **{"hub.poll": poll}) as merge, merge.running("run"):
+            eventually(partial(has, merge, "a"))
+            merge.push("b", 5)
+            if found:
+                eventually(partial(has, merge, "b"))
+            else:
+                time.sleep(2.5)  # more than two polls of a second
+                assert "b" not in merge.hub_states()
+
+
+def has(merge: HubMerge, name: str) -> bool:
+    """Whether a repository was seen."""
+    return name in merge.hub_states()
+
+
+def hub_spool(place: Place) -> None:
+    for room, waits in (("0", True), ("1GB", False)):
+        with merge_of(place(), "a", "b", "c", **{"hub.spool": room}) as merge:
+            done = merge.once()
+            assert set(merge.hub_states().values()) == {"folded"}
+            assert ("its turn to be downloaded" in done.err) == waits
+
+
+def hub_bandwidth(place: Place) -> None:
+    large = {"layer.weight": torch.randn(500, 500)}  # a million bytes
+    with merge_of(place(), "a", model=large, **{"hub.bandwidth": 500_000}) as merge:
+        began = time.monotonic()
+        assert merge.once().code == 0
+        assert time.monotonic() - began > 1.5
+        assert merge.hub_states() == {"a": "folded"}
+
+
+CASES = {case.__name__.replace("_", ".", 1): case
+         for case in (hub_namespace, hub_allow, hub_deny, hub_base, hub_poll, hub_spool, hub_bandwidth)}  # fmt: skip
