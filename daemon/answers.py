@@ -90,6 +90,13 @@ def graph(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             columns[here] = entry["parent"]
 
 
+def card(answer: Mapping[str, Any]) -> None:
+    """Print a model card as it stands, and what was learned since."""
+    since = [f"- {said}" for said in answer["since"]]
+    for line in [*answer["card"].splitlines(), *(["", "## Since then", "", *since] if since else [])]:
+        out.print(safe(line))
+
+
 FILES = {
     "kept": "",
     "damaged": "damaged: mergd verify",

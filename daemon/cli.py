@@ -16,7 +16,7 @@ from .cli_options import ConfigOption, NameOption
 from .cli_reading import publish, remerge
 from .cli_rules import rules
 from .cli_service import init, rebuild, run
-from .cli_versions import export, log, pause, replay, resume, rollback, show, status, verify
+from .cli_versions import card, export, log, pause, replay, resume, rollback, show, status, verify
 from .logs import log_to_stderr
 from .machine import settle_process
 
@@ -56,6 +56,7 @@ for command in (
     status,
     log,
     show,
+    card,
     rollback,
     pause,
     resume,

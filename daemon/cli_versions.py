@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from . import answers, asking, display
+from . import answers, asking, display, learned
 from .cli_options import ConfigOption, JsonOption, LongNameOption, NameOption, PlanOption, settings_of, show_as
 
 
@@ -43,6 +43,18 @@ def show(
     """One version: cause, totals, per-weight statistics, seconds by step. Or a checkpoint's story."""
     answer = asking.show(settings_of(context, config, name), what)
     show_as(answer, as_json, lambda: answers.shown(answer))
+
+
+def card(
+    context: typer.Context,
+    version: Annotated[str, typer.Argument(help="7, v7, head, head~2, a tag.")],
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    name: NameOption = None,
+) -> None:
+    """The model card of a version, as its folder has it, and what was learned of it since: where the head went, damage."""
+    answer = learned.card(settings_of(context, config, name), version)
+    show_as(answer, as_json, lambda: answers.card(answer))
 
 
 def rollback(

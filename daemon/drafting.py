@@ -15,6 +15,7 @@ from ..state.prepared import Prepared
 from ..state.records import ADMITTED, Drafted, Verdict, Version
 from ..state.store import Draft, Store
 from .blocks import machine_of
+from .carding import add_card
 from .folding import FoldResult, Head, fold
 from .forming import content_digest
 from .judging import Job, Known, Turned, contribution_of, held_at_start, judged, seen_here
@@ -83,11 +84,15 @@ class Drafting:
         scale = method.factor(result.totals)
         linking = Linking(self._store, parent)
         published = publish(merge.base, result.readouts, scale, draft, settings, progress, linking, method.lines)
+        version = self._version(job, result, scale, digest_of(result, published))
+        line = job.line.then(version, replace(job.checkpoint, digest=result.digest))
+        files = add_card(draft, published.files, version, line, method, settings, merge)
+        published = replace(published, files=files)
         lift = partial(job.past.decisions.lift, contents=(result.digest, job.checkpoint.fingerprint))
         if (verdict := self._ask_gates(replace(drafted, model=str(draft.model)), lift, progress)) != ADMITTED:
             return Turned(verdict, result.digest)
         pin(job.candidate, draft, settings.archive, progress)
-        return self._seal(job, draft, result, scale, published, progress)
+        return self._seal(job, draft, version, result, published, progress)
 
     def _ask_gates(self, drafted: Drafted, lift: Callable[[Verdict], Verdict], progress: Progress) -> Verdict:
         """Return the first verdict of a user's gate that does not admit the draft, and that nobody lifted."""
@@ -97,11 +102,9 @@ class Drafting:
         progress.end()
         return verdict
 
-    def _seal(
-        self, job: Job, draft: Draft, result: FoldResult, scale: float, published: Published, progress: Progress
-    ) -> Made:
-        """Write the manifest, and say what the version's row will be."""
-        version = Version(
+    def _version(self, job: Job, result: FoldResult, scale: float, digest: str) -> Version:
+        """Return what the version's row will be, but for when it was made and what that cost."""
+        return Version(
             number=job.number,
             parent=job.start.parent.number if job.start.parent else None,
             cause="fold",
@@ -109,14 +112,22 @@ class Drafting:
             rule=self.merge.method_at(job.start.parent).name,
             totals=result.totals,
             scale=scale,
-            digest=digest_of(result, published),
-            created_at=utc_now(),
-            seconds=dict(progress.seconds),
-            bytes_read=result.bytes_read + published.bytes_read,
-            bytes_written=result.bytes_written + published.bytes_written,
+            digest=digest,
+            created_at="",
             arguments={"share": job.share} if job.share != 1.0 else {},
             gates=tuple(self.merge.gates),
             method=job.start.parent.method if job.start.parent else {},
+        )
+
+    def _seal(
+        self, job: Job, draft: Draft, version: Version, result: FoldResult, published: Published, progress: Progress
+    ) -> Made:
+        """Write the manifest, and say what the version's row will be."""
+        version = replace(
+            version,
+            created_at=utc_now(),
+            bytes_read=result.bytes_read + published.bytes_read,
+            bytes_written=result.bytes_written + published.bytes_written,
         )
         about, brought = replace(job.checkpoint, digest=result.digest), contribution_of(job, result)
         contents = contents_of_manifest(version, about, self.settings, self.merge, result, published, brought)

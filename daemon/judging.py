@@ -17,6 +17,7 @@ from ..state.records import (
     Verdict,
 )
 from ..state.wording import decide, quoted
+from .ancestry import Line
 from .base import Base
 from .folding import FoldResult
 from .opening import Merge
@@ -48,6 +49,7 @@ class Job:
     share: float = 1.0  # what the checkpoint counts
     doubt: Reason | None = None  # why that should be looked at by a person
     waited: float = 0.0  # seconds, since it was ready
+    line: Line = field(default_factory=Line)  # that leads to its start, for the card
 
     @property
     def name(self) -> str:

@@ -16,6 +16,7 @@ from ..state.history import History
 from ..state.records import Checkpoint, Sighting, Task, Version
 from ..state.store import Store
 from ..state.wording import size
+from .ancestry import line_of
 from .base import float32_bytes
 from .blocks import machine_of
 from .folding import removable
@@ -250,7 +251,10 @@ class Planning:
         ]
         seconds = median(folds) * max(sum(len(step.merged) or 1 for step in steps), 1) if folds else 0.0
         nbytes = sum(stamp.size for sighting in job.sightings.values() for stamp in sighting.stamps)
-        return Plan(job, how, nbytes, seconds, need)
+        last = job.known or job.parent
+        return Plan(
+            replace(job, line=line_of(last.number if last else None, self._history)), how, nbytes, seconds, need
+        )
 
     def _opened(self, step: Step, job: Remake) -> int:
         """Return how many files a step has open at once: a re-merge those of all its checkpoints, before it reads any."""

@@ -33,7 +33,7 @@ from .slots import read_tensor, reads_slot
 ENOUGH = 2**20
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".npz",
            ".onnx_data", ".tflite", ".mlmodel", ".safetensors.index.json", ".bin.index.json", ".h5.index.json")  # fmt: skip
-NOT_COPIED = ("readme", ".git", "trainer_state.json", "training_args")  # by how the name begins
+NOT_COPIED = ("readme", "mergd_manifest", ".git", "trainer_state.json", "training_args")  # by how the name begins
 CODE = (".py", ".pyc", ".so")
 OUT_DTYPE = {"base": None, "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 CONFIG_DTYPE = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}

@@ -206,14 +206,14 @@ def _restore_version(history: History, store: Store, manifest: Mapping[str, Any]
 def _checkpoint(
     history: History, said: Mapping[str, Any], made: str, manifest: Mapping[str, Any], first: int | None
 ) -> Checkpoint:
-    """Restore the row of what a version folded. Its files are not known any more: they are read again when sighted."""
+    """Restore the row of what a version folded. Files here are not known any more: they are read again when sighted."""
     contributor = (manifest.get("contribution") or {}).get("contributor") or said["source"]
     row = Checkpoint(
         id=said.get("id") or history.checkpoints.next_id(),
         source=said["source"],
         place=said["place"],
         name=said["name"],
-        fingerprint="",
+        fingerprint=said.get("revision", ""),
         state="folded",
         since=made,
         digest=said["digest"],

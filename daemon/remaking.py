@@ -4,7 +4,7 @@ It runs on the folding thread and touches only files, as drafting does: no row o
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import sqrt
 from typing import Any
 
@@ -17,7 +17,10 @@ from ..state.linking import Linking
 from ..state.records import ADMITTED, Cause, Checkpoint, Contribution, Sighting, Task, Version
 from ..state.store import Draft, Store
 from .admission import Admission
+from .ancestry import Line
 from .blocks import machine_of
+from .carding import add_card
+from .cards import WORDS
 from .drafting import head_at
 from .folding import FoldResult, Head, fold, keep
 from .merging import Source, remerge
@@ -47,6 +50,7 @@ class Remake:
     cause: Cause = "remove"  # of a new version
     arguments: Mapping[str, Any] = field(default_factory=dict)  # of its cause
     method: Mapping[str, Any] = field(default_factory=dict)  # by which it is folded onto, as versions have it
+    line: Line = field(default_factory=Line)  # that leads to the known version, or to the parent; for the card
 
     @property
     def name(self) -> str:
@@ -169,6 +173,9 @@ class Remaking:
         if job.known is not None:
             self._compare_known(job.known, digest_of(result, published), published)
         version = job.known or self._row(job, result, published, scale, progress)
+        line = job.line.then(version, job.about, *job.rows.values())
+        files = add_card(draft, published.files, version, line, method, self.settings, self.merge)
+        published = replace(published, files=files)
         self._commit.seal(draft, self._manifest(job, version, result, published))
         return Remade(draft, version, result)
 
@@ -192,8 +199,9 @@ class Remaking:
     def _manifest(self, job: Remake, version: Version, result: FoldResult, published: Published) -> dict[str, Any]:
         """Return the manifest that a known version has, if it is sound, else a new one."""
         before = self._readable_manifest(version.number) if job.known else {}
-        if before:
-            return before
+        if before:  # but what words say of it may be worded otherwise since
+            words = [asdict(file) for file in published.files if file.name in WORDS]
+            return before | {"model": [file for file in before["model"] if file["name"] not in WORDS] + words}
         row, brought = job.about, None
         if version.cause == "fold" and row is not None and job.route.steps:
             norm = sqrt(sum(report.task_norm**2 for report in result.reports.values()))

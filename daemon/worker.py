@@ -32,6 +32,7 @@ from ..state.records import ADMITTED, Checkpoint, Move, Version
 from ..state.store import Store, disk_bytes
 from . import replacing
 from .admission import Admission
+from .ancestry import line_of
 from .disk import RETRY_AFTER, Disk
 from .drafting import Made, Outcome
 from .dropping import decide, drop
@@ -266,7 +267,8 @@ def job_for(row: Checkpoint, candidate: Candidate, history: History, settings: S
     brought, last_day = history.contributions.in_line(line, LOOKS_BACK), history.contributions.count_since(DAY)
     past = Past(brought, last_day, history.decided.all())
     counts = counted(candidate.here, settings)
-    return Job(0, row, candidate, history.next_number(), start, here, known, past, counts.share, counts.doubt)
+    job = Job(0, row, candidate, history.next_number(), start, here, known, past, counts.share, counts.doubt)
+    return replace(job, line=line_of(line, history))
 
 
 def start_of(row: Checkpoint, history: History) -> Start:

@@ -1,7 +1,7 @@
 """The history's rows of checkpoints: where each was seen, its state and reasons, its place in the queue, each attempt."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -30,6 +30,11 @@ class Checkpoints:
     def get(self, number: int) -> Checkpoint:
         """Return one row."""
         return self._where("id = ?", number)[0]
+
+    def some(self, numbers: Iterable[int]) -> dict[int, Checkpoint]:
+        """Return the rows of these ids, by id."""
+        rows = self._where("id in (select value from json_each(?))", json.dumps(sorted(numbers)))
+        return {row.id: row for row in rows}
 
     def has(self, number: int) -> bool:
         """Whether there is a row of this id."""

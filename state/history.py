@@ -126,10 +126,11 @@ class History:
         ]
         return sorted(kept, key=lambda version: (version.number not in line, -version.number))
 
-    def lineage(self, number: int | None) -> list[Version]:
-        """Return a version and its ancestors, newest first."""
-        query = f"{LINE} select {_COLUMNS} from versions join line on number = n order by number desc"  # noqa: S608
-        return [_version(row) for row in self._db.query(query, [number])]
+    def lineage(self, number: int | None, last: int = -1) -> list[Version]:
+        """Return a version and its ancestors, or the `last` newest of them, newest first; no more than these are read."""
+        line = f"{LINE[:-1]} limit ?)"
+        query = f"{line} select {_COLUMNS} from versions join line on number = n order by number desc"  # noqa: S608
+        return [_version(row) for row in self._db.query(query, [number, last])]
 
     def checkpoint_in_line(self, digest: str, number: int | None) -> Checkpoint | None:
         """Return the row that holds this content, if a version or one of its ancestors folded it, and none removed it."""

@@ -45,9 +45,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def named(row: Checkpoint | None) -> dict[str, Any] | None:
-    """Return a checkpoint as a manifest names it."""
+    """Return a checkpoint as a manifest names it; of what lies in a repository, also the commit, by which it is known again."""
     fields = ("id", "name", "digest", "source", "place")
-    return {field: getattr(row, field) for field in fields} if row else None
+    revision = {"revision": row.fingerprint} if row and "://" in row.place else {}
+    return {field: getattr(row, field) for field in fields} | revision if row else None
 
 
 def _digest(text: bytes) -> str | None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from support.merges import NO_LIMITS, Sandbox, make_merge
 from support.models import CONFIG, Model, fine_tuned, load_model, save_lone, save_model, save_sharded, tiny_base
 
+from mergd.daemon.cards import WORDS
 from mergd.daemon.initialise import initialise
 from mergd.daemon.progress import Progress
 from mergd.daemon.publishing import merge as add_up
@@ -32,7 +33,8 @@ SIDE_FILES: dict[str, str] = {
     "LICENSE": "Apache-2.0",
 }
 LEFT_OUT = (
-    "README.md",
+    "1_Pooling/README.md",
+    "1_Pooling/mergd_manifest.json",
     ".gitattributes",
     ".cache/huggingface/x.json",
     "modeling.py",
@@ -83,7 +85,7 @@ def folded(root: Path, *arguments: Any, **settings: Any) -> Sandbox:
 def test_what_a_model_needs_is_copied_from_the_base_and_nothing_else(tmp_path: Path) -> None:
     base_with_side_files(tmp_path)
     files = published_files(folded(tmp_path))
-    assert files.keys() == SIDE_FILES.keys() | {"model.safetensors"}
+    assert files.keys() == SIDE_FILES.keys() | {"model.safetensors", *WORDS}
     changed = ("config.json", "tokenizer_config.json")
     for name, text in SIDE_FILES.items():
         if name not in changed:
@@ -124,7 +126,7 @@ def test_nothing_but_weights_is_taken_from_a_checkpoint(tmp_path: Path) -> None:
     place.rename(merge.watch / "a")
     merge.fold_all()
     files = published_files(merge)
-    assert files.keys() == {"config.json", "model.safetensors"}
+    assert files.keys() == {"config.json", "model.safetensors", *WORDS}
     assert json.loads(files["config.json"].read_text()) == CONFIG
 
 
@@ -142,7 +144,7 @@ def test_the_cache_of_the_hub_links_its_files_and_they_are_copied(tmp_path: Path
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "base" / name).symlink_to(tmp_path / "blobs" / name)
     files = published_files(folded(tmp_path))
-    assert files.keys() == {"config.json", "model.safetensors"}
+    assert files.keys() == {"config.json", "model.safetensors", *WORDS}
     assert not any(path.is_symlink() for path in files.values())
 
 
@@ -155,7 +157,7 @@ def test_a_base_of_one_file_is_published_as_one_file(tmp_path: Path) -> None:
     initialise(validate(values, ""), merge.config, Progress())
     merge.drop("a", 1)
     merge.fold_all()
-    assert published_files(merge).keys() == {"model.safetensors"}
+    assert published_files(merge).keys() == {"model.safetensors", *WORDS}
 
 
 # ----------------------------------------------------------------------------------------------------------- weights
@@ -254,7 +256,7 @@ def test_a_published_file_says_that_it_is_torchs(tmp_path: Path) -> None:
 def test_a_sharded_base_is_published_by_the_setting_and_not_by_its_own_shards(tmp_path: Path) -> None:
     save_sharded(tmp_path / "base", tiny_base(), 3)
     merge = folded(tmp_path)
-    assert published_files(merge).keys() == {"model.safetensors"}
+    assert published_files(merge).keys() == {"model.safetensors", *WORDS}
     assert merge.published().keys() == tiny_base().keys()
 
 

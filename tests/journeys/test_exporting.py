@@ -15,6 +15,7 @@ from support.models import load_model
 from support.users import be_mergd
 
 from mergd.daemon import exporting
+from mergd.daemon.cards import WORDS
 from mergd.daemon.exporting import export
 from mergd.daemon.progress import Progress
 from mergd.state.errors import Abandoned, Busy, Damaged, Unavailable
@@ -55,9 +56,9 @@ def contents(folder: Path) -> dict[str, str]:
 def test_what_is_exported_is_what_was_published(folded: Sandbox, target: Path, version: str, number: int) -> None:
     ended = folded.mergd("export", version, target)
     assert ended.code == 0, ended.err
-    assert ended.out.startswith(f"v{number} is in {target}: 4 files")
+    assert ended.out.startswith(f"v{number} is in {target}: 6 files")
     assert contents(target) == contents(folded.store.model(number))
-    assert set(contents(target)) == {"config.json", "tokenizer.json", "more/notes.txt", "model.safetensors"}
+    assert set(contents(target)) == {"config.json", "tokenizer.json", "more/notes.txt", "model.safetensors", *WORDS}
     assert os.listdir(target.parent) == ["model"]
     assert {name: tensor.shape for name, tensor in load_model(target).items()} == {
         name: tensor.shape for name, tensor in folded.model.items()

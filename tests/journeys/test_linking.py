@@ -15,6 +15,7 @@ from support.merges import NO_LIMITS, Sandbox, make_merge, writable
 from support.models import CONFIG, Model, drop_adapter, load_model, save_lone, save_model, tiny_base
 from transformers import LlamaForCausalLM
 
+from mergd.daemon.cards import WORDS
 from mergd.daemon.publishing import version_bytes
 from mergd.state.store import PUBLIC_FILE
 
@@ -180,7 +181,7 @@ def test_every_shard_of_untouched_weights_is_linked(tmp_path: Path, shard_size: 
 
 def test_few_untouched_bytes_are_not_worth_a_file(tmp_path: Path) -> None:
     merge = adapters(tmp_path, tiny_base(), ranks=(2, 3))
-    assert {path.name for path in merge.store.current.iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in merge.store.current.iterdir()} == {"config.json", "model.safetensors", *WORDS}
     assert inode(merge, 1, "model.safetensors") != inode(merge, 2, "model.safetensors")
 
 

@@ -29,6 +29,7 @@ from support.models import (
     weight_errors,
 )
 
+from mergd.daemon.cards import WORDS
 from mergd.state.lock import Lock
 from mergd.state.users import name_of
 
@@ -175,7 +176,7 @@ def test_the_published_folder_is_an_ordinary_model_folder(told: Sandbox) -> None
         name: (tensor.dtype, tensor.shape) for name, tensor in told.model.items()
     }
     assert json.loads((told.store.current / "config.json").read_text()) == CONFIG
-    assert {path.name for path in told.store.current.iterdir()} == {"model.safetensors", "config.json"}
+    assert {path.name for path in told.store.current.iterdir()} == {"model.safetensors", "config.json", *WORDS}
 
 
 def test_published_models_can_be_read_by_all_and_the_rest_by_nobody_else(told: Sandbox) -> None:
