@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from importlib.metadata import version as installed
 from typing import Annotated, NoReturn
 
 import typer
@@ -33,11 +34,20 @@ app = typer.Typer(
 )
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"mergd {installed('mergd')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _everywhere(
     context: typer.Context,
     config: ConfigOption = None,
     name: NameOption = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which mergd this is.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more, and show tracebacks.")] = False,
 ) -> None:
     context.obj = {"config": config, "name": name}

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,35 +59,36 @@ def initialise(settings: Settings, config: Path, progress: Progress) -> Initiali
     place, commit = locate(settings.base_model)
     base = examine(place, progress, settings.convolutions)
     machine_of(settings, base, method)
+    sightings = seen(settings)
     store.create()
     lock = Lock(store.lock)
     lock.take("mergd init")
     try:
         with History(store.database, write=True) as history:
             history.pin(pins_of(settings, method, base, commit))
-            seen = take_existing(settings, history)
+            existing = take_existing(sightings, settings, history)
     finally:
         lock.release()
     write_config(settings.model_copy(update={"parameters": parameters_of(method.rule)}), config)
     cost = version_bytes(base, method, settings.out_dtype, settings.copy_code)
-    return Initialised(base, cost, slots_bytes(base, method), spilled_bytes(base, method), seen)
+    return Initialised(base, cost, slots_bytes(base, method), spilled_bytes(base, method), existing)
 
 
-def take_existing(settings: Settings, history: History) -> list[Checkpoint]:
-    """Record what lies in the watched folder already, by name, as the setting `existing` says; returns what is new.
+def take_existing(sightings: Iterable[Sighting], settings: Settings, history: History) -> list[Checkpoint]:
+    """Record what lies at the sources already, by name, as the setting `existing` says; returns what is new.
 
     What is to be folded settles first, as whatever arrives: nobody says that its copy is whole.
     """
     how, new = settings.existing, []
-    for sighting in _seen(settings):
+    for sighting in sightings:
         if not history.checkpoints.placed(sighting.place):
             reasons = () if how == "fold" else (_existing(how, sighting.place),)
             new.append(history.checkpoints.add(sighting, AS_EXISTING[how], *reasons))
     return new
 
 
-def _seen(settings: Settings) -> tuple[Sighting, ...]:
-    """Return what lies at the sources already. Raises Unavailable where one of them cannot look."""
+def seen(settings: Settings) -> tuple[Sighting, ...]:
+    """Return what lies at the sources. Raises Unavailable where one of them cannot look."""
     sources = make_sources(settings)
     try:
         sources.poll()

@@ -18,7 +18,7 @@ from ..state.records import Checkpoint, Files, Totals, Version
 from ..state.store import PARTS, Store, size_of, sync_folder
 from .base import Base, examine, locate
 from .checker import Pace, check_version
-from .initialise import take_existing
+from .initialise import seen, take_existing
 from .method import Method, method_of
 from .opening import check_pins, pins_of
 from .progress import Progress
@@ -288,6 +288,6 @@ def _is_whole(version: Version, history: History, store: Store) -> bool:
 def _hold(settings: Settings, history: History) -> list[str]:
     """Record what lies in the watched folder and was not folded from there, as the setting `existing` says."""
     try:
-        return [row.name for row in take_existing(settings, history)]
+        return [row.name for row in take_existing(seen(settings), settings, history)]
     except Unavailable:
         return []

@@ -319,7 +319,11 @@ def validate(values: dict[str, Any], origin: str) -> Settings:
         settings = Settings.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the file"
+        if not first["loc"]:  # of several settings together
+            raise Misconfigured(
+                f"{origin}: {first['ctx']['error']}", "give a directory, or a namespace of the Hub"
+            ) from None
+        key = ".".join(str(part) for part in first["loc"])
         hint = f"known keys: {', '.join(keys())}" if first["type"] == "extra_forbidden" else f"correct {key}"
         raise Misconfigured(f"{origin}: {key}: {first['msg']}", hint) from None
     check_apart(settings)

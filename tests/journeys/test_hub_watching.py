@@ -127,6 +127,13 @@ def test_a_namespace_that_is_not_the_tokens_needs_an_allow_list(new: Callable[..
     assert merge.hub_states() == {}
 
 
+def test_an_init_that_may_not_look_leaves_nothing(hub: FakeHub, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"hub\.allow"):
+        hub_merge(tmp_path, hub, account=Account("eve"))
+    assert not (tmp_path / "state").exists()
+    assert not (tmp_path / "mergd.toml").exists()
+
+
 def test_a_private_repository_is_read_with_the_token(merge: HubMerge) -> None:
     merge.push("private", 1, private=True)
     assert merge.once().code == 0

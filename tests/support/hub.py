@@ -75,10 +75,17 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def hub_merge(root: Path, hub: FakeHub, watch: bool = False, model: Model | None = None, **settings: Any) -> HubMerge:
+def hub_merge(
+    root: Path,
+    hub: FakeHub,
+    watch: bool = False,
+    model: Model | None = None,
+    account: Account = Account("ada", (NAMESPACE,)),
+    **settings: Any,
+) -> HubMerge:
     """Initialise, by the command, a merge of the namespace; the base model lies there too."""
     merge = HubMerge(root, tiny_base() if model is None else model, hub)
-    hub.tokens[TOKEN] = Account("ada", (NAMESPACE,))
+    hub.tokens[TOKEN] = account
     hub.push(BASE, files_of(save_model(merge.base, merge.model)))
     values = {"existing": "fold", "quiet": 0, "quiet_unsure": 0, "hub.poll": 1, "rescan": 1} | settings
     words = [word for key, value in values.items() for word in ("--set", f"{key}={json.dumps(value)}")]
