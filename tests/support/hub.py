@@ -14,6 +14,7 @@ from support.models import Model, drop_adapter, save_model, tiny_base
 
 NAMESPACE, BASE, TOKEN = "acme", "acme/base", "hf_canary0123456789"
 OF_BASE = f"base_model:finetune:{BASE}"
+OWNER = Account("ada", (NAMESPACE,))
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def hub_merge(
     hub: FakeHub,
     watch: bool = False,
     model: Model | None = None,
-    account: Account = Account("ada", (NAMESPACE,)),
+    account: Account = OWNER,
     **settings: Any,
 ) -> HubMerge:
     """Initialise, by the command, a merge of the namespace; the base model lies there too."""
