@@ -29,7 +29,7 @@ WHO = "mergd"
 LOST = (
     "decisions (what was approved, refused or retried by hand)",
     "which checkpoints were held, refused or waiting, and why",
-    "requests, attempts, tasks, pauses, and what hooks were told",
+    "requests, attempts, tasks, pauses, what hooks were told, and what was pushed",
     "tags; instead each version that is there has one, rebuilt-7, which keeps it: mergd tag, and mergd tag -d NAME",
     "who moved the head and when, and when a version was made: its manifest's time stands for it",
     "what each fold did to each weight, and how long it took",

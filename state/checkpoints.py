@@ -127,6 +127,7 @@ class Checkpoints:
             "since": utc_now(),
             "reasons": _dump(reasons),
             "owner": sighting.owner or None,
+            "public": sighting.public,
         }
         return self.get(inserted(self._db.table("checkpoints"), row))
 
@@ -147,7 +148,7 @@ class Checkpoints:
 
         What was set aside because of its place, not of its content, stays so until a person decides.
         """
-        anew = {"fingerprint": sighting.fingerprint, "owner": sighting.owner or None}
+        anew = {"fingerprint": sighting.fingerprint, "owner": sighting.owner or None, "public": sighting.public}
         with transaction(self._db):
             self._db.table("checkpoints").update(number, anew | {"order": None, "urgent": None, "digest": None})
             row = self.get(number)
@@ -200,6 +201,7 @@ class Checkpoints:
 def _checkpoint(row: Mapping[str, Any]) -> Checkpoint:
     values = dict(row)
     values["reasons"] = tuple(Reason(**reason) for reason in json.loads(values["reasons"]))
+    values["public"] = None if values["public"] is None else bool(values["public"])
     return Checkpoint(**values)
 
 

@@ -21,6 +21,7 @@ from .contributions import Contributions
 from .database import IN_MODEL, LINE, check_all, inserted, open_reader, open_writer, transaction
 from .decided import Decided
 from .errors import Busy
+from .pushes import Pushes
 from .records import MADE_BY_ITSELF, Checkpoint, Contribution, Files, Move, Totals, Version, WeightReport
 from .tags import Tags
 from .tasks import Tasks
@@ -30,7 +31,8 @@ class History:
     """The versions, the head and its moves, the pins, the pauses and the requests.
 
     `checkpoints` has the rows of checkpoints, `contributions` what they brought, `decided` what people decided on them,
-    `tags` the names of versions, `tasks` what is still to be done for people, `checks` what is known of versions' files.
+    `tags` the names of versions, `pushes` what went to the Hub, `tasks` what is still to be done for people, `checks`
+    what is known of versions' files.
     """
 
     def __init__(self, path: Path, write: bool = False) -> None:
@@ -39,6 +41,7 @@ class History:
         self.contributions = Contributions(self._db)
         self.decided = Decided(self._db)
         self.tags = Tags(self._db)
+        self.pushes = Pushes(self._db)
         self.tasks = Tasks(self._db)
         self.checks = Checks(self._db)
 
@@ -149,6 +152,13 @@ class History:
         query = f"""{IN_MODEL} select checkpoints.digest as content from model
             join checkpoints on checkpoints.id = checkpoint where content is not null"""  # noqa: S608
         return frozenset(row["content"] for row in self._db.query(query, [number]))
+
+    def not_public(self, number: int) -> list[str]:
+        """Return the names of what a version and its ancestors folded that was not known to be everybody's."""
+        query = f"""{LINE} select coalesce(name, 'what v' || n || ' folded') as name from versions join line on number = n
+            left join checkpoints on checkpoints.id = versions.checkpoint
+            where versions.cause = 'fold' and public is not 1 order by n"""  # noqa: S608
+        return [row["name"] for row in self._db.query(query, [number])]
 
     def next_number(self) -> int:
         """Return the number that the next version gets."""
@@ -273,6 +283,12 @@ class History:
             "select hook, moves.* from tellings join moves on moves.id = move where told_at is null order by move, hook"
         )
         return [(row.pop("hook"), Move(**row)) for row in self._db.query(query)]
+
+    def owe(self, hook: str) -> None:
+        """Have a hook told of the newest move, if it was there before the hook was."""
+        query = "insert or ignore into tellings (hook, move) select ?, max(id) from moves having max(id) is not null"
+        with transaction(self._db):
+            self._db.execute(query, [hook])
 
     def told(self, hook: str, move: int) -> None:
         """Write that a hook was told."""

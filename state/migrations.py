@@ -178,3 +178,17 @@ def m008_methods(db: Database) -> None:
 def m009_files(db: Database) -> None:
     """What a source said that a checkpoint's files hold, so that a new commit of the same weights is not fetched."""
     db.table("checkpoints").add_column("files", str)
+
+
+@migrations()
+def m010_pushes(db: Database) -> None:
+    """What was pushed to which repository of the Hub, and which checkpoints everybody may see anyway."""
+    db.table("checkpoints").add_column("public", int)
+    db.table("pushes").create(
+        {"move": int, "version": int, "repository": str, "commit": str, "at": str},
+        pk=("repository", "move"),
+        not_null={"version", "commit", "at"},
+        foreign_keys=[("move", "moves", "id"), ("version", "versions", "number")],
+        strict=True,
+    )
+    db.table("pushes").create_index(["version"])

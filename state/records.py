@@ -182,6 +182,7 @@ class Sighting:
     revision: str = ""  # what its source calls this very content, as a commit; empty where the stamps alone tell
     folder: str = ""  # where its files lie on this disk, if that is not its place
     files: str = ""  # what its source says that they hold: the same text, the same content
+    public: bool | None = None  # whether everybody may see it where it lies, if that is known
 
     @property
     def here(self) -> Path:
@@ -225,6 +226,7 @@ class Checkpoint:
     replaces: int | None = None  # the row in whose stead it counts, if that one is in the model when its turn comes
     owner: str | None = None  # the user who owns its files, where the source knows
     files: str | None = None  # what its source said that its files hold, if it said so before they were here
+    public: bool | None = None  # whether everybody could see it where it lay, if that was known
 
     @property
     def contributor(self) -> str:
@@ -351,6 +353,17 @@ class Attempt:
     checkpoint: int
     started_at: str
     outcome: str | None
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """One move of the head, as it went to a repository of the Hub."""
+
+    move: int
+    version: int
+    repository: str  # org/name
+    commit: str  # 40 hexadecimal digits
+    at: str  # UTC, ISO 8601
 
 
 @dataclass(frozen=True)

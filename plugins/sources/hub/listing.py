@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import HfApi, ModelInfo, get_token
 
 from .client import answering
 
@@ -23,6 +23,7 @@ class Listed:
     commit: str  # 40 hexadecimal digits
     modified: datetime
     tags: frozenset[str]
+    public: bool | None = None  # whether everybody may see it; None if the Hub does not say
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,12 @@ def newest_first(namespace: str) -> Iterator[Listed]:
         for model in HfApi().list_models(author=namespace, sort="last_modified", expand=EXPAND):  # type: ignore[arg-type]
             if model.sha and not getattr(model, "disabled", False):
                 modified = model.last_modified or datetime.fromtimestamp(0, UTC)
-                yield Listed(model.id, model.sha, modified, frozenset(model.tags or ()))
+                yield Listed(model.id, model.sha, modified, frozenset(model.tags or ()), is_public(model))
+
+
+def is_public(model: ModelInfo) -> bool | None:
+    """Whether everybody may see and fetch a repository; None if the Hub did not say."""
+    return None if model.private is None or model.gated is None else not (model.private or model.gated)
 
 
 def since(listing: Iterable[Listed], mark: datetime | None) -> Iterator[Listed]:

@@ -171,7 +171,8 @@ class Namespace:
         with self._lock:
             brought, listed = self._brought.get(repo), (self._listed or {}).get(repo)
             if brought is not None and brought.whole and brought.folder is not None:
-                return _here(_sighting_of(repo, brought.commit), brought.folder)
+                public = listed.public if listed else None
+                return _here(_sighting_of(repo, brought.commit, public), brought.folder)
             return _sighting(listed) if listed else None
 
     def leave(self, place: str) -> None:
@@ -274,11 +275,11 @@ class Namespace:
 
 
 def _sighting(listed: Listed) -> Sighting:
-    return _sighting_of(listed.repo, listed.commit)
+    return _sighting_of(listed.repo, listed.commit, listed.public)
 
 
-def _sighting_of(repo: str, commit: str) -> Sighting:
-    return Sighting("hub", f"{SCHEME}{repo}", repo, (), owner=repo.partition("/")[0], revision=commit)
+def _sighting_of(repo: str, commit: str, public: bool | None) -> Sighting:
+    return Sighting("hub", f"{SCHEME}{repo}", repo, (), owner=repo.partition("/")[0], revision=commit, public=public)
 
 
 def _here(sighting: Sighting, folder: Path) -> Sighting:
