@@ -9,5 +9,8 @@ class Hook(Protocol):
     """Told after the fact, on the thread that takes requests: it must hand over what takes long."""
 
     def tell(self, news: News) -> None:
-        """Take one piece of news. An exception means "tell me again"; what follows waits until then."""
+        """Take one piece of news. An exception means "tell me again"; what follows waits until then.
+
+        Busy says that it is under way: no line in the log.
+        """
         ...

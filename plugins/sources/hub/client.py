@@ -53,6 +53,7 @@ class _Bounds(threading.local):
 
     until = float("inf")  # monotonic seconds
     stopped: Callable[[], bool] | None = None
+    silence = SILENCE
 
     def left(self) -> float:
         if self.stopped is not None and self.stopped():
@@ -66,17 +67,17 @@ _bounds = _Bounds()
 
 
 @contextmanager
-def within(seconds: float, stopped: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Let the client's calls in this thread end after so many seconds, or soon after `stopped` says so.
+def within(seconds: float, stopped: Callable[[], bool] = lambda: False, silence: float = SILENCE) -> Iterator[None]:
+    """Let the client's calls in this thread end after so many seconds, of `silence`, or soon after `stopped` says so.
 
     Raises Limited, at once, where the client would sleep and try again.
     """
     _install()
-    _bounds.until, _bounds.stopped = time.monotonic() + seconds, stopped
+    _bounds.until, _bounds.stopped, _bounds.silence = time.monotonic() + seconds, stopped, silence
     try:
         yield
     finally:
-        _bounds.until, _bounds.stopped = float("inf"), None
+        _bounds.until, _bounds.stopped, _bounds.silence = float("inf"), None, SILENCE
 
 
 @contextmanager
@@ -168,7 +169,7 @@ def _timed(library: Any) -> Any:
 
 
 def _begin(request: Any) -> None:
-    seconds = min(SILENCE, _bounds.left()) if _bounds.stopped else PATIENCE
+    seconds = min(_bounds.silence, _bounds.left()) if _bounds.stopped else PATIENCE
     request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), seconds)
 
 

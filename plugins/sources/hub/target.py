@@ -1,0 +1,246 @@
+"""A repository of the Hub that versions are pushed to: a commit for each move of the head, a tag for each version.
+
+`main` holds what the head's folder holds, and nothing is ever forced: tags stay, and an earlier version is a new commit.
+"""
+
+import io
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+from ....state.errors import MergdError, Misconfigured, NotPermitted, Unavailable
+from ....state.wording import shown
+from .client import first_line, within
+from .listing import is_public
+
+log = logging.getLogger(__name__)
+
+STEP = 60.0  # seconds that a short call may take
+LONG = 6 * 3600.0  # and an upload
+SILENCE = 60.0  # seconds without a byte: the Hub takes its time over large files and commits
+KEPT = (".gitattributes",)  # what is the repository's own
+
+
+@dataclass(frozen=True)
+class Push:
+    """One move of the head, as it is to be pushed."""
+
+    move: int
+    version: int
+    folder: Path
+    title: str
+    mark: str  # the line of the commit's message by which it is known again
+    known: str = ""  # the commit that was pushed last, if one was
+    tagged: bool = False  # whether the repository held this version before
+    secret: str = ""  # what of it may not be for everybody's eyes; empty if nothing is known
+    base: str = ""  # the repository of the base model, which may not be for everybody's eyes either
+    last: bool = True  # whether the head has not moved on since
+
+
+class Withheld(NotPermitted):
+    """The repository is public, and the version is not to be."""
+
+
+class Target:
+    """The repository that versions are pushed to."""
+
+    def __init__(self, repo: str, token: Path, stopped: Callable[[], bool], *, private_too: bool = False) -> None:
+        """`token`: the file that holds the one that may write; `private_too`: whether everybody may see everything."""
+        self.repo, self._token, self._stopped, self._private_too = repo, token, stopped, private_too
+
+    def push(self, push: Push, tell: Callable[[str], None]) -> str:
+        """Have the repository hold a version; returns the commit. `tell` is told how far it is.
+
+        What an earlier try has done is not done again. Raises Withheld, NotPermitted, Misconfigured or Unavailable.
+        """
+        token = read_token(self._token)
+        with _answering(self.repo, token):
+            api = HfApi(token=token)
+            found = self._found(api)
+            self._check_eyes(push, found)
+            commit = self._made_before(api, push, found) or self._commit(api, push, found, tell)
+            if not push.tagged:
+                self._tag(api, f"v{push.version}", commit)
+        return commit
+
+    def _ask(self, call: Callable[..., Any], *arguments: Any, seconds: float = STEP, **more: Any) -> Any:
+        with within(seconds, self._stopped, SILENCE):
+            return call(*arguments, **more)
+
+    def _found(self, api: HfApi) -> ModelInfo:
+        """Return what is there; a repository that is not is made, for its owner's eyes alone."""
+        try:
+            found: ModelInfo = self._ask(api.model_info, self.repo)
+        except RepositoryNotFoundError:
+            self._ask(api.create_repo, self.repo, private=True, exist_ok=True)
+            found = self._ask(api.model_info, self.repo)
+        return found
+
+    def _check_eyes(self, push: Push, found: ModelInfo) -> None:
+        """Raise Withheld where everybody would see what not everybody may."""
+        if found.private or self._private_too:
+            return
+        secret = push.secret or self._secret_base(push.base)
+        if secret:
+            raise Withheld(
+                f"v{push.version} is withheld: {self.repo} is public, and {secret}",
+                "make the repository private; or set hub.publish_private_sources, if everybody may have it",
+            )
+
+    def _secret_base(self, base: str) -> str:
+        """Ask, as anybody would, for the base model; returns what is secret about it."""
+        try:
+            public = is_public(self._ask(HfApi(token=False).model_info, base, expand=["private", "gated"]))
+        except (RepositoryNotFoundError, GatedRepoError):
+            public = False
+        return "" if public else f"the base model {base} is private or gated"
+
+    def _made_before(self, api: HfApi, push: Push, found: ModelInfo) -> str | None:
+        """Return the commit that an earlier try has made, if its answer, or we, got lost."""
+        if found.sha == push.known:
+            return None
+        for commit in self._ask(api.list_repo_commits, self.repo):
+            if commit.commit_id == push.known:
+                return None
+            if push.mark in commit.message.splitlines():
+                return str(commit.commit_id)
+        return None
+
+    def _commit(self, api: HfApi, push: Push, found: ModelInfo, tell: Callable[[str], None]) -> str:
+        """Make the commit. Large files go before it, one by one, so that it is small, and a later try finds them there."""
+        there = {file.rfilename for file in found.siblings or ()}
+        with ExitStack() as stack:
+            files = [stack.enter_context(_Sent(path, self._stopped)) for path in _files(push.folder)]
+            names = {file.named(push.folder) for file in files}
+            gone = [CommitOperationDelete(name, is_folder=False) for name in sorted(there - names) if name not in KEPT]
+            additions = [CommitOperationAdd(file.named(push.folder), file) for file in files]
+            progress = _Progress(files, tell)
+            for addition in additions:  # more at once would go in threads that know no bounds
+                self._ask(api.preupload_lfs_files, self.repo, [addition], gitignore_content="", seconds=LONG)
+                progress.next_file()
+            self._check_eyes(push, self._ask(api.model_info, self.repo))  # that may have taken hours
+            made = self._ask(
+                api.create_commit, self.repo, [*additions, *gone], commit_message=push.title,
+                commit_description=push.mark, parent_commit=found.sha, seconds=LONG,
+            )  # fmt: skip
+        return str(made.oid)
+
+    def _tag(self, api: HfApi, name: str, commit: str) -> None:
+        """Tag a commit; a tag that is there stays where it is."""
+        try:
+            self._ask(api.create_tag, self.repo, tag=name, revision=commit)
+        except HfHubHTTPError as error:
+            if error.response.status_code != 409:
+                raise
+            refs = self._ask(api.list_repo_refs, self.repo)
+            there = [ref.target_commit for ref in refs.tags if ref.name == name]
+            if not there:
+                raise
+            if commit not in there:
+                log.warning(
+                    "the tag %s of %s leads to another commit than %s, and stays there", name, self.repo, commit
+                )
+
+
+def read_token(path: Path) -> str:
+    """Return the token in a file. Raises Misconfigured or NotPermitted."""
+    try:
+        token = path.read_text().strip()
+    except PermissionError:
+        raise NotPermitted(f"this user may not read {path}", "let its owner be the daemon's user") from None
+    except (OSError, UnicodeDecodeError):
+        token = ""
+    if not token:
+        raise Misconfigured(f"hub.write_token: there is no token in {path}", "put one there that may write")
+    return token
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files of a published folder. Raises Unavailable if it is not there any more, or not all of it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if not files:
+        raise Unavailable(f"{folder} is gone", "the head has moved on")
+    return files
+
+
+class _Sent(io.BufferedReader):
+    """A file that is sent: the client reads it, and so we know how far it is, and can end it."""
+
+    def __init__(self, path: Path, stopped: Callable[[], bool]) -> None:
+        super().__init__(io.FileIO(path))
+        self._path, self._stopped, self.size = path, stopped, path.stat().st_size
+        self.advance: Callable[[], None] = lambda: None
+
+    def named(self, folder: Path) -> str:
+        return self._path.relative_to(folder).as_posix()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self._stopped():
+            raise Unavailable("stopping", "it goes on at the next start")
+        self.advance()
+        return super().read(size)
+
+
+class _Progress:
+    """How far the files of a commit are."""
+
+    def __init__(self, files: list[_Sent], tell: Callable[[str], None]) -> None:
+        self._files, self._tell, self._done = files, tell, 0
+        for file in files:
+            file.advance = self._say
+        self._say()
+
+    def next_file(self) -> None:
+        self._done += 1
+        self._say()
+
+    def _say(self) -> None:
+        current = self._files[self._done : self._done + 1]
+        sent = sum(file.size for file in self._files[: self._done]) + sum(file.tell() for file in current)
+        share = sent / max(sum(file.size for file in self._files), 1)
+        self._tell(f"{self._done} of {len(self._files)} files, {share:.0%}".replace("%", " %"))
+
+
+# ------------------------------------------------------------------------------------------------------ what went wrong
+
+
+@contextmanager
+def _answering(repo: str, token: str) -> Iterator[None]:
+    """Say by who can mend it what the Hub, or the way to it, answers; never with the token, nor with a signed URL."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - its HTTP library, another one in each major version, raises through it
+        cause = _cause(error)
+        if isinstance(cause, MergdError):
+            raise cause from None
+        text = _text(cause, token)
+        if isinstance(cause, HfHubHTTPError) and cause.response.status_code in (401, 403):
+            raise NotPermitted(f"{repo}: {text}", "let hub.write_token hold a token that may write there") from None
+        raise Unavailable(f"{repo}: {text}", "it is pushed later") from None
+
+
+def _text(error: Exception, token: str) -> str:
+    """Return what an error says, in a line: the Hub's own words if it has any."""
+    said = isinstance(error, HfHubHTTPError) and error.server_message
+    text = f"{error.response.status_code}, {said}" if isinstance(error, HfHubHTTPError) and said else first_line(error)
+    for form in (token, quote(token), quote(token, safe="")):
+        text = text.replace(form, "(token)")
+    return shown(re.sub(r"\?\S+", "?...", text))
+
+
+def _cause(error: Exception) -> Exception:
+    """Return what was behind an error that was raised for another one, if that says who can mend it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MergdError | HfHubHTTPError):
+            return cause
+        cause = cause.__cause__
+    return error
