@@ -140,6 +140,7 @@ def status(answer: Mapping[str, Any]) -> None:
             "doing": answer.get("doing") or ("waiting for checkpoints" if daemon else "no daemon runs"),
             "prepared": _prepared(answer.get("prepared")),
             "trouble": answer.get("trouble"),
+            "pushed": _pushed(answer.get("pushed"), answer.get("push") or {}),
             "paused": f"since {paused['since']} by {paused['who']}: {paused['why'] or 'no reason given'}"
             if paused
             else "",
@@ -151,6 +152,13 @@ def status(answer: Mapping[str, Any]) -> None:
             "disk": f"{size(disk['used'])} used{_of(answer.get('budget'))}, {size(disk['free'])} free" if disk else "",
         }
     )
+
+
+def _pushed(last: Mapping[str, Any] | None, told: Mapping[str, str]) -> str:
+    """Return how pushing to the Hub stands."""
+    done = f"v{last['version']} ({last['repository']}@{last['commit'][:12]})" if last else ""
+    error = f"last error: {told['trouble']}" if told.get("trouble") else ""
+    return ", ".join(filter(None, (done, told.get("doing"), error)))
 
 
 def _prepared(told: Mapping[str, int] | None) -> str:

@@ -40,6 +40,7 @@ LIVE = (
     "gates",
     "budget",
     "waits",
+    "push",
 )  # keys of status.json that only a daemon knows
 
 
@@ -72,7 +73,7 @@ def _ask_here(settings: Settings, store: Store, request: "AnyRequest") -> dict[s
     from .desk import Desk
     from .recovery import recover
     from .status import owed_news, write_log, write_status
-    from .telling import make_hooks, tell_hooks
+    from .telling import hook_names, make_hooks, tell_hooks
 
     store.make_room()
     lock = Lock(store.lock)
@@ -82,7 +83,7 @@ def _ask_here(settings: Settings, store: Store, request: "AnyRequest") -> dict[s
             if request.verb != "verify":  # which says how it is
                 recover(Commit(store, history), history)
             asked = Ask(request, f"uid {os.getuid()}")
-            keep, hooks = Keep.of(settings), list(settings.hooks)
+            keep, hooks = Keep.of(settings), hook_names(settings)
             Desk(history, store, None, None, lambda place: None, hooks, keep).carry_out(asked)
             try:
                 write_status(history, store, known(settings))
@@ -105,6 +106,7 @@ def run_once(settings: Settings) -> bool:
 
     store_of(settings)
     with display.shown_progress() as show, Loop(settings, "mergd run --once", show) as loop:
+        loop.push()
         loop.poll()
         loop.post("rescan")
         loop.post("upkeep")  # from cron there is no other occasion

@@ -7,7 +7,7 @@ from ..state.errors import Busy
 from .control import Ask
 
 STOPPING = Busy("mergd is stopping", "ask again once it runs")
-Message = Literal["rescan", "upkeep", "scrub", "reload", "look"] | Ask
+Message = Literal["rescan", "upkeep", "scrub", "reload", "told", "look"] | Ask
 
 
 class Inbox:

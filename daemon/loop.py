@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
@@ -36,9 +37,10 @@ from .intake import Intake
 from .judging import Job
 from .machine import trim_memory
 from .method import Method
-from .opening import open_merge, reopen_merge
+from .opening import Merge, open_merge, reopen_merge
 from .preparing import Preparing
 from .progress import Progress
+from .pushing import Pushing
 from .recovery import recover
 from .requests import AnyRequest, Retry, Rollback
 from .retention import Keep
@@ -99,7 +101,8 @@ class Loop:
     def _open(self) -> None:
         """Open the merge, and make good whatever a crash left."""
         settings, history, store = self.settings, self._history, self._store
-        self._merge = merge = open_merge(settings, history, Progress(self._show))
+        self._pushing = Pushing(settings, history, store, lambda: self.post("told"))
+        self._merge = merge = self._with_pushing(open_merge(settings, history, Progress(self._show)))
         self._sources = make_sources(settings)
         self._sources.begin(history.pins().get("sources"), lambda: self.post("rescan"))
         self._intake = Intake(
@@ -123,6 +126,10 @@ class Loop:
         self._scrubbing.look_at_head()
         self.tell(log_too=True)
 
+    def _with_pushing(self, merge: Merge) -> Merge:
+        """Return the merge with the hook that is none of its plugins."""
+        return replace(merge, hooks={**merge.hooks, **self._pushing.hooks})
+
     def _method(self) -> Method:
         """Return by which method the next checkpoint is folded."""
         return self._merge.method_at(self._history.head())
@@ -130,6 +137,7 @@ class Loop:
     def __exit__(self, *error: object) -> None:
         self._stopping = True
         self._preparing.give_way()
+        self._pushing.close()
         try:
             with self._minding_the_disk():
                 self._work.abandon()
@@ -169,6 +177,11 @@ class Loop:
         if self._sources.remote is not None:
             self._sources.poll()
             self.post("rescan")
+
+    def push(self) -> None:
+        """Let what the head moves to be pushed, and what is owed. Raises Misconfigured where the token is missing."""
+        self._pushing.open()
+        self.post("told")
 
     def listen_at(self, socket: str) -> None:
         """Write where the control socket is, for those who find the lock taken."""
@@ -255,7 +268,7 @@ class Loop:
             self._work.free
             and self._upkeep.resting
             and self._scrubbing.resting
-            and not (self._intake.hashing or self._sources.busy)
+            and not (self._intake.hashing or self._sources.busy or self._pushing.busy)
         )
         return resting and not self._scanning.planned and not self._work.waits() and self._inbox.empty()
 
@@ -296,6 +309,9 @@ class Loop:
             self._carry_out(message)
         elif message == "rescan":
             self._scanning.hint()
+        elif message == "told":
+            self._work.worker.after_move()
+            self.tell()
         elif message == "upkeep":
             self._work.worker.after_move()
             self._history.tidy()
@@ -324,7 +340,8 @@ class Loop:
         """Read the configuration again; a bad one is told of, and the old one stays."""
         try:
             settings = self.reread()
-            merge = reopen_merge(self._merge, self.settings, settings, self._history.pins())
+            merge = self._with_pushing(reopen_merge(self._merge, self.settings, settings, self._history.pins()))
+            self._pushing.take(settings)
         except MergdError as error:
             log.error("the new configuration is not taken: %s (%s)", error, error.hint)
             return
@@ -356,8 +373,9 @@ class Loop:
             self._preparing.begin(self._history.head(), self._work.worker.wanted)
 
     def _look_at_preparing(self) -> None:
-        """Show how far it is."""
-        if self._preparing.take() or (self._preparing.busy and time.monotonic() - self._told_at > TELL_EVERY):
+        """Show how far it is, and how far what is pushed is."""
+        aside = self._preparing.busy or self._pushing.busy
+        if self._preparing.take() or (aside and time.monotonic() - self._told_at > TELL_EVERY):
             self.tell()
 
     def _look_at_work(self) -> None:
@@ -409,6 +427,7 @@ class Loop:
             "doing": str(self._work) or str(self._preparing),
             "prepared": self._preparing.told(self._history.head()),
             "trouble": self.trouble,
+            "push": self._pushing.told(),
             "daemon": {"pid": os.getpid(), "doing": self._doing},
             "waits": {str(row): text for row, text in self._intake.waits.items()},
         }

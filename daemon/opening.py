@@ -28,6 +28,7 @@ AS_BEFORE: Mapping[str, Any] = {
     "normalise": False,
     "also_keep": [],
 }
+RELOADED = {"publish_private_sources", "write_token"}  # settings of the hub that a reload may change
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,9 @@ def reopen_merge(merge: Merge, old: Settings, new: Settings, pins: Mapping[str, 
     """Return the merge under new settings. Raises Misconfigured for what init pinned, or what only a restart changes."""
     check_pins(new, method_of(new.method), pins)
     machine_of(new, merge.base, merge.method)
+    fixed = new.model_copy(update={"hub": new.hub.model_copy(update=old.hub.model_dump(include=RELOADED))})
     for key in ("watch", "source", "state", "hub"):
-        if getattr(new, key) != getattr(old, key):
+        if getattr(fixed, key) != getattr(old, key):
             raise Misconfigured(
                 f"{key} was {getattr(old, key)} when the daemon started", "restart the daemon to change it"
             )

@@ -58,6 +58,7 @@ class Service:
         self._listener = threading.Thread(target=control.serve, name="mergd-control")
         self._listener.start()
         self._loop.listen_at(str(control.path))
+        self._loop.push()
         self._loop.watch(self._settings.events)
         self._clock.add_job(self._loop.post, "interval", ["rescan"], seconds=self._settings.rescan, id="rescan", **JOB)
         if self._settings.hub.namespace:

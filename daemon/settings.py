@@ -113,7 +113,7 @@ class LinesSettings(Table):
 
 
 class HubSettings(Table):
-    """A namespace of the Hugging Face Hub that is watched for fine-tunes and adapters of the base model."""
+    """The Hugging Face Hub: a namespace that is watched for fine-tunes and adapters, and where the versions are pushed."""
 
     namespace: Annotated[str, Field(pattern=r"^[\w.-]*$")] = ""
     """The user or organisation whose models are watched; none if empty. Private ones need a token: HF_TOKEN or HF_TOKEN_PATH."""
@@ -129,6 +129,18 @@ class HubSettings(Table):
     """The most that downloads take on disk at once, such as `50GB`; one is always begun. 0: one at a time."""
     bandwidth: ByteSize = Field(default=ByteSize(0), ge=0)
     """The most that downloads take of the line, each second, such as `20MB`; 0: all."""
+    publish_to: Annotated[str, Field(pattern=r"^([\w.-]+/[\w.-]+)?$")] = ""
+    """The repository `org/name` that each move of the head is pushed to; none if empty. It is created private."""
+    publish_private_sources: bool = False
+    """Whether a public repository may get versions with sources that are not known to be public."""
+    write_token: str = ""
+    """The file with the token that may write to `publish_to`; a relative name is one of systemd's credentials."""
+
+    @model_validator(mode="after")
+    def _may_write(self) -> Self:
+        if self.publish_to and not self.write_token:
+            raise ValueError("publish_to needs write_token: the file with the token that may write there")
+        return self
 
 
 class Settings(Table):
@@ -225,7 +237,7 @@ class Settings(Table):
     limits: Limits = Limits()
     """What the built-in gate holds a checkpoint for until a person approves it; 0 or false switches a limit off."""
     hub: HubSettings = HubSettings()
-    """A namespace of the Hugging Face Hub that is watched."""
+    """The Hugging Face Hub: the namespace that is watched, and the repository that versions are pushed to."""
     archive: ArchiveSettings = ArchiveSettings()
     """Which checkpoints are copied into the state as they are folded, so that a replay does not need their places."""
     gates: tuple[str, ...] = ()

@@ -98,7 +98,7 @@ def _remote(settings: Settings) -> Remote:
     from ..plugins.sources.hub.namespace import Namespace
 
     hub, tokens = settings.hub, settings.vocabulary != "refuse"
-    wanted = Wanted(hub.base or base_repository(settings), hub.allow, hub.deny)
+    wanted = Wanted(hub.base or base_repository(settings), hub.allow, hub.deny, hub.publish_to)
     spool = Store(settings.state).spool
     return Namespace(hub.namespace, wanted, spool, room=int(hub.spool), bandwidth=int(hub.bandwidth), tokens=tokens)
 

@@ -38,6 +38,7 @@ def status(history: History, store: Store, live: Mapping[str, Any] | None = None
         "paused": history.paused(),
         "doing": "",
         "prepared": None,
+        "pushed": asdict(pushed) if (pushed := history.pushes.last()) else None,
         "trouble": "",
         "rule": head.rule if head else pins.get("rule"),
         "parameters": _parameters(head, pins),
@@ -98,6 +99,7 @@ def describe_version(version: Version, history: History, head: int | None) -> di
         "kept": version.kept,
         "slots_kept": version.slots_kept,
         "tags": history.tags.of(version.number),
+        "pushed": history.pushes.commits(version.number),
         "head": version.number == head,
     }
 

@@ -5,9 +5,21 @@ from collections.abc import Callable, Iterable, Mapping
 
 from ..plugins.hooks.interface import Hook
 from ..plugins.registry import load
+from ..state.errors import Busy
 from ..state.records import News
+from .settings import Settings
 
 log = logging.getLogger(__name__)
+
+
+def hook_name(settings: Settings) -> str:
+    """Return by which name the history knows who is told: another repository is told anew."""
+    return f"hub:{settings.hub.publish_to}"
+
+
+def hook_names(settings: Settings) -> list[str]:
+    """Return who is told of each move of the head."""
+    return [*settings.hooks, *([hook_name(settings)] if settings.hub.publish_to else [])]
 
 
 def make_hooks(names: Iterable[str]) -> dict[str, Hook]:
@@ -26,6 +38,8 @@ def tell_hooks(hooks: Mapping[str, Hook], owed: Iterable[tuple[str, News]], told
             continue
         try:
             hooks[name].tell(news)
+        except Busy:  # it takes long, and has been begun
+            failed.add(name)
         except Exception:
             log.exception("the hook %s failed; it will be told again", name)
             failed.add(name)

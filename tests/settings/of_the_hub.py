@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from fakehub import FakeHub
 from support.commands import eventually
-from support.hub import HubMerge, hub_merge
+from support.hub import BASE, HubMerge, hub_merge
+from support.pushing import TARGET, WRITER, history, pushing_merge
 
 Place = Callable[[], Path]
 
@@ -89,5 +90,35 @@ def hub_bandwidth(place: Place) -> None:
         assert merge.hub_states() == {"a": "folded"}
 
 
+@contextmanager
+def pushed_of(place: Path, public: bool, **settings: Any) -> Iterator[HubMerge]:
+    """Give a merge that pushed what it folded of a folder, to a repository that is public or new."""
+    with FakeHub() as hub:
+        merge = pushing_merge(place, hub, **settings)
+        if public:
+            hub.push(TARGET, {})
+        merge.drop("a", 1)
+        assert merge.once().code == 0
+        yield merge
+
+
+def hub_publish_to(place: Place) -> None:
+    for target in ("", TARGET, f"{TARGET}-too"):
+        with pushed_of(place(), public=False, **{"hub.publish_to": target}) as merge:
+            assert set(merge.hub.repositories) == {BASE, target} - {""}
+
+
+def hub_publish_private_sources(place: Place) -> None:
+    for wanted, titles in ((False, []), (True, ["v1: folded a"])):
+        with pushed_of(place(), public=True, **{"hub.publish_private_sources": wanted}) as merge:
+            assert history(merge.hub)[1:] == titles
+
+
+def hub_write_token(place: Place) -> None:
+    with pushed_of(place(), public=False) as merge:
+        assert {request.token for request in merge.hub.requests if TARGET in request.path} == {WRITER}
+
+
 CASES = {case.__name__.replace("_", ".", 1): case
-         for case in (hub_namespace, hub_allow, hub_deny, hub_base, hub_poll, hub_spool, hub_bandwidth)}  # fmt: skip
+         for case in (hub_namespace, hub_allow, hub_deny, hub_base, hub_poll, hub_spool, hub_bandwidth,
+                      hub_publish_to, hub_publish_private_sources, hub_write_token)}  # fmt: skip
