@@ -8,7 +8,7 @@ PEERS := .peers
 MERGEKIT := mergekit==0.1.5
 FUSION_BENCH := fusion-bench==0.2.33 transformers<5
 
-.PHONY: help dev check lint fix test test-without-events test-hub-clients demo bench bench-scale bench-quick bench-others hostile fuzz mutations kills arrivals faults full-disk powercut \
+.PHONY: help dev check lint fix test test-without-events test-hub-clients hub-kills demo bench bench-scale bench-quick bench-others hostile fuzz mutations kills arrivals faults full-disk powercut \
   flips machine soak peers clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 22
@@ -37,12 +37,15 @@ test: $(READY)  ## the tests, warnings as errors; as many at once as there are c
 test-without-events: $(READY)  ## the tests, where the repeated scan alone finds what is new
 	TEST_WITHOUT_EVENTS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
-HUB_TESTS = tests/hub_server tests/plugins/sources/test_hub_client.py tests/plugins/sources/test_hub_repository.py tests/journeys/test_hub_watching.py
+HUB_TESTS = tests/hub_server tests/plugins/hooks/test_hub_push.py tests/journeys/test_hub_publishing.py tests/plugins/sources/test_hub_client.py tests/plugins/sources/test_hub_repository.py tests/journeys/test_hub_watching.py
 
 test-hub-clients: $(READY)  ## the Hub's tests with the other major version of its client: CLIENT='huggingface_hub>=1.22,<2'
 	rm -rf .peers/hub-client
 	$(BIN)/pip install -q --target .peers/hub-client $(or $(CLIENT),'huggingface_hub>=1.22,<2')
 	PYTHONPATH=.peers/hub-client $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal $(HUB_TESTS)
+
+hub-kills: $(READY)  ## kill -9 while checkpoints come from a Hub, are folded, and versions are pushed; COUNT=50 and SEED=1
+	cd tests && ../$(BIN)/python -m journeys.hub_kills --count $(or $(COUNT),50) --seed $(or $(SEED),1)
 
 arrivals: $(READY)  ## checkpoints arrive in every style, with stalls: most of an hour; COUNT=50 SEED=1
 	PYTHONPATH=tests $(BIN)/python tests/arrivals_table.py --count $(or $(COUNT),50) --seed $(or $(SEED),1)

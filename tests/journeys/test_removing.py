@@ -392,10 +392,12 @@ def test_a_removal_outlives_a_crash_of_the_daemon(slow: Sandbox) -> None:
 
 
 def test_a_command_that_is_interrupted_leaves_the_removal_to_the_daemon(slow: Sandbox) -> None:
-    with served(slow), slow.running("remove", "a") as command:
+    with served(slow) as daemon, slow.running("remove", "a") as command:
         eventually(removing(slow))
+        daemon.send(signal.SIGSTOP)  # so that it is not done first
         command.send(signal.SIGINT)
         assert command.ended().code == 130
+        daemon.send(signal.SIGCONT)
         eventually(lambda: slow.log()[0]["version"] == 5)
 
 

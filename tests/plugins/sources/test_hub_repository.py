@@ -283,7 +283,7 @@ def test_the_base_model_stays_at_the_commit_that_init_resolved(hubbed: Hubbed) -
     published = load_model(merge.store.current)["layer.matrix.weight"]
     assert torch.allclose(published, base + 0.3 * (tuned - base), atol=1e-6)
     files = {path.name for path in merge.store.model(1).iterdir()}
-    assert files == {"config.json", "model.safetensors"}
+    assert files == {"README.md", "config.json", "mergd_manifest.json", "model.safetensors"}
     assert not any(path.is_symlink() for path in merge.store.model(1).iterdir())
     assert len(commit) == 40
 
