@@ -42,7 +42,7 @@ HUB_TESTS = tests/hub_server tests/plugins/hooks/test_hub_push.py tests/journeys
 test-hub-clients: $(READY)  ## the Hub's tests with the other major version of its client: CLIENT='huggingface_hub>=1.22,<2'
 	rm -rf .peers/hub-client
 	$(BIN)/pip install -q --target .peers/hub-client $(or $(CLIENT),'huggingface_hub>=1.22,<2')
-	PYTHONPATH=.peers/hub-client $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal $(HUB_TESTS)
+	TEST_ALL_HUB=1 PYTHONPATH=.peers/hub-client $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal $(HUB_TESTS)
 
 hub-kills: $(READY)  ## kill -9 while checkpoints come from a Hub, are folded, and versions are pushed; COUNT=50 and SEED=1
 	cd tests && ../$(BIN)/python -m journeys.hub_kills --count $(or $(COUNT),50) --seed $(or $(SEED),1)
