@@ -31,8 +31,11 @@ fix: $(READY)  ## format, and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(READY)  ## the tests, warnings as errors; as many at once as there are cores, at most 4
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
+# One more than there are cores: many tests wait for a daemon.
+WORKERS = $(shell echo $$(( $$(nproc) < 3 ? $$(nproc) + 1 : 4 )))
+
+test: $(READY)  ## the tests, warnings as errors
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 test-without-events: $(READY)  ## the tests, where the repeated scan alone finds what is new
 	TEST_WITHOUT_EVENTS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal

@@ -59,7 +59,8 @@ def ask(settings: Settings, request: "AnyRequest") -> dict[str, Any]:
     from .loop import Loop
 
     with display.shown_progress() as show, Loop(settings, f"mergd {request.verb}", show) as loop:
-        loop.poll()
+        if request.verb == "fold":  # of what may lie elsewhere
+            loop.poll()
         return loop.ask(request)
 
 

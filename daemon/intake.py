@@ -145,6 +145,9 @@ class Intake:
     def _is_known(self, row: Checkpoint, sighting: Sighting) -> bool:
         """Record what a checkpoint's source says of its files; whether they were folded already: then nothing is brought."""
         known = self._checkpoints.of_files(sighting.files) if sighting.files and row.urgent is None else None
+        before = self._checkpoints.folded_at(row.source, row.place)
+        if self.settings.on_change == "replace" and before is not None and before.files != sighting.files:
+            known = None  # what it was before counts again, in the stead of what it was since
         if known is None:
             self._checkpoints.set_state(row.id, row.state, files=sighting.files)
             return False
@@ -158,8 +161,18 @@ class Intake:
 
     def leave(self, row: Checkpoint) -> None:
         """Have deleted what was brought here of a checkpoint that is not to be folded any more."""
-        if self._remote is not None and row.source == self._remote.name and row.state not in ("ready", "folding"):
+        if self._remote is not None and self._is_remote(row) and row.state not in ("ready", "folding"):
             self._remote.leave(row.place)
+
+    def _is_remote(self, row: Checkpoint) -> bool:
+        return self._remote is not None and row.source == self._remote.name
+
+    def unfetched(self) -> str:
+        """Return why what lies elsewhere is not here, if nothing brings it now; empty if all is."""
+        rows = self._checkpoints.in_state("settling") if self._remote and not self._remote.busy else []
+        return "; ".join(
+            f"{row.name} waits for {self.waits.get(row.id, 'the Hub')}" for row in rows if self._is_remote(row)
+        )
 
     def row_of(self, sighting: Sighting) -> Checkpoint:
         """Return the row of a place: a new one if it is new, or if what was folded from there has changed since."""
@@ -281,8 +294,9 @@ class Intake:
     def _note_vanished(self, places: set[str], blind: Collection[str]) -> None:
         """Record which places are gone; what a person asked for by its path may lie outside the watched folder."""
         for row in self._checkpoints.in_state("settling", "ready", "blocked"):
-            if row.source not in blind and row.place not in places and row.urgent is None and self._is_gone(row):
-                self._checkpoints.set_state(row.id, "vanished")
+            asked = row.urgent is not None and not self._is_remote(row)
+            if row.source not in blind and row.place not in places and not asked and self._is_gone(row):
+                self.leave(self._checkpoints.set_state(row.id, "vanished"))
                 self._forget(row, row.place)
                 log.info("%s is gone from %s", row.name, row.place)
 

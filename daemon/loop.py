@@ -183,6 +183,10 @@ class Loop:
         self._pushing.open()
         self.post("told")
 
+    def hush(self) -> None:
+        """Ask nothing elsewhere any more; from any thread."""
+        self._sources.hush()
+
     def listen_at(self, socket: str) -> None:
         """Write where the control socket is, for those who find the lock taken."""
         self._lock.describe(self._doing, socket)
@@ -242,6 +246,8 @@ class Loop:
             return Unavailable(self._work.worker.trouble, "it stays queued, and is folded when that is mended")
         if self._scrubbing.trouble:
             return self._damage()
+        if why := self._intake.unfetched():
+            return Unavailable(why, "it stays queued, and is folded when it is here")
         return Busy("folding is paused", "it stays queued; to go on: mergd resume") if self._history.paused() else None
 
     def left_over(self) -> MergdError | None:
@@ -251,6 +257,8 @@ class Loop:
             return self._damage()
         if self.trouble:
             return Unavailable(self.trouble, "nothing is lost: run it again when that is mended")
+        if why := self._intake.unfetched():
+            return Unavailable(why, "the log says more; run it again later")
         if ready and self._history.paused():
             log.warning("folding is paused, and %d checkpoints wait; to go on: mergd resume", ready)
         elif ready:

@@ -82,7 +82,7 @@ class Sources:
 
 def _alike(fingerprint: str, sighting: Sighting) -> bool:
     """Whether files have the names and sizes that they had, as far as that is known: after a rebuild it is not."""
-    return not fingerprint or _sizes(fingerprint) == _sizes(sighting.fingerprint)
+    return not fingerprint or (_sizes(fingerprint) == _sizes(sighting.fingerprint) and not sighting.revision)
 
 
 def _sizes(fingerprint: str) -> list[list[str]]:

@@ -75,6 +75,7 @@ class Service:
 
     def _stop(self, control: Control) -> None:
         log.info("stopping")
+        self._loop.hush()
         self._clock.shutdown()
         control.deafen()
         self._loop.answer_stopping()

@@ -71,6 +71,11 @@ class Sources:
         """Whether something is being brought here."""
         return self.remote is not None and self.remote.busy
 
+    def hush(self) -> None:
+        """Ask nothing elsewhere any more, so that a stop waits for no answer."""
+        if self.remote is not None:
+            self.remote.hush()
+
     def close(self) -> None:
         """Stop watching."""
         for source in (self._local, self.remote):

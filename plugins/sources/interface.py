@@ -113,6 +113,10 @@ class Remote(Protocol):
         """Delete what lies here of a place: it is not needed any more."""
         ...
 
+    def hush(self) -> None:
+        """Ask nothing any more; what is asked ends within seconds."""
+        ...
+
     def close(self) -> None:
-        """End its threads."""
+        """End its threads, and delete what was brought."""
         ...

@@ -3,17 +3,28 @@
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from fakehub import Account, Before, FakeHub, Flipped, Silence, Status, Truncated, too_many
+from fakehub import Account, Before, Drip, FakeHub, Fault, Flipped, Request, Silence, Status, Truncated, too_many
+from hub_server.faults import Line
+from hub_server.messages import Answer
 from support.commands import Command, eventually
 from support.hub import NAMESPACE, OF_BASE, TOKEN, HubMerge, hub_merge
 from support.merges import make_merge
 from support.models import load_model
 
 WEIGHTS = "/model.safetensors"
+
+
+class Short(Fault):
+    """An answer that says that it is whole, and has nothing in it but the header's part."""
+
+    def answer(self, line: Line, request: Request, serve: Callable[[], Answer]) -> Answer:
+        right = serve()
+        return right if (request.range or "").endswith("99") else replace(right, body=right.body[:50])
 
 
 @pytest.fixture
@@ -176,6 +187,19 @@ def test_a_new_commit_of_what_was_folded(
     assert merge.versions()[-1].totals.folded == folded
 
 
+def test_where_each_commit_replaces_the_one_before_an_earlier_content_may_come_back(
+    new: Callable[..., HubMerge],
+) -> None:
+    merge = new(on_change="replace")
+    published = []
+    for seed in (1, 2, 1):
+        merge.push("a", seed)
+        assert merge.once().code == 0
+        published.append(merge.published()["layer.matrix.weight"])
+    assert not torch.equal(published[0], published[1])
+    assert torch.equal(published[0], published[2])
+
+
 def test_a_commit_that_changes_no_weight_fetches_none(merge: HubMerge) -> None:
     merge.push("a", 1)
     assert merge.once().code == 0
@@ -224,10 +248,59 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(new: Callable[..., 
 
 def test_a_flipped_byte_is_never_folded(merge: HubMerge) -> None:
     merge.push("a", 1)
-    merge.hub.fault(rf"GET .*{WEIGHTS}", Flipped(at=-1), times=None)
+    merge.push("b", 2)
+    flipped = merge.hub.fault(rf"GET .*/a/.*{WEIGHTS}", Flipped(at=-1), times=None)
+    done = merge.once()
+    assert done.code == 69
+    assert "other bytes" in done.err
+    assert merge.hub_states() == {"a": "settling", "b": "folded"}, "one that fails keeps no other one waiting"
+    flipped.end()
     assert merge.once().code == 0
-    assert merge.hub_states() == {"a": "settling"}
+    assert merge.hub_states() == {"a": "folded", "b": "folded"}
+
+
+def test_a_flipped_byte_of_what_says_how_weights_are_meant_is_never_folded(merge: HubMerge) -> None:
+    merge.push_adapter("a")
+    merge.hub.fault(r"GET .*/adapter_config.json", Flipped(at=-2), times=None)
+    assert merge.once().code == 69
     assert merge.versions() == []
+
+
+def test_a_body_that_is_too_short_is_no_end(merge: HubMerge) -> None:
+    merge.push("a", 1)
+    found = merge.hub.fault(rf"GET .*{WEIGHTS}", Short(), times=None)
+    assert merge.once().code == 69
+    assert merge.hub_states() == {"a": "settling"}
+    assert found.met < 20
+
+
+def test_a_new_commit_while_the_old_one_comes_is_the_one_that_is_folded(new: Callable[..., HubMerge]) -> None:
+    merge = new(model={"layer.weight": torch.randn(400, 400)})
+    merge.push("a", 1)
+    merge.push("b", 3)
+    slow = merge.hub.fault(rf"GET .*/a/.*{WEIGHTS}", Drip(0.05, 20_000), times=None)
+    with merge.running("run") as daemon:
+        eventually(lambda: slow.met >= 2)
+        merge.push("a", 2)
+        eventually(lambda: [asked for asked in merge.asked("/revision/") if "/acme/a/" in asked][1:])
+        slow.end()
+        eventually(lambda: merge.hub_states() == {"a": "folded", "b": "folded"})
+        stop(daemon)
+    second = merge.fine_tuned(2)["layer.weight"]
+    vectors = {row.name: row.digest for row in merge.checkpoints()}
+    assert len(merge.versions()) == 2
+    dropped = make_merge(merge.root / "dropped", merge.model)
+    dropped.drop("a", {"layer.weight": second})
+    assert [row.digest for row in dropped.fold_all()] == [vectors["acme/a"]]
+
+
+def test_a_command_that_asks_for_what_the_hub_does_not_give_says_so(merge: HubMerge) -> None:
+    merge.push("a", 1)
+    merge.hub.fault(rf"GET .*{WEIGHTS}", Status(503), times=None)
+    assert merge.once().code == 69
+    done = merge.mergd("fold", "hf://acme/a")
+    assert done.code == 69
+    assert "acme/a waits for" in done.err
 
 
 def test_what_is_deleted_while_it_comes_has_vanished(merge: HubMerge) -> None:

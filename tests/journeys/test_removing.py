@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import sqrt
@@ -396,8 +397,9 @@ def test_a_command_that_is_interrupted_leaves_the_removal_to_the_daemon(slow: Sa
         eventually(removing(slow))
         daemon.send(signal.SIGSTOP)  # so that it is not done first
         command.send(signal.SIGINT)
-        assert command.ended().code == 130
+        time.sleep(0.5)
         daemon.send(signal.SIGCONT)
+        assert command.ended().code == 130
         eventually(lambda: slow.log()[0]["version"] == 5)
 
 

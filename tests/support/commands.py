@@ -99,7 +99,8 @@ class Command:
         """Wait for its end."""
         self._process.join(PATIENCE)
         assert self._process.exitcode is not None, f"it still runs; so far: {self.err}"
-        return Ended(self._process.exitcode, (self._output / "out").read_text(), self.err)
+        out = self._output / "out"  # not there if it was killed at once
+        return Ended(self._process.exitcode, out.read_text() if out.exists() else "", self.err)
 
     def close(self) -> None:
         """End it, however it is."""

@@ -4,6 +4,7 @@ The client itself waits for ever, and retries some calls and not others (measure
 how long it has, and gets what the Hub answered, said by who can mend it.
 """
 
+import re
 import sys
 import threading
 import time
@@ -126,9 +127,9 @@ def opened(url: str, start: int, end: int | None = None) -> Iterator[tuple[int, 
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error says, in one line."""
+    """Return what an error says, in one line, without what a signed address ends with."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return re.sub(r"\?[^\s'\"]+", "?...", lines[0]) if lines else type(error).__name__
 
 
 @cache
@@ -183,4 +184,4 @@ def _seconds_of(headers: Any) -> float | None:
     info, after = parse_ratelimit_headers(headers), headers.get("Retry-After", "")
     if after.isdecimal():
         return float(after)
-    return float(info.reset_in_seconds) if info is not None else None
+    return float(info.reset_in_seconds) if info is not None and info.remaining == 0 else None

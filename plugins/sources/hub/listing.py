@@ -1,5 +1,6 @@
 """What a namespace holds: one listing, newest first, and which of its repositories may be checkpoints of the base model."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -10,8 +11,13 @@ from huggingface_hub import HfApi, ModelInfo, get_token
 from .client import answering
 
 EXPAND = ["sha", "lastModified", "tags", "gated", "private", "disabled"]
+NAME, COMMIT = (
+    re.compile(r"[\w.-]+/[\w.-]+", re.ASCII),
+    re.compile(r"[0-9a-f]{40}"),
+)  # as the Hub has them; they name folders
 SKEW = timedelta(hours=1)  # by which times on the Hub may be out of order
 OURS = "mergd"  # the tag of what mergd published
+OF_BASE = ("finetune", "adapter")  # relations to the base model that make a checkpoint
 NEVER = ("merge", "quantized")  # relations to the base model
 
 
@@ -46,17 +52,17 @@ class Wanted:
             return False  # what was merged already is not folded back
         if not self.base:
             return not any(tag.startswith("base_model:quantized:") for tag in tags)
-        said = {
-            tag.removeprefix("base_model:").removesuffix(self.base) for tag in tags if tag.endswith(f":{self.base}")
-        }
-        return bool(said) and not said & {f"{relation}:" for relation in NEVER}
+        named = {f"base_model:{self.base}": "", **{f"base_model:{how}:{self.base}": how for how in (*OF_BASE, *NEVER)}}
+        said = {named[tag] for tag in tags if tag in named}
+        return bool(said) and not said & set(NEVER)
 
 
 def newest_first(namespace: str) -> Iterator[Listed]:
     """Yield the repositories of a namespace, the last changed first; pages are asked for as they are needed."""
     with answering(namespace):
         for model in HfApi().list_models(author=namespace, sort="last_modified", expand=EXPAND):  # type: ignore[arg-type]
-            if model.sha and not getattr(model, "disabled", False):
+            is_named = NAME.fullmatch(model.id) and COMMIT.fullmatch(model.sha or "")
+            if model.sha and is_named and not getattr(model, "disabled", False):
                 modified = model.last_modified or datetime.fromtimestamp(0, UTC)
                 yield Listed(model.id, model.sha, modified, frozenset(model.tags or ()), is_public(model))
 

@@ -21,7 +21,7 @@ from ..interface import Scan
 from .backoff import LONGEST, Backoff
 from .client import Gone, Limited, within
 from .listing import Listed, Wanted, newest_first, own_names, since
-from .spool import Repository, Spool, files_of
+from .spool import Repository, Spool, Unwanted, files_of
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ class Brought:
     folder: Path | None = None  # with the headers
     whole: bool = False  # with all the rest
     asked: bool = False  # its content
+    dropped: bool = False  # nobody wants it any more
     error: MergdError | None = None  # what went wrong last
     backoff: Backoff = field(default_factory=Backoff)
 
@@ -59,7 +60,7 @@ class Namespace:
         """
         self._namespace, self._wanted, self._room, self._tokens = namespace, wanted, room, tokens
         self._closing = threading.Event()
-        self._spool = Spool(spool, bandwidth, self._closing.is_set)
+        self._spool = Spool(spool, bandwidth, self._closing)
         self._lock = threading.Lock()
         self._listed: dict[str, Listed] | None = None  # by repository; None before the first listing
         self._swept_at = float("-inf")  # monotonic seconds
@@ -68,7 +69,7 @@ class Namespace:
         self._trouble = ""
         self._ours = bool(wanted.allow)  # whether it is known that the namespace may be watched
         self._brought: dict[str, Brought] = {}
-        self._under_way = 0
+        self._under_way, self._begun = 0, False
         self._wake: Callable[[], None] = lambda: None
         self._looking = ThreadPoolExecutor(1, "mergd-hub-headers")
         self._fetching = ThreadPoolExecutor(1, "mergd-hub-content")
@@ -81,13 +82,16 @@ class Namespace:
         `wake` is called, from any thread, when something came, or could not.
         """
         self._spool.wipe()
-        self._wake = wake
+        self._wake, self._begun = wake, True
         if mark is not None:
             self._backoff = Backoff(**json.loads(mark))
 
     def poll(self) -> None:
         """Ask what there is now, within a minute; what went wrong is told by the next scan."""
-        if self._closing.is_set() or self._backoff.rests(time.time()):
+        if self._closing.is_set():
+            return
+        if self._backoff.rests(time.time()):
+            self._trouble = self._trouble or "the Hub is left alone for a while, as it failed before"
             return
         try:
             with within(POLL, self._closing.is_set):
@@ -185,8 +189,9 @@ class Namespace:
 
     def _drop(self, brought: Brought | None) -> None:
         if brought is not None:
-            brought.waits_for = ""  # whoever brings it sees that nobody wants it any more
-            self._spool.leave(self._spool.folder(brought.repo, brought.commit))
+            brought.dropped = True
+            folder = self._spool.folder(brought.repo, brought.commit)
+            self._looking.submit(self._spool.leave, folder)  # which may take a while, and comes after what brings it
 
     def _fits(self, brought: Brought) -> bool:
         """Whether there is room in the spool for one more; for the first there always is."""
@@ -215,7 +220,10 @@ class Namespace:
     def _do(self, bring: Callable[[Brought], None], brought: Brought) -> None:
         """Bring something here; note what ends that, whatever it is, and wake the scan before all is quiet."""
         try:
-            bring(brought)
+            if not brought.dropped:
+                bring(brought)
+        except Unwanted:
+            pass
         except MergdError as error:
             self._note(brought, error)
         except Exception as error:
@@ -227,7 +235,7 @@ class Namespace:
             self._under_way -= 1
 
     def _bring_headers(self, brought: Brought) -> None:
-        repository = files_of(brought.repo, brought.commit, tokens=self._tokens)
+        repository = files_of(brought.repo, brought.commit, self._closing.is_set, tokens=self._tokens)
         folder = self._spool.bring_headers(repository)
         with self._lock:
             brought.repository, brought.folder = repository, folder
@@ -240,8 +248,8 @@ class Namespace:
         def advance(nbytes: int) -> None:
             nonlocal done
             done += nbytes
-            if not brought.waits_for:
-                raise Unavailable("nobody wants it any more")
+            if brought.dropped:
+                raise Unwanted
             brought.waits_for = f"its download: {size(done)} of {size(repository.nbytes)}"
 
         self._spool.bring(repository, folder, advance)
@@ -250,14 +258,17 @@ class Namespace:
 
     def _note(self, brought: Brought, error: MergdError) -> None:
         with self._lock:
-            brought.error = error
+            if brought.dropped:
+                return
+            brought.error, brought.asked = error, False  # others may be fetched while it rests
             if isinstance(error, NotPermitted):
                 brought.backoff = Backoff(until=time.time() + LONGEST)  # a person must act first
                 return
             seconds = error.seconds if isinstance(error, Limited) else None
             brought.backoff, brought.waits_for = brought.backoff.failed(time.time(), seconds), str(error)
-            if isinstance(error, Gone) and self._listed is not None:
-                self._listed.pop(brought.repo, None)
+            listed = (self._listed or {}).get(brought.repo)
+            if isinstance(error, Gone) and self._listed and listed and listed.commit == brought.commit:
+                del self._listed[brought.repo]
 
     # ------------------------------------------------------------------------------------------------------- its life
 
@@ -267,11 +278,17 @@ class Namespace:
         with self._lock:
             return self._under_way > 0
 
+    def hush(self) -> None:
+        """Ask nothing any more; what is asked ends within seconds."""
+        self._closing.set()
+
     def close(self) -> None:
         """End its threads; they look up within seconds."""
-        self._closing.set()
+        self.hush()
         for threads in (self._looking, self._fetching):
             threads.shutdown(cancel_futures=True)
+        if self._begun:
+            self._spool.wipe()
 
 
 def _sighting(listed: Listed) -> Sighting:

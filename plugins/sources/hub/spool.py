@@ -13,23 +13,29 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_url
 
 from ....state.errors import Unavailable
-from .client import answering, opened, within
+from .client import Gone, Limited, answering, opened, within
 
 PREFIX = 100_000  # bytes of a weight file that are asked for first: most headers are shorter
-LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
+LONGEST_HEADER = 16 * 2**20  # bytes; admission refuses what is longer
 SMALL = ("config.json", "adapter_config.json", "checkpoint.toml")
 TOKENS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model")
-LARGEST_SMALL = 64 * 2**20  # bytes
+LARGEST_SMALL, MOST_FILES = 64 * 2**20, 1000  # bytes; files of a repository
 WEIGHTS, INDEX = ".safetensors", ".safetensors.index.json"
 NAME = re.compile(r"[\w][\w.+-]*", re.ASCII)
 PIECE = 2**20  # bytes
 CUTS = 5  # in a row, without a byte in between, after which a download is left for later
 STEP = 30.0  # seconds for a short call
 PACE = 600.0  # seconds of one connection, after which another one goes on
+
+
+class Unwanted(Exception):
+    """Nobody wants what is being brought any more."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,14 @@ class Repository:
         return hashlib.sha256(repr(sorted((f.name, f.sha256 or f.blob) for f in self.files)).encode()).hexdigest()
 
 
-def files_of(repo: str, commit: str, *, tokens: bool = False) -> Repository:
+def files_of(
+    repo: str, commit: str, stopped: Callable[[], bool] = lambda: False, *, tokens: bool = False
+) -> Repository:
     """Ask which files of a commit count: its weights, what says how they are meant, and its `tokens` if wanted.
 
     Only what lies in its topmost folder does: the rest are other frameworks' copies. Pickles are never fetched.
     """
-    with answering(repo), within(STEP):
+    with answering(repo), within(STEP, stopped):
         siblings = HfApi().model_info(repo, revision=commit, files_metadata=True).siblings or []
     small = SMALL + (TOKENS if tokens else ())
     found = [
@@ -74,6 +82,8 @@ def files_of(repo: str, commit: str, *, tokens: bool = False) -> Repository:
         for s in siblings
         if NAME.fullmatch(s.rfilename) and (s.rfilename in small or s.rfilename.endswith((WEIGHTS, INDEX)))
     ]
+    if len(found) > MOST_FILES:
+        raise Unavailable(f"{repo} has {len(found)} files of weights", f"at most {MOST_FILES} are read")
     return Repository(
         repo, commit, tuple(file for file in found if file.name.endswith(WEIGHTS) or file.size <= LARGEST_SMALL)
     )
@@ -82,9 +92,9 @@ def files_of(repo: str, commit: str, *, tokens: bool = False) -> Repository:
 class Spool:
     """The folder of what is here, or on its way."""
 
-    def __init__(self, root: Path, bandwidth: int, stopped: Callable[[], bool]) -> None:
-        """`bandwidth`: bytes a second, 0 for all there is; `stopped` is asked again and again."""
-        self._root, self._bandwidth, self._stopped = root, bandwidth, stopped
+    def __init__(self, root: Path, bandwidth: int, closing: Event) -> None:
+        """`bandwidth`: bytes a second, 0 for all there is; all ends soon after `closing` is set."""
+        self._root, self.bandwidth, self._closing, self._stopped = root, bandwidth, closing, closing.is_set
 
     def wipe(self) -> None:
         """Delete all that a crash left."""
@@ -106,6 +116,8 @@ class Spool:
             url, path = self._url(repository, file), folder / file.name
             with answering(repository.repo), within(STEP, self._stopped):
                 data = _header(url, file.size) if file.name.endswith(WEIGHTS) else _part(url, 0, file.size)
+            if not file.name.endswith(WEIGHTS):
+                _check(file, repository.repo, _sum(file, data))
             path.write_bytes(data)
             os.truncate(path, file.size)
         return folder
@@ -124,7 +136,7 @@ class Spool:
                 self._fill(repository, file, folder / file.name, advance)
 
     def _fill(self, repository: Repository, file: Remote, path: Path, advance: Callable[[int], None]) -> None:
-        digest = hashlib.sha256() if file.sha256 else hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+        digest = _sum(file)
         done = cuts = 0
         with path.open("r+b") as target:
             while done < file.size:
@@ -135,17 +147,21 @@ class Spool:
                         digest.update(piece)
                         done += len(piece)
                         advance(len(piece))
+                    if done < file.size:
+                        raise Unavailable("it broke off")
+                except (Limited, Gone):
+                    raise
                 except Unavailable:
                     cuts = 1 if done > before else cuts + 1
                     if self._stopped() or cuts >= CUTS:
                         raise
-                    time.sleep(random.uniform(0, 0.5 * 2**cuts))  # noqa: S311 - no secret
-        if digest.hexdigest() != (file.sha256 or file.blob):
-            path.write_bytes(b"")
-            raise Unavailable(
-                f"{file.name} of {repository.repo} came with other bytes than the Hub's digest says",
-                "it is fetched again",
-            )
+                    self._closing.wait(random.uniform(0, 0.5 * 2**cuts))  # noqa: S311 - no secret
+        try:
+            _check(file, repository.repo, digest)
+        except Unavailable:
+            os.truncate(path, 0)
+            os.truncate(path, file.size)
+            raise
 
     def _pieces(self, repository: Repository, file: Remote, done: int) -> Iterator[bytes]:
         """Yield what is to come of a file, no faster than is allowed."""
@@ -168,11 +184,26 @@ class Spool:
 
     def _slow_down(self, got: int, began: float) -> None:
         """Wait as long as so many bytes may take."""
-        if self._bandwidth and (ahead := got / self._bandwidth - (time.monotonic() - began)) > 0:
+        if self.bandwidth and (ahead := got / self.bandwidth - (time.monotonic() - began)) > 0:
             time.sleep(min(ahead, 1.0))
 
     def _url(self, repository: Repository, file: Remote) -> str:
         return hf_hub_url(repository.repo, file.name, revision=repository.commit)
+
+
+def _sum(file: Remote, data: bytes = b"") -> Any:
+    """Begin the digest of a file of the kind that the Hub gives."""
+    begun = hashlib.sha256() if file.sha256 else hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+    begun.update(data)
+    return begun
+
+
+def _check(file: Remote, repo: str, digest: Any) -> None:
+    """Raise Unavailable if a file is not what the Hub says that it is."""
+    if digest.hexdigest() != (file.sha256 or file.blob):
+        raise Unavailable(
+            f"{file.name} of {repo} came with other bytes than the Hub's digest says", "it is fetched again"
+        )
 
 
 def _header(url: str, size: int) -> bytes:
@@ -185,7 +216,7 @@ def _header(url: str, size: int) -> bytes:
 
 
 def _part(url: str, start: int, end: int) -> bytes:
-    """Return some bytes of a file; fewer where it is shorter."""
+    """Return some bytes of a file. Raises Unavailable if there are fewer."""
     if start >= end:
         return b""
     found = bytearray()
@@ -194,4 +225,6 @@ def _part(url: str, start: int, end: int) -> bytes:
             found += piece
             if len(found) >= end - at:
                 break
+    if len(found) < end - at:
+        raise Unavailable("it broke off", "it is fetched again")
     return bytes(found[start - at : end - at])

@@ -30,10 +30,11 @@ print(json.dumps(found | {"took": time.monotonic() - began}))
 FETCHED = """
 import json
 from pathlib import Path
+from threading import Event
 from mergd.plugins.sources.hub.spool import Spool, files_of
 import sys
 commit, root = sys.argv[1:]
-spool = Spool(Path(root), 0, lambda: False)
+spool = Spool(Path(root), 0, Event())
 repository = files_of("acme/a", commit)
 folder = spool.bring_headers(repository)
 holes = (folder / "model.safetensors").read_bytes()
