@@ -144,7 +144,7 @@ def _again(facts: Mapping[str, Any]) -> str:
     return f"""## How to make it again
 
 BASE is the base model, DROP and STATE are two new folders, and CHECKPOINT-1 is where the first one of the table lies. With the
-same version of torch, on the same kind of processor, the same bytes come of it.
+same version of torch, on the same kind of processor, the same weights come of it.
 
 {gone}```sh
 {chr(10).join(_commands(facts))}

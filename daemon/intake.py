@@ -179,6 +179,9 @@ class Intake:
         row = self._checkpoints.at(sighting.source, sighting.place)
         if row is None:
             return self._checkpoints.add(sighting)
+        if row.public and not sighting.public:
+            self._checkpoints.hide(sighting)  # whoever hides what they showed before may well mean it
+            row = self._checkpoints.get(row.id)
         if row.fingerprint == sighting.fingerprint or row.state == "folding":
             return row
         if row.state != "folded":

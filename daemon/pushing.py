@@ -13,6 +13,7 @@ from ..state.errors import Busy, Misconfigured
 from ..state.history import History
 from ..state.records import News, Version
 from ..state.store import Store
+from ..state.wording import shown
 from .settings import HubSettings, Settings
 from .sources import base_repository
 from .telling import hook_name
@@ -46,10 +47,9 @@ class Pushing:
             return
         from ..plugins.hooks.hub_push import HubPush
         from ..plugins.sources.hub.backoff import Backoff
+        from ..plugins.sources.hub.target import read_token
 
-        path = token_path(self._settings.hub)
-        if not path.is_file():
-            raise Misconfigured(f"hub.write_token: there is no file {path}", "put the token there that may write")
+        read_token(token_path(self._settings.hub))  # it must be there; each push reads it anew
         self._history.owe(hook_name(self._settings))
         backoff = Backoff(**self._history.pins(BACKOFF).get(BACKOFF, {}))
         book = Book(self._settings, self._history, self._store)
@@ -126,8 +126,8 @@ class Book:
         if news.why not in ("fold", "replace", version.cause):
             return f"rolled back to {version}" if news.why == "rollback" else f"back to {version}: {news.why}"
         if version.removed is not None:
-            return f"{version}: removed {get(version.removed).name}"
-        what = f"folded {get(version.checkpoint).name}" if version.checkpoint is not None else version.cause
+            return f"{version}: removed {shown(get(version.removed).name)}"
+        what = f"folded {shown(get(version.checkpoint).name)}" if version.checkpoint is not None else version.cause
         return f"{version}: {what}"
 
     def _mark(self) -> str:

@@ -37,6 +37,7 @@ class Service:
     def run(self) -> None:
         """Start, loop until a signal says to stop, and stop. Raises what only the operator can mend."""
         with self._loop:
+            self._loop.push()  # which needs its token: before there are threads that would have to end
             control = self._start()
             try:
                 notify("READY=1", "STATUS=waiting for checkpoints")
@@ -58,7 +59,6 @@ class Service:
         self._listener = threading.Thread(target=control.serve, name="mergd-control")
         self._listener.start()
         self._loop.listen_at(str(control.path))
-        self._loop.push()
         self._loop.watch(self._settings.events)
         self._clock.add_job(self._loop.post, "interval", ["rescan"], seconds=self._settings.rescan, id="rescan", **JOB)
         if self._settings.hub.namespace:

@@ -131,6 +131,12 @@ class Checkpoints:
         }
         return self.get(inserted(self._db.table("checkpoints"), row))
 
+    def hide(self, sighting: Sighting) -> None:
+        """Record that not everybody may see any more what was at a place, then or now."""
+        query = "update checkpoints set public = ? where source = ? and place = ?"
+        with transaction(self._db):
+            self._db.execute(query, [sighting.public, sighting.source, sighting.place])
+
     def restore(self, row: Checkpoint) -> Checkpoint:
         """Write the row of what a version folded, by what its manifest says."""
         values = {key: value for key, value in asdict(row).items() if value is not None}

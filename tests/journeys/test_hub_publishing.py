@@ -73,7 +73,8 @@ def test_a_large_file_goes_in_parts_and_the_status_says_how_far_it_is(merge: Hub
 
 
 def test_what_others_put_there_is_replaced_and_their_tags_stay(merge: HubMerge, hub: FakeHub) -> None:
-    hub.push(TARGET, {"theirs.txt": b"1", "folder/theirs.txt": b"2", ".gitattributes": b"3"}, private=True)
+    another = {"mergd_manifest.json": b"{}", "theirs.txt": b"1", "folder/theirs.txt": b"2", ".gitattributes": b"3"}
+    hub.push(TARGET, another, private=True)
     hub.tag(TARGET, "v1")
     merge.drop("a", 1)
     done = merge.once()
@@ -87,8 +88,36 @@ def test_what_others_put_there_is_replaced_and_their_tags_stay(merge: HubMerge, 
     assert history(hub) == ["Upload", "v1: folded a", "Upload", "v2: folded b"]
 
 
+def test_a_repository_that_holds_something_else_is_left_alone(merge: HubMerge, hub: FakeHub) -> None:
+    hub.push(TARGET, {"README.md": b"mine", "model.safetensors": b"mine too"}, private=True)
+    merge.drop("a", 1)
+    merge.once()
+    assert history(hub) == ["Upload"]
+    assert "holds something else" in owed(merge)["trouble"]
+
+
+def test_what_was_public_and_is_not_any_more_is_withheld(merge: HubMerge, hub: FakeHub) -> None:
+    make_public(hub)
+    assert merge.mergd("pause").code == 0
+    merge.push("a", 1)
+    merge.once()
+    hub.repositories["acme/a"].private = True
+    assert merge.mergd("resume").code == 0
+    merge.once()
+    assert merge.hub_states() == {"a": "folded"}
+    assert "acme/a is not known to be public" in owed(merge)["trouble"]
+
+
+def test_a_file_of_more_than_a_token_ends_the_daemon_and_is_not_shown(merge: HubMerge) -> None:
+    (merge.root / "write-token").write_text(f"{WRITER}\n{WRITER}\n")
+    with merge.running("run") as daemon:
+        ended = daemon.ended()
+    assert ended.code == 78
+    assert WRITER not in ended.out + ended.err
+
+
 def test_a_commit_that_others_make_meanwhile_is_not_undone_unseen(merge: HubMerge, hub: FakeHub) -> None:
-    hub.fault(ROUTES["commit"], Before(lambda: hub.push(TARGET, {"theirs.txt": b"1"})))
+    hub.fault(ROUTES["commit"], Before(lambda: hub.push(TARGET, {"theirs.txt": b"1", "mergd_manifest.json": b"{}"})))
     with merge.running("run") as daemon:
         merge.drop("a", 1)
         eventually(lambda: "A commit has happened since" in daemon.err)
@@ -209,7 +238,7 @@ def test_a_push_that_is_killed_is_done_once(
 
 def make_public(hub: FakeHub) -> None:
     """Have a public target there before anything is pushed."""
-    hub.push(TARGET, {"old.txt": b"to be replaced"}, title="initial commit")
+    hub.push(TARGET, {"README.md": b"to be replaced"}, title="initial commit")
 
 
 def test_what_is_not_known_to_be_public_is_withheld_from_a_public_repository(merge: HubMerge, hub: FakeHub) -> None:
@@ -260,7 +289,7 @@ def test_private_sources_are_pushed_where_that_is_wanted(new: Callable[..., HubM
     merge.drop("local", 1)
     assert merge.once().code == 0
     assert history(hub) == ["v1: folded local"]
-    assert "old.txt" not in held(hub)
+    assert held(hub)["README.md"] != b"to be replaced"
 
 
 def test_the_token_that_writes_is_nowhere(merge: HubMerge, hub: FakeHub) -> None:

@@ -19,7 +19,9 @@ class Backoff:
         Full jitter: many who failed together must not come back together.
         """
         longest = min(LONGEST, FIRST * 2**self.failures)
-        rest = random.uniform(0, longest) if asked is None else min(asked, LONGEST) + random.uniform(0, FIRST)  # noqa: S311 - no secret
+        rest = random.uniform(0, longest)  # noqa: S311 - no secret
+        if asked is not None:
+            rest = min(max(asked, 0.5 * longest), LONGEST) + random.uniform(0, FIRST)  # noqa: S311
         return Backoff(min(self.failures + 1, 16), now + rest)
 
     def rests(self, now: float) -> bool:

@@ -27,6 +27,7 @@ STEP = 60.0  # seconds that a short call may take
 LONG = 6 * 3600.0  # and an upload
 SILENCE = 60.0  # seconds without a byte: the Hub takes its time over large files and commits
 KEPT = (".gitattributes",)  # what is the repository's own
+OURS = "mergd_manifest.json"  # which every published folder has
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,10 @@ class Target:
             api = HfApi(token=token)
             found = self._found(api)
             self._check_eyes(push, found)
-            commit = self._made_before(api, push, found) or self._commit(api, push, found, tell)
+            commit = self._made_before(api, push, found)
+            if commit is None:
+                self._check_ours(push, found)
+                commit = self._commit(api, push, found, tell)
             if not push.tagged:
                 self._tag(api, f"v{push.version}", commit)
         return commit
@@ -93,6 +97,15 @@ class Target:
             raise Withheld(
                 f"v{push.version} is withheld: {self.repo} is public, and {secret}",
                 "make the repository private; or set hub.publish_private_sources, if everybody may have it",
+            )
+
+    def _check_ours(self, push: Push, found: ModelInfo) -> None:
+        """Raise Misconfigured where a first push would take away what somebody else has put there."""
+        there = {file.rfilename for file in found.siblings or ()}
+        if not push.known and there - {*KEPT, "README.md"} and OURS not in there:
+            raise Misconfigured(
+                f"{self.repo} holds something else than a merged model of mergd's",
+                "let hub.publish_to name a new repository",
             )
 
     def _secret_base(self, base: str) -> str:
@@ -158,8 +171,10 @@ def read_token(path: Path) -> str:
         raise NotPermitted(f"this user may not read {path}", "let its owner be the daemon's user") from None
     except (OSError, UnicodeDecodeError):
         token = ""
-    if not token:
-        raise Misconfigured(f"hub.write_token: there is no token in {path}", "put one there that may write")
+    if not re.fullmatch(r"[!-~]+", token):  # anything else could not be sent, and would be shown by whatever says so
+        raise Misconfigured(
+            f"hub.write_token: there is no token in {path}, or more than one", "put one there that may write"
+        )
     return token
 
 
@@ -231,7 +246,7 @@ def _text(error: Exception, token: str) -> str:
     """Return what an error says, in a line: the Hub's own words if it has any."""
     said = isinstance(error, HfHubHTTPError) and error.server_message
     text = f"{error.response.status_code}, {said}" if isinstance(error, HfHubHTTPError) and said else first_line(error)
-    for form in (token, quote(token), quote(token, safe="")):
+    for form in (token, quote(token), quote(token, safe=""), repr(token)[1:-1]):
         text = text.replace(form, "(token)")
     return shown(re.sub(r"\?\S+", "?...", text))
 
