@@ -175,6 +175,7 @@ def be_mergd(words: list[str], at: str, output: str, environment: dict[str, str]
     sys.stdin = os.fdopen(0)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     sys.argv = ["mergd", *words]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
     faulthandler.register(signal.SIGUSR2, sys.stderr)
     from mergd.daemon.cli import main
 
