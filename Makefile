@@ -40,11 +40,12 @@ test: $(READY)  ## the tests, warnings as errors
 test-without-events: $(READY)  ## the tests, where the repeated scan alone finds what is new
 	TEST_WITHOUT_EVENTS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
+CLIENT ?= huggingface_hub>=1.22,<2
 HUB_TESTS = tests/hub_server tests/plugins/hooks/test_hub_push.py tests/journeys/test_hub_publishing.py tests/plugins/sources/test_hub_client.py tests/plugins/sources/test_hub_repository.py tests/journeys/test_hub_watching.py
 
 test-hub-clients: $(READY)  ## the Hub's tests with the other major version of its client: CLIENT='huggingface_hub>=1.22,<2'
 	rm -rf .peers/hub-client
-	$(BIN)/pip install -q --target .peers/hub-client $(or $(CLIENT),'huggingface_hub>=1.22,<2')
+	$(BIN)/pip install -q --target .peers/hub-client '$(CLIENT)'
 	TEST_ALL_HUB=1 PYTHONPATH=.peers/hub-client $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal $(HUB_TESTS)
 
 hub-kills: $(READY)  ## kill -9 while checkpoints come from a Hub, are folded, and versions are pushed; COUNT=50 and SEED=1
