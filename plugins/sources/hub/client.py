@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    LocalEntryNotFoundError,
     NotASafetensorsRepoError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -88,26 +89,25 @@ def answering(name: str) -> Iterator[None]:
         yield
     except MergdError:
         raise
-    except GatedRepoError:
-        raise NotPermitted(f"{name} is gated", "ask for access on its page, with the account of the token") from None
-    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
-        raise Gone(
-            f"{name}: {first_line(error)}", "nothing, if that is as it should be; else check the token"
-        ) from None
-    except HfHubHTTPError as error:
-        if error.response.status_code in (401, 403):
-            raise NotPermitted(
-                f"{name}: {first_line(error)}", "set HF_TOKEN or HF_TOKEN_PATH to a token that may read it"
-            ) from None
-        raise Unavailable(
-            f"the Hub does not answer for {name}: {first_line(error)}", "it is asked again later"
-        ) from None
-    except (HFValidationError, NotASafetensorsRepoError, SafetensorsParsingError) as error:
-        raise Misconfigured(f"{name}: {first_line(error)}", "name a model of safetensors files") from None
     except Exception as error:  # noqa: BLE001 - its HTTP library, another one in each major version, raises through it
-        raise Unavailable(
-            f"the Hub does not answer for {name}: {first_line(error)}", "it is asked again later"
-        ) from None
+        raise _as_ours(name, error) from None
+
+
+def _as_ours(name: str, error: Exception) -> MergdError:
+    said = f"{name}: {first_line(error)}"
+    match error:
+        case GatedRepoError():
+            hint = "ask for access on its page, then set HF_TOKEN to a token of that account"
+            return NotPermitted(f"{name} is gated", hint)
+        case LocalEntryNotFoundError():  # one of the next, by its class: nothing was asked, or nobody answered
+            pass
+        case RepositoryNotFoundError() | RevisionNotFoundError() | EntryNotFoundError():
+            return Gone(said, "nothing, if that is as it should be; else check the token")
+        case HfHubHTTPError() if error.response.status_code in (401, 403):
+            return NotPermitted(said, "set HF_TOKEN or HF_TOKEN_PATH to a token that may read it")
+        case HFValidationError() | NotASafetensorsRepoError() | SafetensorsParsingError():
+            return Misconfigured(said, "name a model of safetensors files")
+    return Unavailable(f"the Hub does not answer for {said}", "it is asked again later")
 
 
 @contextmanager

@@ -10,19 +10,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    NotASafetensorsRepoError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    SafetensorsParsingError,
-)
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from ....state.errors import Misconfigured, NotPermitted, Unavailable
+from ....state.errors import Misconfigured
 from ....state.records import Layout, TensorInfo
+from .client import Gone, answering
 
 REPOSITORY = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 # Pickles, other frameworks' weights and code are never fetched: mergd reads safetensors, and copies what is small.
@@ -54,7 +46,7 @@ def fetch(name: str, commit: str | None = None) -> Snapshot:
     Unavailable while the Hub does not answer.
     """
     repo, revision = _parts(name)
-    with _answering(name, repo):
+    with _answering(name):
         held = _cached(repo, commit) if commit else None
         commit = commit or HfApi().model_info(repo, revision=revision, timeout=30).sha
         folder = held or snapshot_download(repo, revision=commit, ignore_patterns=LEFT)
@@ -64,7 +56,7 @@ def fetch(name: str, commit: str | None = None) -> Snapshot:
 def look(name: str) -> Headers:
     """Return what the headers of `org/name` or `org/name@revision` say now, without its weights. Raises as `fetch` does."""
     repo, revision = _parts(name)
-    with _answering(name, repo), TemporaryDirectory() as aside:  # the cache must not look as if it held the repository
+    with _answering(name), TemporaryDirectory() as aside:  # the cache must not look as if it held the repository
         commit = HfApi().model_info(repo, revision=revision, timeout=30).sha
         found = HfApi().get_safetensors_metadata(repo, revision=commit).files_metadata
         try:
@@ -89,18 +81,13 @@ def _parts(name: str) -> tuple[str, str | None]:
 
 
 @contextmanager
-def _answering(name: str, repo: str) -> Iterator[None]:
-    """Say by who can mend it what the Hub, or the way to it, answers."""
+def _answering(name: str) -> Iterator[None]:
+    """Say what the Hub answers; what is not there is wrong in the configuration that names it."""
     try:
-        yield
-    except GatedRepoError:
-        raise NotPermitted(f"{repo} is gated", "ask for access, then set HF_TOKEN") from None
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        raise Misconfigured(f"{name}: {_first_line(error)}", "check the name, the revision and HF_TOKEN") from None
-    except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
-        raise Misconfigured(f"{name}: {_first_line(error)}", "name a whole model of safetensors files") from None
-    except Exception as error:  # noqa: BLE001 - its HTTP library, another one in each major version, raises through it
-        raise Unavailable(f"the Hub does not answer for {name}: {_first_line(error)}", "try again later") from None
+        with answering(name):
+            yield
+    except Gone as error:
+        raise Misconfigured(str(error), "check the name, the revision and HF_TOKEN") from None
 
 
 def _cached(repo: str, commit: str) -> str | None:
@@ -110,8 +97,3 @@ def _cached(repo: str, commit: str) -> str | None:
     except (LocalEntryNotFoundError, OSError):
         return None
     return folder if any(Path(folder).glob("*.safetensors")) else None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -10,7 +10,8 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -94,7 +95,7 @@ class Spool:
 
     def __init__(self, root: Path, bandwidth: int, closing: Event) -> None:
         """`bandwidth`: bytes a second, 0 for all there is; all ends soon after `closing` is set."""
-        self._root, self.bandwidth, self._closing, self._stopped = root, bandwidth, closing, closing.is_set
+        self._root, self._bandwidth, self._closing, self._stopped = root, bandwidth, closing, closing.is_set
 
     def wipe(self) -> None:
         """Delete all that a crash left."""
@@ -142,11 +143,12 @@ class Spool:
             while done < file.size:
                 before = done
                 try:
-                    for piece in self._pieces(repository, file, done):
-                        target.write(piece)
-                        digest.update(piece)
-                        done += len(piece)
-                        advance(len(piece))
+                    with closing(self._pieces(repository, file, done)) as pieces:
+                        for piece in pieces:
+                            target.write(piece)
+                            digest.update(piece)
+                            done += len(piece)
+                            advance(len(piece))
                     if done < file.size:
                         raise Unavailable("it broke off")
                 except (Limited, Gone):
@@ -163,7 +165,7 @@ class Spool:
             os.truncate(path, file.size)
             raise
 
-    def _pieces(self, repository: Repository, file: Remote, done: int) -> Iterator[bytes]:
+    def _pieces(self, repository: Repository, file: Remote, done: int) -> Generator[bytes, None, None]:
         """Yield what is to come of a file, no faster than is allowed."""
         began, got = time.monotonic(), 0
         with (
@@ -184,7 +186,7 @@ class Spool:
 
     def _slow_down(self, got: int, began: float) -> None:
         """Wait as long as so many bytes may take."""
-        if self.bandwidth and (ahead := got / self.bandwidth - (time.monotonic() - began)) > 0:
+        if self._bandwidth and (ahead := got / self._bandwidth - (time.monotonic() - began)) > 0:
             time.sleep(min(ahead, 1.0))
 
     def _url(self, repository: Repository, file: Remote) -> str:
