@@ -43,6 +43,18 @@ PATHS: list[tuple[str, str, Route]] = [
 ROUTES = [(method, re.compile(path), answer) for method, path, answer in PATHS]
 
 
+def ticking() -> Callable[[], float]:
+    """Return a clock that never tells one millisecond twice: a listing tells no less, and is ordered by it."""
+    last = 0.0
+
+    def tick() -> float:
+        nonlocal last
+        last = max(time.time(), last + 0.001)
+        return last
+
+    return tick
+
+
 class FakeHub(Loopback):
     """Serves while entered, at `url`; `asked` has each request, and those whose path matches `broken` fail."""
 
@@ -56,7 +68,7 @@ class FakeHub(Loopback):
         self.large: dict[str, Blob] = {}  # by sha256
         self.awaited: dict[str, int] = {}  # uploads to come: the size of each
         self.parts: dict[tuple[str, int], bytes] = {}
-        self.clock: Callable[[], float] = time.time
+        self.clock: Callable[[], float] = ticking()
         self.broken = r"(?!)"  # a pattern of paths; this one matches none
 
     # ------------------------------------------------------------------------------------------ what a test does to it
