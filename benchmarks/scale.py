@@ -49,18 +49,19 @@ class Sizes:
 QUICK = Sizes((2, 4), 64, (1,), (), {"embed_tokens.weight": (1000, 64), "w": (64, 96)}, 64, 1)
 
 
-def measure(work: Path, sizes: Sizes) -> Part:
-    """Measure all, each in a folder that goes away."""
+def measure(work: Path, sizes: Sizes, only: str = "") -> Part:
+    """Measure all, or what `only` names, each in a folder that goes away."""
     with_layers = (partial(of_layers, hidden=sizes.hidden, layers=layers) for layers in sizes.layers)
     matrices = (partial(of_matrix, side=side) for side in sizes.sides)
-    return {
-        "folds": aside(work, lambda at: list(steady.measure(at, sizes.folds))),
-        "parameters": [aside(work, one) for one in with_layers],
-        "matrices": [aside(work, one) for one in matrices],
-        "large": aside(work, lambda at: memory.measure(at, sizes.large)),
-        "adapter": aside(work, lambda at: adapters.measure(at, sizes.width, 1, 3)),
-        "stream": aside(work, lambda at: stream.measure(at, sizes.stream, 3)),
+    parts: dict[str, Callable[[], Any]] = {
+        "folds": lambda: aside(work, lambda at: list(steady.measure(at, sizes.folds))),
+        "parameters": lambda: [aside(work, one) for one in with_layers],
+        "matrices": lambda: [aside(work, one) for one in matrices],
+        "large": lambda: aside(work, lambda at: memory.measure(at, sizes.large)),
+        "adapter": lambda: aside(work, lambda at: adapters.measure(at, sizes.width, 1, 3)),
+        "stream": lambda: aside(work, lambda at: stream.measure(at, sizes.stream, 3)),
     }
+    return {name: part() for name, part in parts.items() if only in ("", name)}
 
 
 def aside(work: Path, measured: Callable[[Path], Any]) -> Any:
@@ -238,14 +239,17 @@ def main() -> None:
     parser.add_argument(
         "--largest", type=int, default=144, help="layers of the largest model, 7 million parameters each"
     )
+    parser.add_argument("--only", default="", help="measure one part again, such as folds, and keep the others")
     parser.add_argument("--docs", type=Path, help="write the page in this folder instead of docs/")
     arguments = parser.parse_args()
     layers = tuple(one for one in Sizes().layers if one < arguments.largest)
     sizes = QUICK if arguments.quick else Sizes(layers=(*layers, arguments.largest))
     with work_folder() as work:
-        found = measure(work, sizes)
+        found = measure(work, sizes, arguments.only)
     command = "python benchmarks/scale.py" + (f" --largest {arguments.largest}" if arguments.largest != 144 else "")
-    Page(arguments.docs).keep("scale", {"command": command, "machine": machine(), **found})
+    page = Page(arguments.docs)
+    kept = page.results()["scale"] if arguments.only else {}
+    page.keep("scale", {**kept, "command": command, "machine": machine(), **found})
 
 
 if __name__ == "__main__":
