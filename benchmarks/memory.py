@@ -19,8 +19,8 @@ from models import Shapes, make_model, parameters, square_shapes
 
 from mergd.daemon.base import outline
 from mergd.daemon.blocks import machine_of
+from mergd.daemon.configuration import read_settings
 from mergd.daemon.method import method_of
-from mergd.daemon.settings import read_settings
 
 WIDTH = 1024
 EMBEDDING_ROWS = 250_000  # x 1024 float32: 1.02 GB

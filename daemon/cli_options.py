@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from ..state.errors import Misconfigured
-from .settings import Settings, find_config, read_settings
+from .configuration import find_config, read_settings
+from .settings import Settings
 
 ConfigOption = Annotated[
     Path | None,

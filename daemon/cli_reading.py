@@ -8,7 +8,7 @@ import typer
 from ..state.errors import Usage
 from . import answers, asking
 from .cli_options import ConfigOption, JsonOption, LongNameOption, PlanOption, settings_of, show_as
-from .settings import values_of
+from .configuration import values_of
 
 RuleOption = Annotated[str | None, typer.Option("--rule", metavar="RULE", help="By this rule; else by the head's.")]
 SetOption = Annotated[

@@ -8,7 +8,8 @@ import typer
 
 from . import answers, asking, display
 from .cli_options import ConfigOption, JsonOption, NameOption, config_path, settings_of, show_as
-from .settings import new_config, read_settings, validate, values_of
+from .configuration import new_config, read_settings, values_of
+from .settings import validate
 
 
 def init(

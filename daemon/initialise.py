@@ -16,11 +16,13 @@ from ..state.store import Store
 from ..state.wording import decide, quoted
 from .base import Base, examine, locate
 from .blocks import machine_of
+from .configuration import check_owner
 from .method import method_of, parameters_of
 from .opening import pins_of
 from .progress import Progress
 from .publishing import slots_bytes, spilled_bytes, version_bytes
-from .settings import Settings, Table, check_apart, check_owner
+from .settings import Settings, check_apart
+from .settings_tables import Table
 from .sources import make_sources
 
 AS_EXISTING: dict[str, CheckpointState] = {"fold": "settling", "hold": "held", "ignore": "refused"}

@@ -12,7 +12,7 @@ from ..state.checkpoints import Checkpoints
 from ..state.records import Checkpoint, Sighting
 from ..state.store import Draft
 from .progress import Progress
-from .settings import ArchiveSettings
+from .settings_tables import ArchiveSettings
 
 if TYPE_CHECKING:  # who only looks for a source needs no torch
     from ..plugins.formats.interface import Candidate

@@ -14,7 +14,8 @@ from ..state.history import History
 from ..state.records import News, Version
 from ..state.store import Store
 from ..state.wording import shown
-from .settings import HubSettings, Settings
+from .settings import Settings
+from .settings_tables import HubSettings
 from .sources import base_repository
 from .telling import hook_name
 

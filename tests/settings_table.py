@@ -8,7 +8,8 @@ from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
 from mergd.daemon.initialise import toml_value
-from mergd.daemon.settings import UNITS, _seconds, keys
+from mergd.daemon.settings import keys
+from mergd.daemon.settings_tables import UNITS, _seconds
 
 PATH = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
 HEAD = """# Settings

@@ -11,19 +11,11 @@ from typing import Any
 import pytest
 from support.merges import make_merge
 
-from mergd.daemon import settings as module
+from mergd.daemon import configuration as module
+from mergd.daemon.configuration import check_owner, find_config, new_config, read_settings, values_of
 from mergd.daemon.initialise import config_text
-from mergd.daemon.settings import (
-    Limits,
-    Settings,
-    check_owner,
-    find_config,
-    keys,
-    new_config,
-    read_settings,
-    validate,
-    values_of,
-)
+from mergd.daemon.settings import Settings, keys, validate
+from mergd.daemon.settings_tables import Limits
 from mergd.plugins.gates.sane import Sane
 from mergd.state.errors import Misconfigured, NotPermitted
 

@@ -11,10 +11,12 @@ from typing import Any
 from support.commands import Command, Ended, mergd, running, without_events
 from support.models import CONFIG, Model, fine_tuned, load_model, save_lone, save_model, tiny_base
 
+from mergd.daemon.configuration import read_settings
 from mergd.daemon.initialise import initialise
 from mergd.daemon.loop import Loop
 from mergd.daemon.progress import Progress
-from mergd.daemon.settings import Limits, Settings, read_settings, validate
+from mergd.daemon.settings import Settings, validate
+from mergd.daemon.settings_tables import Limits
 from mergd.state.history import History
 from mergd.state.reading import Reader
 from mergd.state.records import Checkpoint, Version

@@ -1,0 +1,124 @@
+"""What a setting may be, and the tables of the configuration file."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
+
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _seconds(value: Any) -> Any:
+    """Read "5s", "10m", "12h" or "7d"; a bare number is seconds."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*", value) if isinstance(value, str) else None
+    return float(match[1]) * UNITS[match[2] or "s"] if match else value
+
+
+def absolute(value: Any) -> Any:
+    """Return a path as one that means the same from everywhere; what is no path stays."""
+    return os.path.abspath(Path(value).expanduser()) if isinstance(value, str | Path) else value
+
+
+def switched(value: Any) -> Any:
+    """Read `false` as 0, which switches a limit off; `true` says no limit."""
+    if value is True:
+        raise ValueError("give a number, or false to switch it off")
+    return 0 if value is False else value
+
+
+def _counted(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("give a number")  # noqa: TRY004 - pydantic tells of ValueErrors
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
+Folder = Annotated[Path, BeforeValidator(absolute)]
+Watched = Annotated[Path | None, BeforeValidator(lambda value: absolute(value) if value != "" else None)]
+
+
+Limit = Annotated[float, BeforeValidator(switched), Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, BeforeValidator(switched), Field(ge=0, le=1)]
+Counting = Annotated[  # some rules fold it so many times
+    float, BeforeValidator(_counted), Field(gt=0, le=1000, allow_inf_nan=False)
+]
+
+
+class Table(BaseModel):
+    """A table of the configuration file. The description of each field is its line in the settings table."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Limits(Table):
+    """What the built-in gate holds a checkpoint for; 0 or false switches a limit off."""
+
+    norm: Limit = 0.5
+    """The largest norm of a task vector, as a multiple of the base model's norm, over all weights together."""
+    weight_norm: Limit = 1.0
+    """The same for each matrix; one that the base model has near zero is left out."""
+    sigmas: Limit = 6.0
+    """Robust sigmas that a norm may be away from the usual one, once 5 were folded; within a factor of 3 it always may."""
+    cosine: Annotated[float, BeforeValidator(switched), Field(ge=-1, le=0)] = -0.5
+    """The smallest cosine of a task vector with the running merge."""
+    near_copy: Share = 0.99
+    """The largest cosine with a checkpoint in the model whose norm differs by less than 2 %; it is estimated."""
+    share: Share = 0.0
+    """The largest share of the summed norm that one owner or source may have, such as `0.5`, where there are several."""
+    adapter_rank: Annotated[int, BeforeValidator(switched), Field(ge=0)] = 1024
+    """The largest rank of an adapter's factors."""
+    adapter_scale: Limit = 64.0
+    """The largest factor that an adapter's product is scaled by, `lora_alpha / r` for LoRA."""
+    per_day: Annotated[int, BeforeValidator(switched), Field(ge=0)] = 0
+    """How many folds there may be in 24 hours; those after them are held."""
+
+
+class ArchiveSettings(Table):
+    """Which checkpoints are copied into the state as they are folded, so that a replay does not need their places."""
+
+    adapters: bool = True
+    """Whether every adapter is copied into the archive as it is folded."""
+    full: ByteSize = Field(default=ByteSize(0))
+    """The most that copies of full models take in the archive, such as `100GB`; the oldest go first. 0: none is copied."""
+
+
+class LinesSettings(Table):
+    """LiNeS (arXiv 2410.17146): a weight at depth d, from 0 at the input to 1 at the output, counts alpha + beta x d."""
+
+    alpha: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    """The factor at the input, and of all that is in no block and no head. Pinned at init."""
+    beta: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    """What is added to it, linearly, until the output. Pinned at init."""
+
+
+class HubSettings(Table):
+    """The Hugging Face Hub: a namespace that is watched for fine-tunes and adapters, and where the versions are pushed."""
+
+    namespace: Annotated[str, Field(pattern=r"^[\w.-]*$")] = ""
+    """The user or organisation whose models are watched; none if empty. Private ones need a token: HF_TOKEN or HF_TOKEN_PATH."""
+    allow: tuple[str, ...] = ()
+    """Patterns of the repositories that count, such as `acme/llama-*`; empty: all, where the namespace is the token's own."""
+    deny: tuple[str, ...] = ()
+    """Patterns of repositories that never count, whatever `allow` says."""
+    base: Annotated[str, Field(pattern=r"^([\w.-]+/[\w.-]+)?$")] = ""
+    """The repository that a model card must name as its base; empty: that of `base_model`, or any where that is a folder."""
+    poll: Duration = Field(default=60.0, ge=1)
+    """How often the namespace is listed."""
+    spool: ByteSize = Field(default=ByteSize(0), ge=0)
+    """The most that downloads take on disk at once, such as `50GB`; one is always begun. 0: one at a time."""
+    bandwidth: ByteSize = Field(default=ByteSize(0), ge=0)
+    """The most that downloads take of the line, each second, such as `20MB`; 0: all."""
+    publish_to: Annotated[str, Field(pattern=r"^([\w.-]+/[\w.-]+)?$")] = ""
+    """The repository `org/name` that each move of the head is pushed to; none if empty. It is created private."""
+    publish_private_sources: bool = False
+    """Whether a public repository may get versions with sources that are not known to be public."""
+    write_token: str = ""
+    """The file with the token that may write to `publish_to`; a relative name is one of systemd's credentials."""
+
+    @model_validator(mode="after")
+    def _may_write(self) -> Self:
+        if self.publish_to and not self.write_token:
+            raise ValueError("publish_to needs write_token: the file with the token that may write there")
+        return self
