@@ -27,6 +27,13 @@ class Line:
             return self
         return Line([*self.versions, version], {**self.rows, **{row.id: row for row in rows if row is not None}})
 
+    def newest(self) -> "Line":
+        """Return as much of it as a card looks back at."""
+        if len(self.versions) <= MOST:
+            return self
+        versions = self.versions[-MOST:]
+        return Line(versions, {row: self.rows[row] for version in versions for row in _named_by(version)})
+
 
 def line_of(number: int | None, history: History) -> Line:
     """Return the line that leads to a version."""
@@ -35,8 +42,35 @@ def line_of(number: int | None, history: History) -> Line:
         versions.append(version)
         if version.cause == "re-merge":  # which says of itself what it merged
             break
-    ids = {row for version in versions for row in (version.checkpoint, version.removed, *_merged(version)) if row}
+    ids = {row for version in versions for row in _named_by(version)}
     return Line(versions[::-1], history.checkpoints.some(ids))
+
+
+def _named_by(version: Version) -> list[int]:
+    """Return the rows that a version names."""
+    return [row for row in (version.checkpoint, version.removed, *_merged(version)) if row]
+
+
+class Lines:
+    """The lines of one merge. The last one is kept: the next fold mostly goes on where that one ended."""
+
+    def __init__(self, history: History) -> None:
+        self._history, self._last = history, Line()
+
+    def to(self, number: int | None) -> Line:
+        """Return the line that leads to a version, as `line_of` does."""
+        self._last = self._from_last(number) or line_of(number, self._history)
+        return self._last
+
+    def _from_last(self, number: int | None) -> Line | None:
+        version = self._history.version(number) if number is not None else None
+        if version is None or version.cause == "re-merge" or not self._last.versions:
+            return None
+        last = self._last.versions[-1].number
+        if version.number == last:
+            return self._last
+        rows = self._history.checkpoints.some(_named_by(version))
+        return self._last.then(version, *rows.values()).newest() if version.parent == last else None
 
 
 def made_of(line: Line) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -32,7 +32,7 @@ from ..state.records import ADMITTED, Checkpoint, Move, Version
 from ..state.store import Store, disk_bytes
 from . import replacing
 from .admission import Admission
-from .ancestry import line_of
+from .ancestry import Lines
 from .disk import RETRY_AFTER, Disk
 from .drafting import Made, Outcome
 from .dropping import decide, drop
@@ -67,7 +67,7 @@ class Worker:
         self.merge, self._store, self._history, self._commit, self._sight = merge, store, history, commit, sight
         self._needs: dict[str, int] = {}  # bytes of the disk, by method
         self.disk = Disk(store, self._need(), self._lacks)
-        self._archive = Archive(store)
+        self._archive, self._lines = Archive(store), Lines(history)
         self._later: dict[int, float] = {}  # checkpoint -> when it may be tried again (monotonic seconds)
 
     @property
@@ -110,7 +110,8 @@ class Worker:
             checkpoints.set_state(row.id, "settling", urgent=None)
             return None
         job = job_for(row, candidate, self._history, self.settings, again=again)
-        return replace(job, attempt=checkpoints.begin_attempt(row.id), waited=seconds_since(row.since))
+        line = self._lines.to(job.start.parent.number if job.start.parent else None)
+        return replace(job, line=line, attempt=checkpoints.begin_attempt(row.id), waited=seconds_since(row.since))
 
     def _candidate(self, row: Checkpoint) -> Candidate | None:
         try:
@@ -267,8 +268,7 @@ def job_for(row: Checkpoint, candidate: Candidate, history: History, settings: S
     brought, last_day = history.contributions.in_line(line, LOOKS_BACK), history.contributions.count_since(DAY)
     past = Past(brought, last_day, history.decided.all())
     counts = counted(candidate.here, settings)
-    job = Job(0, row, candidate, history.next_number(), start, here, known, past, counts.share, counts.doubt)
-    return replace(job, line=line_of(line, history))
+    return Job(0, row, candidate, history.next_number(), start, here, known, past, counts.share, counts.doubt)
 
 
 def start_of(row: Checkpoint, history: History) -> Start:

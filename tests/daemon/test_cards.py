@@ -22,7 +22,7 @@ from support.models import save_model, tiny_base
 from transformers import LlamaForCausalLM
 
 from mergd.daemon import ancestry, drafting, initialise, opening
-from mergd.daemon.ancestry import Line, line_of, made_of
+from mergd.daemon.ancestry import Line, Lines, line_of, made_of
 from mergd.daemon.cards import CARD, MANIFEST, WORDS, card_of
 from mergd.daemon.progress import Progress
 from mergd.daemon.requests import Replay
@@ -303,6 +303,9 @@ def test_no_more_than_the_newest_are_looked_at_and_how_many_more_there_are_is_to
     assert "2 more were folded before these" in card(merge)
     with History(merge.store.database) as history:
         assert [version.number for version in line_of(5, history).versions] == [3, 4, 5]
+        lines = Lines(history)
+        for number in (1, 2, 3, 4, 5, 5, 2, 4, None, 3):  # on from the last one, or anew
+            assert lines.to(number) == line_of(number, history)
         assert [version.number for version in history.lineage(4, 2)] == [4, 3]
         assert [version.number for version in history.lineage(2)] == [2, 1]
 
