@@ -9,6 +9,7 @@ import typer
 from . import answers, asking, display
 from .cli_options import ConfigOption, JsonOption, NameOption, config_path, settings_of, show_as
 from .configuration import new_config, read_settings, values_of
+from .logs import name_instance
 from .settings import validate
 
 
@@ -61,6 +62,7 @@ def run(
     """Watch the directory and fold what arrives, until stopped. Exit 0 also when a checkpoint was refused."""
     path = config_path(context, config, name)
     settings = read_settings(path)
+    name_instance(path.stem)
     asking.become_owner(settings)
     if not once:
         from .service import Service

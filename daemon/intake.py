@@ -268,11 +268,12 @@ class Intake:
         self._forget(row, sighting.place)
         if verdict.decision == "admitted":
             self._checkpoints.make_ready(row.id, replaces=self._replaced_by(sighting, turn))
-            log.info("%s is ready", row.name)
+            log.info("%s is ready", row.name, extra={"checkpoint": row.name})
         else:
             self._checkpoints.set_state(row.id, verdict.decision, *verdict.reasons)
             self.refused += verdict.decision == "refused"
-            log.warning("%s is %s: %s", row.name, verdict.decision, "; ".join(map(str, verdict.reasons)))
+            about = {"checkpoint": row.name, "reason": verdict.codes}
+            log.warning("%s is %s: %s", row.name, verdict.decision, "; ".join(map(str, verdict.reasons)), extra=about)
 
     def _replaced_by(self, sighting: Sighting, turn: Turn) -> int | None:
         """Return the row in whose stead a checkpoint counts: an earlier step of its run, or what its place held before."""
@@ -284,7 +285,8 @@ class Intake:
     def _block(self, row: Checkpoint, found: str, next_step: str) -> None:
         reason = Reason("cannot-read", found, "files that the daemon's user may read", next_step)
         if row.state != "blocked":
-            log.warning("%s is blocked: %s", row.name, reason)
+            about = {"checkpoint": row.name, "reason": reason.code}
+            log.warning("%s is blocked: %s", row.name, reason, extra=about)
         self._checkpoints.set_state(row.id, "blocked", reason)
 
     def _settle(self, row: Checkpoint, waits_for: str) -> None:

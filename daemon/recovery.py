@@ -60,5 +60,5 @@ def wait_again(row: Checkpoint, history: History, strikes: int = STRIKES) -> Che
         "a fold that ends",
         f"look into the log; {decide(row.place)}",
     )
-    log.error("%s is held: %s", row.name, reason)
+    log.error("%s is held: %s", row.name, reason, extra={"checkpoint": row.name, "reason": reason.code})
     return history.checkpoints.set_state(row.id, "held", reason, urgent=None)

@@ -151,7 +151,7 @@ class Scrubbing:
     def contain(self, version: Version, files: Sequence[str], folding: bool = False) -> None:
         """Record damage. Nothing is folded onto it: if it is the head, or was being folded onto, folding is paused."""
         self._history.checks.damaged(version.number, files)
-        log.error("%s is damaged: %s", version, ", ".join(files))
+        log.error("%s is damaged: %s", version, ", ".join(files), extra={"version": version.number})
         head = self._history.head()
         if folding or (head is not None and head.number == version.number):
             offers = [

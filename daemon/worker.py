@@ -157,7 +157,8 @@ class Worker:
         verdict, more = turned.verdict, {"digest": turned.digest} if turned.digest else {}
         assert verdict.decision != "admitted"
         self._history.checkpoints.end_attempt(job.attempt, verdict.decision)
-        log.warning("%s is %s: %s", job.checkpoint.name, verdict.decision, "; ".join(map(str, verdict.reasons)))
+        name, about = job.checkpoint.name, {"checkpoint": job.checkpoint.name, "reason": verdict.codes}
+        log.warning("%s is %s: %s", name, verdict.decision, "; ".join(map(str, verdict.reasons)), extra=about)
         return self._history.checkpoints.set_state(
             job.checkpoint.id, verdict.decision, *verdict.reasons, urgent=None, **more
         )
@@ -189,8 +190,13 @@ class Worker:
         self._commit.install(made.draft, number, write, source=digest)
         self.disk.wrote()
         version = made.version
-        folded, scale = version.totals.folded, version.scale
-        log.info("%s is folded: %s, %d checkpoints, scale %.4g", job.checkpoint.name, version, folded, scale)
+        folded, scale, about = (
+            version.totals.folded,
+            version.scale,
+            {"checkpoint": job.checkpoint.name, "version": number},
+        )
+        text = "%s is folded: %s, %d checkpoints, scale %.4g"
+        log.info(text, job.checkpoint.name, version, folded, scale, extra=about)
         return self._history.checkpoints.get(job.checkpoint.id)
 
     def give_up(self, job: Job, error: Exception) -> None:
@@ -219,7 +225,7 @@ class Worker:
                 self._later[row.id] = time.monotonic() + RETRY_AFTER
                 self._put_back(job)
             case _:
-                log.error("the fold of %s failed", row.name, exc_info=error)
+                log.error("the fold of %s failed", row.name, exc_info=error, extra={"checkpoint": row.name})
                 checkpoints.end_attempt(job.attempt, f"error: {error!r}")
                 tries = len(checkpoints.attempts(row.id))
                 self._later[row.id] = time.monotonic() + RETRY_AFTER * 2 ** (tries - 1)

@@ -132,7 +132,7 @@ class Working:
         if job is None:
             self.settle(row.id)
             return
-        log.info("folding %s", job.name)
+        log.info("folding %s", job.name, extra={"checkpoint": job.checkpoint.name})
         self._hands.start(job, partial(self._drafting.draft, job))
 
     def _head_has_slots(self) -> bool:

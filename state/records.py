@@ -144,6 +144,11 @@ class Verdict:
     decision: Literal["admitted", "refused", "held"]
     reasons: tuple[Reason, ...] = ()
 
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """The codes of its reasons."""
+        return tuple(reason.code for reason in self.reasons)
+
 
 ADMITTED = Verdict("admitted")
 

@@ -309,17 +309,6 @@ def test_a_signal_wakes_it_whichever_thread_the_kernel_chooses(merge: Sandbox, d
     assert time.monotonic() - sent < SOON
 
 
-def test_under_journald_each_line_has_its_level(merge: Sandbox, systemd: Listener) -> None:
-    set_in(merge.config, quiet='"0.1s"')
-    (merge.watch / "bad.safetensors").write_bytes(b"\xff" * 100)
-    with started(merge, systemd, JOURNAL_STREAM="8:1") as command:
-        state_is(merge, "bad.safetensors", "refused")
-        command.send(signal.SIGTERM)
-        lines = command.ended().err.splitlines()
-    assert all(line[:3] in ("<6>", "<4>") for line in lines)
-    assert any(line.startswith("<4>bad.safetensors is refused") for line in lines)
-
-
 def test_a_good_configuration_is_taken_at_sighup(merge: Sandbox, systemd: Listener) -> None:
     set_in(merge.config, quiet='"1h"')
     with started(merge, systemd) as command:
