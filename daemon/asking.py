@@ -87,7 +87,7 @@ def _ask_here(settings: Settings, store: Store, request: "AnyRequest") -> dict[s
             keep, hooks = Keep.of(settings), hook_names(settings)
             Desk(history, store, None, None, lambda place: None, hooks, keep).carry_out(asked)
             try:
-                write_status(history, store, known(settings))
+                write_status(store, describe_status(history, store, known(settings)))
                 write_log(history, store)
                 tell_hooks(make_hooks(settings.hooks), owed_news(history, store), history.told)
             except (MergdError, OSError, sqlite3.Error) as error:  # what was asked for is done all the same

@@ -67,7 +67,7 @@ def run(
     if not once:
         from .service import Service
 
-        Service(settings, lambda: read_settings(path)).run()
+        Service(settings, lambda: read_settings(path), path.stem).run()
     elif asking.run_once(settings) and strict:
         raise typer.Exit(65)
 

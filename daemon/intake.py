@@ -23,7 +23,7 @@ from . import runs
 from .admission import Admission
 from .base import Base
 from .hashing import Hasher
-from .judging import known_content
+from .judging import Given, known_content
 from .method import Method
 from .readiness import Now, Patience, Readiness, Seen, seconds_to_wait, step
 from .runs import FREE, Turn
@@ -50,6 +50,7 @@ class Intake:
     ) -> None:
         self.settings = settings
         self.refused = 0  # so far
+        self.given = Given()  # by headers alone, in this life
         self.waits: dict[int, str] = {}  # checkpoint -> what is waited for
         self._base, self._checkpoints, self._decided = base, history.checkpoints, history.decided
         self._method = method  # by which the next checkpoint is folded
@@ -272,6 +273,7 @@ class Intake:
         else:
             self._checkpoints.set_state(row.id, verdict.decision, *verdict.reasons)
             self.refused += verdict.decision == "refused"
+            self.given.update((verdict.decision, code) for code in verdict.codes)
             about = {"checkpoint": row.name, "reason": verdict.codes}
             log.warning("%s is %s: %s", row.name, verdict.decision, "; ".join(map(str, verdict.reasons)), extra=about)
 

@@ -3,6 +3,7 @@
 Pure: all that it needs of the past comes with the job.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from math import sqrt
 
@@ -23,6 +24,8 @@ from .folding import FoldResult
 from .opening import Merge
 from .replacing import Start
 from .sketch import cosines
+
+Given = Counter[tuple[str, str]]  # how often a verdict was given, by the verdict and the code of a reason
 
 
 @dataclass(frozen=True)

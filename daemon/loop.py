@@ -34,7 +34,7 @@ from .deciding import preempts
 from .desk import Desk
 from .inbox import STOPPING, Inbox, Message
 from .intake import Intake
-from .judging import Job
+from .judging import Given, Job
 from .machine import trim_memory
 from .method import Method
 from .opening import Merge, open_merge, reopen_merge
@@ -48,12 +48,13 @@ from .scanning import Scanning
 from .scrubbing import Scrubbing
 from .settings import Settings
 from .sources import make_sources
-from .status import known, write_log, write_status
+from .status import known, status, write_log, write_status
 from .upkeep import Upkeep
 from .working import Working
 
 log = logging.getLogger(__name__)
 
+Told = Callable[[dict[str, Any], History, Given], None]
 TICK = 0.25  # seconds between looks at a running fold
 TELL_EVERY = 0.5  # seconds between writings of status.json while one runs
 NAP = 1.0  # seconds that the loop waits at most: a signal that another thread gets does not wake it
@@ -69,6 +70,8 @@ class Loop:
         self.reread: Callable[[], Settings] = lambda: settings  # at a reload
         self.prepares = False  # for the next fold, while nothing else is to be done
         self.taken: Callable[[Settings], None] = lambda settings: None  # after one
+        self.told: Told = lambda found, history, given: None  # with the status, at each time that it is told
+        self.turned: Callable[[], None] = lambda: None  # after each turn
         self._doing, self._show = doing, show
         self._store = Store(settings.state)
         self._lock = Lock(self._store.lock)
@@ -197,6 +200,7 @@ class Loop:
         """Take turns until `until` says so, or until `stop`."""
         while not self._stopping and not until():
             self.turn()
+            self.turned()
 
     def turn(self, *, only_asked: bool = False) -> None:
         """Take the messages there are, see what is due, and keep one fold running (`only_asked`: if somebody waits)."""
@@ -413,7 +417,9 @@ class Loop:
         """Write the files that readers without the database look at."""
         self._told_at, self._told_trouble = time.monotonic(), bool(self.trouble)
         try:
-            write_status(self._history, self._store, self._live() if live is None else live)
+            found = status(self._history, self._store, self._live() if live is None else live)
+            self.told(found, self._history, self._intake.given + self._work.given)
+            write_status(self._store, found)
             if log_too:
                 write_log(self._history, self._store)
         except OSError as error:

@@ -1,7 +1,6 @@
 """Pushing the versions to a repository of the Hub: what is to be pushed, by the history, and what is kept of it."""
 
 import logging
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -9,11 +8,12 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from ..plugins.hooks.interface import Hook
-from ..state.errors import Busy, Misconfigured
+from ..state.errors import Busy
 from ..state.history import History
 from ..state.records import News, Version
 from ..state.store import Store
 from ..state.wording import shown
+from .credentials import credential_path
 from .settings import Settings
 from .settings_tables import HubSettings
 from .sources import base_repository
@@ -156,12 +156,4 @@ class Book:
 
 def token_path(hub: HubSettings) -> Path:
     """Return where the token that may write lies. Raises Misconfigured for a credential of systemd's without systemd."""
-    path, credentials = Path(hub.write_token).expanduser(), os.environ.get("CREDENTIALS_DIRECTORY")
-    if path.is_absolute():
-        return path
-    if not credentials:
-        raise Misconfigured(
-            f"hub.write_token is the name of a credential, {hub.write_token}, and systemd gave none",
-            "have the unit load it (LoadCredential=), or give the whole path of a file",
-        )
-    return Path(credentials) / path
+    return credential_path(hub.write_token, "hub.write_token")

@@ -23,7 +23,7 @@ from .method import Method, method_of
 from .opening import check_pins, pins_of
 from .progress import Progress
 from .settings import Settings
-from .status import known, write_log, write_status
+from .status import known, status, write_log, write_status
 
 WHO = "mergd"
 LOST = (
@@ -63,7 +63,7 @@ def rebuild(settings: Settings, force: bool, progress: Progress) -> dict[str, An
         aside = _install(draft, store)
         with History(store.database, write=True) as history:
             Commit(store, history).link()
-            write_status(history, store, known(settings))
+            write_status(store, status(history, store, known(settings)))
             write_log(history, store)
             damaged = [f"{v}: {v.damaged}" for v in history.versions() if v.damaged]
     finally:

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
 
@@ -14,8 +15,10 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from .control import Control
 from .loop import Loop
 from .notify import notify, reloading
+from .observing import Observing
 from .progress import Progress
 from .settings import Settings
+from .webhook import Knocking
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +31,18 @@ JOB = {"misfire_grace_time": None, "coalesce": True, "max_instances": 1}  # late
 class Service:
     """The daemon of one merge."""
 
-    def __init__(self, settings: Settings, reread: Callable[[], Settings]) -> None:
+    def __init__(self, settings: Settings, reread: Callable[[], Settings], name: str = "mergd") -> None:
+        """`name` is the merge's, for those who look at the figures of several."""
         self._settings, self._reread = settings, reread
         self._loop = Loop(settings, "mergd run", show=self._show)
         self._clock = BackgroundScheduler(timezone="UTC")
+        self._observing = Observing(settings, name, Knocking(self._loop.poll, self._later).knock)
+        self._loop.told, self._loop.turned = self._observing.told, self._observing.turned
         self._logged_at = 0.0  # monotonic seconds
 
     def run(self) -> None:
         """Start, loop until a signal says to stop, and stop. Raises what only the operator can mend."""
-        with self._loop:
+        with self._loop, self._observing:
             self._loop.push()  # which needs its token: before there are threads that would have to end
             control = self._start()
             try:
@@ -93,6 +99,11 @@ class Service:
         self._settings = settings
         self._clock.reschedule_job("rescan", trigger="interval", seconds=settings.rescan)
         self._loop.watch(settings.events)
+        self._observing.take(settings)
+
+    def _later(self, act: Callable[[], None], seconds: float) -> None:
+        """Have one of the clock's threads do something."""
+        self._clock.add_job(act, "date", run_date=datetime.now(UTC) + timedelta(seconds=seconds), **JOB)
 
     def _show(self, progress: Progress) -> None:
         """Log how far a long fold is."""

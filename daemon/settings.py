@@ -16,6 +16,7 @@ from .settings_tables import (
     HubSettings,
     Limits,
     LinesSettings,
+    MetricsSettings,
     Table,
     Watched,
     absolute,
@@ -122,6 +123,8 @@ class Settings(Table):
     """The Hugging Face Hub: the namespace that is watched, and the repository that versions are pushed to."""
     archive: ArchiveSettings = ArchiveSettings()
     """Which checkpoints are copied into the state as they are folded, so that a replay does not need their places."""
+    metrics: MetricsSettings = MetricsSettings()
+    """Where Prometheus finds the figures of the daemon: in a file, or at a port that only this machine reaches."""
     gates: tuple[str, ...] = ()
     """Gates of installed packages that judge each drafted version, by name, in order."""
     hooks: tuple[str, ...] = ()
@@ -140,7 +143,15 @@ class Settings(Table):
     @model_validator(mode="after")
     def _watches(self) -> Self:
         if self.watch is None and not self.hub.namespace:
-            raise ValueError("neither watch nor hub.namespace says where checkpoints come from")
+            found = "neither watch nor hub.namespace says where checkpoints come from"
+            raise ValueError(found, "give a directory, or a namespace of the Hub")
+        return self
+
+    @model_validator(mode="after")
+    def _is_called(self) -> Self:
+        if self.hub.webhook_secret and not (self.metrics.listen and self.hub.namespace):
+            found = "hub.webhook_secret needs metrics.listen, where the Hub's calls come in, and hub.namespace"
+            raise ValueError(found, "set both, or leave hub.webhook_secret empty")
         return self
 
     @field_validator("weight_range")
@@ -200,9 +211,8 @@ def validate(values: dict[str, Any], origin: str) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:  # of several settings together
-            raise Misconfigured(
-                f"{origin}: {first['ctx']['error']}", "give a directory, or a namespace of the Hub"
-            ) from None
+            found, hint = first["ctx"]["error"].args
+            raise Misconfigured(f"{origin}: {found}", hint) from None
         key = ".".join(str(part) for part in first["loc"])
         hint = f"known keys: {', '.join(keys())}" if first["type"] == "extra_forbidden" else f"correct {key}"
         raise Misconfigured(f"{origin}: {key}: {first['msg']}", hint) from None

@@ -5,8 +5,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
 
+LISTEN = re.compile(r"(?P<host>127\.0\.0\.1|\[::1\]|localhost):(?P<port>[0-9]{1,5})")
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -32,6 +33,21 @@ def _counted(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("give a number")  # noqa: TRY004 - pydantic tells of ValueErrors
     return value
+
+
+def _prom(path: Path | None) -> Path | None:
+    if path is not None and path.suffix != ".prom":
+        raise ValueError("its name must end with .prom: node_exporter reads no other")
+    return path
+
+
+def _loopback(text: str) -> str:
+    match = LISTEN.fullmatch(text)
+    if text and not (match and 0 < int(match["port"]) < 65536):
+        raise ValueError(
+            "give a port of this machine, as 127.0.0.1:9190, [::1]:9190 or localhost:9190: no other is served"
+        )
+    return text
 
 
 Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
@@ -84,6 +100,21 @@ class ArchiveSettings(Table):
     """The most that copies of full models take in the archive, such as `100GB`; the oldest go first. 0: none is copied."""
 
 
+class MetricsSettings(Table):
+    """Where Prometheus finds the figures of the daemon: in a file, or at a port that only this machine reaches."""
+
+    file: Annotated[Watched, AfterValidator(_prom)] = None
+    """The file for the textfile collector of node_exporter, such as `/run/mergd/llama/mergd.prom`; none if empty."""
+    listen: Annotated[str, AfterValidator(_loopback)] = ""
+    """A port of this machine such as `127.0.0.1:9190`, with `/metrics` and `/healthz`; none if empty. Needs `mergd[http]`."""
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host and port of `listen`, if it is set."""
+        match = LISTEN.fullmatch(self.listen)
+        return (match["host"].strip("[]"), int(match["port"])) if match else None
+
+
 class LinesSettings(Table):
     """LiNeS (arXiv 2410.17146): a weight at depth d, from 0 at the input to 1 at the output, counts alpha + beta x d."""
 
@@ -116,6 +147,9 @@ class HubSettings(Table):
     """Whether a public repository may get versions with sources that are not known to be public."""
     write_token: str = ""
     """The file with the token that may write to `publish_to`; a relative name is one of systemd's credentials."""
+
+    webhook_secret: str = ""
+    """The file with the secret of the Hub's webhook, whose calls wake a poll; a relative name is one of systemd's credentials."""
 
     @model_validator(mode="after")
     def _may_write(self) -> Self:

@@ -153,10 +153,13 @@ def in_model(history: History) -> frozenset[str]:
     return history.digests_in_line(head.number if head else None)
 
 
-def write_status(history: History, store: Store, live: Mapping[str, Any]) -> None:
-    """Replace status.json and log.jsonl, for those who may not read the database."""
-    text = json.dumps(status(history, store, live), indent=1) + "\n"
-    path = store.root / "status.json"
+def write_status(store: Store, found: Mapping[str, Any]) -> None:
+    """Replace status.json, for those who may not read the database."""
+    tell_everybody(store.root / "status.json", json.dumps(found, indent=1) + "\n")
+
+
+def tell_everybody(path: Path, text: str) -> None:
+    """Replace a file that everybody may read; on a full disk it is written over."""
     try:
         _replace(path, [text])
     except OSError as error:

@@ -15,7 +15,7 @@ from ..state.records import Version
 from ..state.store import Store
 from .drafting import Drafting, Made
 from .hands import Hands
-from .judging import Job, Known, Turned
+from .judging import Given, Job, Known, Turned
 from .opening import Merge
 from .progress import Progress
 from .remaking import Remade, Remake, Remaking
@@ -42,6 +42,7 @@ class Working:
         self.worker = Worker(settings, merge, store, history, commit, sight)
         self.tasks = Tasks(settings, merge, store, history, commit, sight, self.worker.disk)
         self.refused = False  # whether a checkpoint was, in this life
+        self.given = Given()  # what was decided in this life, besides that something is folded
         self.wake: Callable[[], None] = lambda: None  # called from the folding thread when work has ended
         self.contain: Callable[[Version, DamagedFiles], None]  # what is to follow from damage to a version's files
         self.settle: Callable[[int], None]  # called with a checkpoint that was not ready after all
@@ -159,7 +160,9 @@ class Working:
             case Remake(), Remade() as made:
                 self.tasks.finish(job, made, job.task.who)
             case Job(), (Made() | Known() | Turned()) as drafted:
-                self.refused |= self.worker.finish(job, drafted, self._doing).state == "refused"
+                row = self.worker.finish(job, drafted, self._doing)
+                self.refused |= row.state == "refused"
+                self.given.update((row.state, reason.code) for reason in row.reasons if row.state != "folded")
 
     def abandon(self) -> None:
         """Stop what is being done; what it is about waits again."""

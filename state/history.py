@@ -24,6 +24,7 @@ from .errors import Busy
 from .pushes import Pushes
 from .records import MADE_BY_ITSELF, Checkpoint, Contribution, Files, Move, Totals, Version, WeightReport
 from .tags import Tags
+from .tallies import Tallies
 from .tasks import Tasks
 
 
@@ -32,7 +33,7 @@ class History:
 
     `checkpoints` has the rows of checkpoints, `contributions` what they brought, `decided` what people decided on them,
     `tags` the names of versions, `pushes` what went to the Hub, `tasks` what is still to be done for people, `checks`
-    what is known of versions' files.
+    what is known of versions' files, `tallies` what all of it comes to.
     """
 
     def __init__(self, path: Path, write: bool = False) -> None:
@@ -44,6 +45,7 @@ class History:
         self.pushes = Pushes(self._db)
         self.tasks = Tasks(self._db)
         self.checks = Checks(self._db)
+        self.tallies = Tallies(self._db)
 
     def __enter__(self) -> Self:
         return self

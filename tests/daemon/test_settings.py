@@ -93,6 +93,26 @@ BAD: dict[str, list[Any]] = {
     "hub.publish_to": ["merged", "org/merged@main", "https://hub/org/merged", 7],
     "hub.publish_private_sources": ["perhaps", 7],
     "hub.write_token": [7, None],
+    "hub.webhook_secret": [7, None],
+    "metrics.file": [7, "/run/mergd/metrics.txt", "/run/mergd/"],
+    "metrics.listen": [
+        7,
+        None,
+        9190,
+        ":9190",
+        "0.0.0.0:9190",
+        "[::]:9190",
+        "10.0.0.1:9190",
+        "127.0.0.2:9190",
+        "localhost",
+        "localhost:0",
+        "localhost:65536",
+        "localhost.evil.example:9190",
+        "127.0.0.1:\uff19\uff11",
+        "http://localhost:9190",
+        "::1:9190",
+        "localhost:9190\n",
+    ],
     "archive.adapters": ["perhaps", 7],
     "archive.full": [-1, "much"],
     "gates": ["one", 7, [1]],
@@ -152,6 +172,28 @@ def test_a_limit_on_the_command_line_is_a_key_with_a_point() -> None:
         "limits": {"norm": 2, "share": False},
         "quiet": "5s",
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("", None),
+        ("127.0.0.1:9190", ("127.0.0.1", 9190)),
+        ("localhost:1", ("localhost", 1)),
+        ("[::1]:65535", ("::1", 65535)),
+    ],
+)
+def test_a_port_of_this_machine_is_read(least: Values, text: str, address: tuple[str, int] | None) -> None:
+    assert validate(least | {"metrics": {"listen": text}}, "").metrics.address == address
+
+
+@pytest.mark.parametrize("lacking", ["metrics", "namespace"])
+def test_calls_of_the_hub_need_a_port_and_a_namespace(least: Values, lacking: str) -> None:
+    hub = {"webhook_secret": "hook"} | ({} if lacking == "namespace" else {"namespace": "acme"})
+    metrics = {} if lacking == "metrics" else {"metrics": {"listen": "localhost:9190"}}
+    with pytest.raises(Misconfigured, match=r"hub\.webhook_secret needs metrics\.listen") as raised:
+        validate(least | {"hub": hub} | metrics, "mergd.toml")
+    assert raised.value.hint == "set both, or leave hub.webhook_secret empty"
 
 
 @pytest.mark.parametrize(("key", "value", "expected"), GOOD)

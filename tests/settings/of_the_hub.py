@@ -1,5 +1,6 @@
 """What changes with each setting of the table `hub`; called with a bench of tests/settings/test_every_setting_shows.py."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from fakehub import FakeHub
 from support.commands import eventually
 from support.hub import BASE, HubMerge, hub_merge
 from support.pushing import TARGET, WRITER, history, pushing_merge
+from support.scraping import ask, free_port
 
 Place = Callable[[], Path]
 
@@ -119,6 +121,23 @@ def hub_write_token(place: Place) -> None:
         assert {request.token for request in merge.hub.requests if TARGET in request.path} == {WRITER}
 
 
+def hub_webhook_secret(place: Place) -> None:
+    """A call wakes a poll long before the next one is due; without a secret, calls are not taken."""
+    for secret, status in (("the-secret", 202), ("", 404)):
+        folder, port = place(), free_port()
+        path = folder / "secret"
+        path.write_text(secret)
+        called = {"hub.webhook_secret": str(path) if secret else "", "metrics.listen": f"127.0.0.1:{port}"}
+        with merge_of(folder, "a", **{"hub.poll": 3600} | called) as merge, merge.running("run"):
+            eventually(partial(has, merge, "a"))
+            merge.push("b", 5)
+            call = {"event": {"action": "update", "scope": "repo.content"}, "repo": {"type": "model", "name": "acme/b"}}
+            answer = ask(port, "/hub/webhook", "POST", json.dumps(call).encode(), X_Webhook_Secret="the-secret")
+            assert answer.status == status
+            if secret:
+                eventually(partial(has, merge, "b"))
+
+
 CASES = {case.__name__.replace("_", ".", 1): case
          for case in (hub_namespace, hub_allow, hub_deny, hub_base, hub_poll, hub_spool, hub_bandwidth,
-                      hub_publish_to, hub_publish_private_sources, hub_write_token)}  # fmt: skip
+                      hub_publish_to, hub_publish_private_sources, hub_write_token, hub_webhook_secret)}  # fmt: skip

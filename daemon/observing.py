@@ -1,0 +1,145 @@
+"""Observing: the figures of a running daemon, in a file or at a port of this machine; nothing that fails here stops it."""
+
+import logging
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from ..state.errors import MergdError, Misconfigured
+from ..state.history import History
+from ..state.tallies import Tally
+from .judging import Given
+from .settings import Settings
+from .settings_tables import MetricsSettings
+from .status import tell_everybody
+
+if TYPE_CHECKING:  # imported only where something is observed
+    from .figures import Facts, Figures
+    from .serving import Server
+
+log = logging.getLogger(__name__)
+
+WRITE_EVERY = 15.0  # seconds between writings of the file while nothing happens
+WRITE_SOON = 1.0  # the same when something has
+STALE = 60.0  # seconds without a turn after which the loop does not count as well
+
+
+class Observing:
+    """What the loop tells, kept for those who look at it from other threads."""
+
+    def __init__(self, settings: Settings, name: str, knock: Callable[[], None] = lambda: None) -> None:
+        """`name` is the merge's; `knock` is called, from another thread, when the Hub says that something is new."""
+        self._settings, self._knock = settings, knock
+        self._name = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)[:64]
+        self._started, self._turned = time.time(), time.monotonic()
+        self._tally, self._facts = Tally(), None
+        self._key: tuple[Any, ...] = ()
+        self._written, self._soon, self._failing = float("-inf"), True, ""
+        self._figures: Figures | None = None
+        self._server: Server | None = None
+
+    if TYPE_CHECKING:
+        _facts: Facts | None
+
+    def __enter__(self) -> Self:
+        self._open(self._settings)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._close()
+
+    def _open(self, settings: Settings) -> None:
+        """Listen where the settings say. Raises Misconfigured or Unavailable."""
+        self._settings = settings
+        if settings.metrics != MetricsSettings() and self._figures is None:
+            from .figures import Figures
+
+            self._figures = Figures(self._name, self._now)
+        if settings.metrics.address is not None:
+            assert self._figures is not None
+            self._server = serve(settings, self._figures.text, self.ailing, self._knock)
+
+    def _close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        self._server = None
+
+    def take(self, settings: Settings) -> None:
+        """Go on with other settings; where they cannot be followed, the log says why, and nothing is listened to."""
+        before, self._settings, self._soon = self._settings, settings, True
+        listens = [(one.metrics.listen, one.hub.webhook_secret, one.hub.namespace) for one in (before, settings)]
+        try:
+            if listens[0] != listens[1]:
+                self._close()
+                self._open(settings)
+            elif self._figures is None:
+                self._open(settings)
+        except MergdError as error:
+            log.error("nobody is told of the figures: %s (%s)", error, error.hint)
+
+    # ------------------------------------------------------------------------------------------ on the loop's thread
+
+    def told(self, found: dict[str, Any], history: History, given: Given) -> None:
+        """Take what the loop tells."""
+        if self._figures is None:
+            return
+        from .figures import Facts
+
+        self._tally = history.tallies.upto_now(self._tally)
+        oldest = history.tallies.oldest("ready", "held")
+        self._facts = Facts(found, self._tally, oldest, Given(given), self._started)
+        key = tuple(found[name] for name in ("head", "trouble", "paused", "waiting", "refused", "held", "blocked"))
+        self._soon, self._key = self._soon or key != self._key, key
+
+    def turned(self) -> None:
+        """Note that the loop turns, and write the file if that is due."""
+        now = self._turned = time.monotonic()
+        path = self._settings.metrics.file
+        if path is not None and self._facts and now - self._written > (WRITE_SOON if self._soon else WRITE_EVERY):
+            self._written, self._soon = now, False
+            self._write(path)
+
+    def _write(self, path: Path) -> None:
+        assert self._figures is not None
+        try:
+            tell_everybody(path, self._figures.text().decode())
+            failing = ""
+        except Exception as error:  # noqa: BLE001 - the figures are never worth a fold
+            failing = f"{type(error).__name__}: {error}"
+        if failing and failing != self._failing:
+            log.error("%s is out of date: %s", path, failing)
+        self._failing = failing
+
+    # ---------------------------------------------------------------------------------------------- from any thread
+
+    def _now(self) -> "Facts | None":
+        from dataclasses import replace
+
+        facts, ago = self._facts, time.monotonic() - self._turned
+        return replace(facts, turned=time.time() - ago) if facts is not None else None
+
+    def ailing(self) -> str:
+        """Return in a line what is wrong; empty while the loop turns and nothing is in trouble."""
+        facts, ago = self._facts, time.monotonic() - self._turned
+        if facts is None:
+            return "it has not begun yet"
+        if ago > STALE:
+            return f"the loop has not turned for {ago:.0f} s"
+        return " ".join(str(facts.found["trouble"]).split())
+
+
+def serve(
+    settings: Settings, text: Callable[[], bytes], ailing: Callable[[], str], knock: Callable[[], None]
+) -> "Server":
+    """Return a server that answers at the port of the settings. Raises Misconfigured or Unavailable."""
+    try:
+        from .serving import Server, application
+    except ImportError as error:
+        raise Misconfigured(f"metrics.listen needs a package: {error}", "pip install 'mergd[http]'") from None
+    from .webhook import Webhook
+
+    assert settings.metrics.address is not None
+    hook = Webhook(settings.hub, knock) if settings.hub.webhook_secret else None
+    return Server(application(text, ailing, hook), *settings.metrics.address)

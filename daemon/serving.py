@@ -1,0 +1,93 @@
+"""The HTTP server: the figures, whether all is well, and the Hub's calls, at a port that only this machine reaches."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from ..state.errors import Unavailable
+from .webhook import LONGEST, Webhook
+
+HOSTS = ("127.0.0.1", "localhost", "::1", "[::1]")  # a page of another site reaches a name of its own, not these
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+AT_ONCE = 32  # connections
+PATIENCE = 10.0  # seconds that the body of a call may take
+LIMITS = {"limit_concurrency": AT_ONCE, "timeout_keep_alive": 5, "timeout_graceful_shutdown": 1}
+PLAIN = {"loop": "asyncio", "http": "h11", "ws": "none", "lifespan": "off", "log_config": None, "access_log": False}
+
+
+def application(text: Callable[[], bytes], ailing: Callable[[], str], webhook: Webhook | None = None) -> Starlette:
+    """Return what is served; the Hub's calls only where there is a webhook."""
+
+    async def metrics(request: Request) -> Response:
+        return Response(text(), headers={"Content-Type": TEXT})
+
+    async def healthz(request: Request) -> Response:
+        wrong = ailing()
+        return PlainTextResponse(f"{wrong or 'ok'}\n", 503 if wrong else 200)
+
+    local = [Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS, www_redirect=False)]
+    routes = [
+        Route("/metrics", metrics, methods=["GET"], middleware=local),
+        Route("/healthz", healthz, methods=["GET"], middleware=local),
+    ]
+    if webhook is not None:  # the Hub's calls come through a proxy, with its host; their secret is what counts
+        routes.append(Route("/hub/webhook", called(webhook), methods=["POST"]))
+    return Starlette(routes=routes)
+
+
+def called(webhook: Webhook) -> Callable[[Request], object]:
+    """Return what answers the Hub's calls: nothing of one is read before its secret is known to be right."""
+
+    async def answer(request: Request) -> Response:
+        if not webhook.allows(request.headers.get("X-Webhook-Secret", "")):
+            return Response(status_code=401)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                body = await bounded(request)
+        except (TimeoutError, ClientDisconnect):
+            return Response(status_code=408)
+        return Response(status_code=413 if body is None else webhook.take(body))
+
+    return answer
+
+
+async def bounded(request: Request) -> bytes | None:
+    """Return the body; None if it is too long, of which no more is read."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > LONGEST:
+            return None
+    return body
+
+
+class Server:
+    """Serves an application on a thread of its own, from now until it is closed."""
+
+    def __init__(self, served: Starlette, host: str, port: int) -> None:
+        """Raises Unavailable where the port cannot be had."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            self._socket = socket.create_server((host, port), family=family)
+        except OSError as error:
+            raise Unavailable(
+                f"metrics.listen: port {port} of {host} cannot be had: {error.strerror}", "choose another, or free it"
+            ) from None
+        self._server = uvicorn.Server(uvicorn.Config(served, server_header=False, **LIMITS, **PLAIN))  # type: ignore[arg-type]
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="mergd-http")
+        self._thread.start()
+
+    def close(self) -> None:
+        """Serve nothing any more."""
+        self._server.should_exit = True
+        self._thread.join()
+        self._socket.close()
