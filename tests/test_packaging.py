@@ -22,6 +22,7 @@ from support.merges import Sandbox, set_in
 from support.models import Model, load_model, save_lone, save_model, task_vector, tiny_base, weight_errors
 
 PROJECT = tomllib.loads((repository.ROOT / "pyproject.toml").read_text())
+DATA = (".service", ".toml", ".yml", ".json")  # in systemd/
 WHEEL = ("-m", "build", "--wheel", "--outdir", "wheels")
 
 
@@ -105,7 +106,7 @@ def build(source: Path) -> Path:
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
-    data = [path for path in repository.files() if path.parts[0] == "systemd" and path.suffix in (".service", ".toml")]
+    data = [path for path in repository.files() if path.parts[0] == "systemd" and path.suffix in DATA]
     assert len(data) >= 2
     assert found == {f"mergd/{path}" for path in (*repository.module_files(), *data, Path("py.typed"))}
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from support.commands import eventually
@@ -16,7 +17,7 @@ def metrics_file(place: Place) -> None:
     for name in ("one.prom", "other.prom"):
         set_in(merge.config, **{"metrics.file": json.dumps(str(merge.root / name))})
         with merge.running("run"):
-            text = eventually(lambda name=name: (merge.root / name).exists() and (merge.root / name).read_text())
+            text = eventually(partial(text_of, merge.root / name))
         assert scrape(text).value("mergd_head_version", merge="mergd") == 0
 
 
@@ -25,9 +26,14 @@ def metrics_listen(place: Place) -> None:
     for port in ports:
         set_in(merge.config, **{"metrics.listen": json.dumps(f"localhost:{port}")})
         with merge.running("run"):
-            answer = eventually(lambda port=port: answered(port))
+            answer = eventually(partial(answered, port))
             assert (answer.status, answer.text) == (200, "ok\n")
             assert not any(answered(other) for other in ports if other != port)
+
+
+def text_of(path: Path) -> str:
+    """Return what a file holds, once it is there."""
+    return path.read_text() if path.exists() else ""
 
 
 def answered(port: int) -> Answer | None:
