@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from functools import reduce
 from pathlib import Path
 
+import figures_table
 import pytest
 import repository
 import rules_table
 import settings_table
 from support.command_line import COMMANDS, check_command
 
+from mergd.daemon.figures import FIGURES
 from mergd.daemon.settings import keys, validate
 
 DOCS = sorted((repository.ROOT / "docs").rglob("*.md"))
@@ -63,6 +65,24 @@ def test_the_rules_page_names_each_rule_and_no_other() -> None:
     shown = {row[0] for head, rows in tables(rules_table.PATH.read_text()) if head[0] == "rule" for row in rows}
     assert shown == {facts["rule"] for facts in rules_table.ours()}
     assert len(shown) >= 10
+
+
+# ----------------------------------------------------------------------------------------------------------- figures
+
+
+def test_the_page_on_observing_has_every_figure_with_its_meaning() -> None:
+    assert figures_table.PATH.read_text() == figures_table.text(), "run: python tests/figures_table.py --write"
+
+
+def test_the_page_on_observing_names_each_alert_and_no_other() -> None:
+    alerts = (repository.ROOT / "systemd" / "observing" / "alerts.yml").read_text()
+    named = set(re.findall(r"`(Mergd\w+)`", figures_table.PATH.read_text()))
+    assert named == set(re.findall(r"alert: (\w+)", alerts))
+
+
+def test_the_pages_name_only_figures_that_there_are() -> None:
+    known = {figure.name for figure in FIGURES}
+    assert {name for path in PAGES for name in re.findall(r"`(mergd_(?!manifest)\w+)`", path.read_text())} == known
 
 
 # ---------------------------------------------------------------------------------------------------------- commands
