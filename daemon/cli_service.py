@@ -46,7 +46,7 @@ def init(
         chosen["watch"] = watch
     if hub:
         more["hub"] = more.get("hub", {}) | {"namespace": hub}
-    settings = validate({"threads": len(os.sched_getaffinity(0))} | more | chosen, "the command line")
+    settings = validate({"threads": len(os.sched_getaffinity(0))} | chosen | more, "the command line")
     with display.shown_progress() as show:
         found = initialise(settings, path, Progress(show))
     answers.initialised(settings, path, found)
