@@ -205,7 +205,12 @@ def _replayable(settings: Settings, history: History) -> set[int]:
     from .sources import here_alone
 
     sources = Sources(Archive(Store(settings.state)), history.checkpoints, here_alone(settings).sight)
-    found = cache(lambda row: sources.find(history.checkpoints.get(row)) is not None)
+
+    @cache
+    def found(number: int) -> bool:
+        row = history.checkpoints.get(number)
+        return (sources.find(row) or sources.elsewhere(row)) is not None
+
     return reachable(history.versions(), found)
 
 

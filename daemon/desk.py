@@ -170,7 +170,11 @@ class Desk:
 
     def _answer_tasks(self) -> None:
         for waiting in [waiting for waiting in self.waiting if waiting.task]:
-            outcome = (self._tasks.outcomes.pop(waiting.task, None) or self._tasks.stuck) if self._tasks else None
+            outcome = (
+                (self._tasks.outcomes.pop(waiting.task, None) or self._tasks.put_off(waiting.task))
+                if self._tasks
+                else None
+            )
             if outcome is None:
                 continue
             self.waiting.remove(waiting)

@@ -250,7 +250,8 @@ class Loop:
             return Unavailable(self._work.worker.trouble, "it stays queued, and is folded when that is mended")
         if self._scrubbing.trouble:
             return self._damage()
-        if why := self._intake.unfetched():
+        why = self._intake.unfetched()
+        if why and self._inbox.empty() and not self._scanning.planned:  # else it may have come, and is looked at next
             return Unavailable(why, "it stays queued, and is folded when it is here")
         return Busy("folding is paused", "it stays queued; to go on: mergd resume") if self._history.paused() else None
 
@@ -263,6 +264,8 @@ class Loop:
             return Unavailable(self.trouble, "nothing is lost: run it again when that is mended")
         if why := self._intake.unfetched():
             return Unavailable(why, "the log says more; run it again later")
+        if (waits := self._work.tasks.put_off()) is not None:
+            return waits
         if ready and self._history.paused():
             log.warning("folding is paused, and %d checkpoints wait; to go on: mergd resume", ready)
         elif ready:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from ..plugins.sources.interface import Sight
 from ..state.archive import Archive, Pinned, copy_source, is_unchanged
 from ..state.checkpoints import Checkpoints
+from ..state.errors import MergdError
 from ..state.records import Checkpoint, Sighting
 from ..state.store import Draft
+from .ancestry import ELSEWHERE
 from .progress import Progress
 from .settings_tables import ArchiveSettings
 
@@ -63,6 +65,7 @@ class Sources:
 
     def __init__(self, archive: Archive, checkpoints: Checkpoints, sight: Sight) -> None:
         self._archive, self._checkpoints, self._sight = archive, checkpoints, sight
+        self.lost: dict[tuple[str, str], MergdError] = {}  # place and revision that are not given any more, and why
 
     def find(self, row: Checkpoint) -> Sighting | None:
         """Return the sighting of a row's content, None if it is gone: at a place where it was seen, or pinned.
@@ -70,14 +73,34 @@ class Sources:
         What nobody touched since goes before what is pinned, and that before what has files of the same names and sizes.
         The digest is compared when it is read.
         """
-        same = self._checkpoints.of_content(row.digest) if row.digest else []
-        found = [(other.fingerprint, self._sight(other.place)) for other in [row, *same]]
+        found = [(other.fingerprint, self._sight(other.place)) for other in self._places(row)]
         seen = [(fingerprint, sighting) for fingerprint, sighting in found if sighting and sighting.lies_here]
         untouched = (sighting for fingerprint, sighting in seen if sighting.fingerprint == fingerprint)
         pinned = self._archive.place(row.digest)
         copies = (self._sight(str(place)) for place in ([pinned] if pinned else []))
         alike = (sighting for fingerprint, sighting in seen if _alike(fingerprint, sighting))
         return next(filter(None, chain(untouched, copies, alike)), None)
+
+    def elsewhere(self, row: Checkpoint) -> Sighting | None:
+        """Return the sighting of a row's content on the Hub, from where it can be fetched again; None if nowhere.
+
+        It is pinned to the commit that was folded. Nobody is asked whether it is still there.
+        """
+        rows = (other for other in self._places(row) if other.place.startswith(ELSEWHERE) and other.fingerprint)
+        there = (other for other in rows if (other.place, other.fingerprint) not in self.lost)
+        return next(
+            (Sighting(o.source, o.place, o.name, (), revision=o.fingerprint, public=o.public) for o in there), None
+        )
+
+    def why_lost(self, row: Checkpoint) -> MergdError | None:
+        """Return what was answered where a row's content lay elsewhere, if it is not given any more."""
+        rows = ((other.place, other.fingerprint) for other in self._places(row))
+        return next((self.lost[key] for key in rows if key in self.lost), None)
+
+    def _places(self, row: Checkpoint) -> list[Checkpoint]:
+        """Return the rows of a row's content, itself first."""
+        same = self._checkpoints.of_content(row.digest) if row.digest else []
+        return [row, *(other for other in same if other.id != row.id)]
 
 
 def _alike(fingerprint: str, sighting: Sighting) -> bool:

@@ -5,17 +5,16 @@ Nothing is changed here. A plan that cannot be carried out is an error that says
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from ..plugins.sources.interface import Sight
+from ..plugins.sources.interface import Lost, Sight
 from ..state.archive import Archive
-from ..state.errors import Misconfigured, Unavailable, Usage
+from ..state.errors import Misconfigured, NotPermitted, Unavailable, Usage
 from ..state.history import History
 from ..state.records import Checkpoint, Sighting, Task, Version
 from ..state.store import Store
-from ..state.wording import size
 from .ancestry import line_of
 from .base import float32_bytes
 from .blocks import machine_of
@@ -25,6 +24,7 @@ from .method import Method
 from .naming import find_checkpoint, find_version
 from .opening import Merge
 from .pinning import Sources
+from .plans import Fetch, Plan
 from .publishing import slots_bytes, spilled_bytes, version_bytes
 from .remaking import Remake
 from .replaying import Route, Step, route_to, route_without, shares_at, unknown
@@ -34,47 +34,7 @@ from .settings import Settings
 from .slots import plan_slots
 
 LOOKS_BACK = 10  # folds that the time of another one is estimated by
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What doing a task would mean."""
-
-    job: Remake
-    how: str  # "subtraction", "replay", "read-out" or "re-merge"
-    nbytes: int  # that are read of sources
-    seconds: float  # by the folds so far
-    need: int  # bytes of the disk, while it is done
-    left_out: tuple[str, ...] = ()  # checkpoints of the model whose sources are gone
-    goes_on_by: str = ""  # the rule by which the next fold is read, where it is not the one of this version
-
-    def describe(self) -> dict[str, Any]:
-        """Return it as scripts see it."""
-        start = self.job.start
-        return {
-            "how": self.how,
-            "from": start.number if start else None,
-            "folds": len(self.job.route.steps),
-            "bytes": self.nbytes,
-            "seconds": round(self.seconds, 1),
-            "disk": self.need,
-            "left_out": list(self.left_out),
-            "goes_on_by": self.goes_on_by,
-            "words": str(self),
-        }
-
-    def __str__(self) -> str:
-        cost = f"{size(self.nbytes)} to read, about {self.seconds / 60:.1f} minutes"
-        gone = f"; without {', '.join(self.left_out)}, whose sources are gone" if self.left_out else ""
-        return f"{self._how()}: {cost}{gone}"
-
-    def _how(self) -> str:
-        steps, start = len(self.job.route.steps), self.job.start or "the base model"
-        if self.how == "re-merge":
-            return f"all {len(self.job.rows)} at once, onto the base model"
-        if self.how in ("subtraction", "read-out"):
-            return f"by {self.how}" + (f", after {steps - 1} folds onto {start}" if steps > 1 else "")
-        return f"{steps} {'fold' if steps == 1 else 'folds'} onto {start}"
+TO_KEEP = "archive.adapters and archive.full would have kept a copy"
 
 
 class Planning:
@@ -93,12 +53,18 @@ class Planning:
         self._sources = Sources(Archive(store), history.checkpoints, sight)
 
     def plan(self, task: Task) -> Plan:
-        """Return what a task would mean now. Raises Usage or Unavailable, saying why it cannot be done."""
+        """Return what a task would mean now. Raises Usage, Unavailable or NotPermitted, saying why it cannot be done."""
+        if not task.id:  # somebody asks: perhaps what was lost is back
+            self._sources.lost.clear()
         if task.verb == "remove":
             return self._removal(task, str(task.arguments["checkpoint"]), bool(task.arguments["exact"]))
         if task.verb in ("publish", "remerge"):
             return self._rereading(task)
         return self._replay(task, str(task.arguments["version"]), bool(task.arguments.get("check")))
+
+    def lose(self, lost: Lost) -> None:
+        """Plan without what the Hub does not give any more."""
+        self._sources.lost[lost.sighting.place, lost.sighting.revision] = lost.why
 
     def _removal(self, task: Task, text: str, exact: bool) -> Plan:
         head = self._history.head()
@@ -157,9 +123,10 @@ class Planning:
         method, by = remerged_by(self.merge.method_at(head), asked)
         machine_of(self.settings, self.merge.base, method)
         rows = [self._history.checkpoints.get(row) for row in self._history.recipe(head.number)]
-        sightings = {row.id: found for row in rows if (found := self._sources.find(row)) is not None}
+        sightings = {row.id: found for row in rows if (found := self._found(row)) is not None}
         if not rows:
             raise Usage(f"there is no checkpoint in the model of {head}", "see: mergd list")
+        self._check_lost("it cannot be merged anew", [row for row in rows if row.id not in sightings])
         if not sightings:
             raise Unavailable("no checkpoint in the model is still at its source", "nothing was changed")
         described, gone = self._described(method), tuple(row.name for row in rows if row.id not in sightings)
@@ -217,14 +184,27 @@ class Planning:
         gone: dict[int, Checkpoint] = {}
         for route in routes:
             rows = [self._history.checkpoints.get(row) for row in dict.fromkeys(route.checkpoints)]
-            found = {row.id: self._sources.find(row) for row in rows}
+            found = {row.id: self._found(row) for row in rows}
             missing = [row for row in rows if found[row.id] is None]
             if not missing:
                 return route, {row: sighting for row, sighting in found.items() if sighting is not None}
             gone |= {row.id: row for row in missing}
         what = f"{removed.name} cannot be taken out" if removed else "it cannot be replayed"
-        names = ", ".join(f"{row.name} ({row.place})" for row in gone.values())
-        raise Unavailable(f"{what}: the source is gone of {names}", "nothing was changed; bring it back, and ask again")
+        self._check_lost(what, gone.values())
+        names = ", ".join(f"{row.name} ({self._sources.why_lost(row) or row.place})" for row in gone.values())
+        why = next(filter(None, map(self._sources.why_lost, gone.values())), None)
+        hint = f"{why.hint}; {TO_KEEP}" if why else "bring it back, and ask again"
+        raise Unavailable(f"{what}: the source is gone of {names}", f"nothing was changed; {hint}")
+
+    def _check_lost(self, what: str, rows: Iterable[Checkpoint]) -> None:
+        """Raise NotPermitted where the token no longer reaches a source: that can be mended, unlike what is gone."""
+        for row in rows:
+            if isinstance(why := self._sources.why_lost(row), NotPermitted):
+                raise NotPermitted(f"{what}: {why}", f"nothing was changed; {why.hint}, and ask again; {TO_KEEP}")
+
+    def _found(self, row: Checkpoint) -> Sighting | None:
+        """Return where a row's content lies here, or else where it can be fetched again."""
+        return self._sources.find(row) or self._sources.elsewhere(row)
 
     def _job(self, task: Task, number: int, route: Route, sightings: Mapping[int, Sighting]) -> Remake:
         rows = {row: self._history.checkpoints.get(row) for row in route.checkpoints}
@@ -238,6 +218,8 @@ class Planning:
         at_once = "by" in (job.known or job).arguments  # then no read-out is a slot
         spilled = sum(float32_bytes(w.shape) for w in base.weights) if at_once else spilled_bytes(base, method)
         need = version + spilled + slots_bytes(base, method) * min(max(len(steps) - 1, 0), 2)
+        fetch = Fetch.of(job)
+        need += fetch.at_once
         free = self._store.free()
         if free < need:
             raise Unavailable(f"it needs {need:,} bytes of the disk, {free:,} are free", "nothing was changed")
@@ -250,13 +232,14 @@ class Planning:
             if v.seconds
         ]
         seconds = median(folds) * max(sum(len(step.merged) or 1 for step in steps), 1) if folds else 0.0
-        nbytes = sum(stamp.size for sighting in job.sightings.values() for stamp in sighting.stamps)
+        nbytes = fetch.nbytes + sum(s.size for sighting in job.sightings.values() for s in sighting.stamps)
         last = job.known or job.parent
         return Plan(
-            replace(job, line=line_of(last.number if last else None, self._history)), how, nbytes, seconds, need
+            replace(job, line=line_of(last.number if last else None, self._history)), how, nbytes, fetch, seconds, need
         )
 
     def _opened(self, step: Step, job: Remake) -> int:
         """Return how many files a step has open at once: a re-merge those of all its checkpoints, before it reads any."""
-        base, sources = self.merge.base, sum(len(job.sightings[row].stamps) for row, _ in step.merged)
+        base, stamps = self.merge.base, [job.sightings[row].stamps for row, _ in step.merged]
+        sources = sum(len(each) or len(base.layout.files) for each in stamps)  # what is to come is no finer, as a rule
         return sources + len(base.layout.files) + len(plan_slots(base, self.merge.method_of(step.method), {}))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..state.errors import Abandoned
+from ..state.wording import size
 
 
 class Progress:
@@ -68,7 +69,8 @@ class Progress:
 
     def __str__(self) -> str:
         if not self.all_weights:
-            return self.doing or "starting"
+            done = f": {size(self.nbytes)} of {size(self.all_bytes)}" if self.all_bytes else ""
+            return f"{self.doing}{done}" if self.doing else "starting"
         left = self.seconds_left()
         ending = f", {left:.0f} s left" if left is not None else ""
         done = f"{self.weights}/{self.all_weights} weights, {self.nbytes / 1e6:.0f} of {self.all_bytes / 1e6:.0f} MB"

@@ -22,6 +22,7 @@ from .blocks import machine_of
 from .carding import add_card
 from .cards import WORDS
 from .drafting import head_at
+from .fetching import Fetching
 from .folding import FoldResult, Head, fold, keep
 from .merging import Source, remerge
 from .method import Lines, Method, make_rule
@@ -76,6 +77,11 @@ class Remaking:
     def __init__(self, settings: Settings, merge: Merge, store: Store, commit: Commit) -> None:
         self.settings = settings
         self.merge, self._store, self._commit = merge, store, commit
+        self.fetching = Fetching(settings, store)
+
+    def take_settings(self, settings: Settings, merge: Merge) -> None:
+        """Go on with other settings."""
+        self.settings, self.merge, self.fetching.settings = settings, merge, settings
 
     def remake(self, job: Remake, progress: Progress) -> Remade:
         """Take the route and publish what it comes to. Whatever ends it leaves no draft behind.
@@ -103,7 +109,8 @@ class Remaking:
                 last = number == len(job.route.steps)
                 into = draft if last else self._commit.draft(job.number, f"-step-{number}")
                 aside += [] if last else [into]
-                result = self._take_step(job, step, head, into, progress)
+                with self.fetching.here(job.sightings, step.rows, progress, midway=number > 1) as here:
+                    result = self._take_step(replace(job, sightings=here), step, head, into, progress)
                 self._compare_slots(step, result)
                 head = Head(result.totals, self._store.layouts_in(into.slots, result.slots))
                 while len(aside) > (0 if last else 1):

@@ -28,6 +28,11 @@ class Step:
     method: Mapping[str, Any] = field(default_factory=dict)  # by which it is done, as versions have it
     merged: tuple[tuple[int, float], ...] = ()  # of a re-merge: the rows, and what each counts
 
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The rows whose sources it needs, all at once."""
+        return (self.checkpoint,) if self.checkpoint else tuple(row for row, _ in self.merged)
+
 
 @dataclass(frozen=True)
 class Route:
@@ -39,8 +44,7 @@ class Route:
     @property
     def checkpoints(self) -> tuple[int, ...]:
         """The rows whose sources are needed."""
-        rows = [[step.checkpoint] if step.checkpoint else [row for row, _ in step.merged] for step in self.steps]
-        return tuple(row for each in rows for row in each)
+        return tuple(row for step in self.steps for row in step.rows)
 
 
 def route_to(number: int, get: Get, anew: bool = False) -> Route:

@@ -7,10 +7,10 @@ import logging
 import sqlite3
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..plugins.sources.interface import Sight
+from ..plugins.sources.interface import Later, Lost, Sight
 from ..state.committing import Commit, Stamps
 from ..state.disk_errors import meaning
 from ..state.errors import Abandoned, DamagedFiles, DiskFails, DiskFull, MergdError, Unavailable, Uncertain
@@ -19,7 +19,8 @@ from ..state.records import Move, Task
 from ..state.store import Store
 from .disk import LONGEST, RETRY_AFTER, Disk
 from .opening import Merge
-from .planning import Plan, Planning
+from .planning import Planning
+from .plans import Plan
 from .recovery import STRIKES
 from .remaking import Remade, Remake
 from .settings import Settings
@@ -27,6 +28,22 @@ from .settings import Settings
 log = logging.getLogger(__name__)
 
 WHO = "mergd"  # who asks for what nobody asked for
+
+
+@dataclass(frozen=True)
+class Rest:
+    """Why a task is not tried now, and until when."""
+
+    name: str
+    error: Later
+
+    @property
+    def over(self) -> bool:
+        """Whether it is time to try it again."""
+        return time.time() >= self.error.until
+
+    def __str__(self) -> str:
+        return f"{self.name}: it waits for the Hub, which is asked again in {self.error.until - time.time():.0f} s: {self.error}"
 
 
 class Tasks:
@@ -48,6 +65,7 @@ class Tasks:
         self._store, self._history, self._commit, self._disk = store, history, commit, disk
         self._lacking: dict[int, tuple[str, float, int]] = {}  # head without slots: why, until when (monotonic), tries
         self._later = 0.0  # monotonic seconds: before, none is tried again
+        self._rests: dict[int, Rest] = {}  # tasks that wait for the Hub
 
     def add(self, verb: str, arguments: Mapping[str, Any], who: str) -> tuple[Task, Plan]:
         """Record a task that can be done; raises what keeps it from being done."""
@@ -93,7 +111,23 @@ class Tasks:
 
     def waits(self) -> bool:
         """Whether a task is to be begun."""
-        return self.stuck is None and bool(self._history.tasks.waiting())
+        return self.stuck is None and bool(self._due())
+
+    def _due(self) -> list[Task]:
+        """Return those that wait for nothing but their turn."""
+        self._rests = {task: rest for task, rest in self._rests.items() if not rest.over}
+        return [task for task in self._waiting() if task.id not in self._rests]
+
+    @property
+    def resting(self) -> str:
+        """What waits for the Hub, and for how long; empty if nothing does."""
+        return "; ".join(map(str, self._rests.values()))
+
+    def put_off(self, task: int | None = None) -> MergdError | None:
+        """Return what keeps a task, or any, from being done now."""
+        rests = [rest for number, rest in self._rests.items() if task in (None, number)]
+        hint = "it is written down: the daemon does it once the Hub answers, or else the next mergd run --once"
+        return Unavailable(str(rests[0]), hint) if rests else self.stuck
 
     def begin(self) -> Remake | None:
         """Begin the task that was asked for first; None if there is none, or if it cannot be done any more."""
@@ -105,7 +139,7 @@ class Tasks:
             raise
 
     def _begin(self) -> Remake | None:
-        waiting = self._history.tasks.waiting() if self.stuck is None else []
+        waiting = self._due() if self.stuck is None else []
         if not waiting:
             return None
         task = waiting[0]
@@ -141,7 +175,10 @@ class Tasks:
 
             self._commit.install(made.draft, job.number, write)
             log.info("%s is done: %s, %d checkpoints", job.name, made.version, made.version.totals.folded)
-        self.outcomes[job.task.id] = {"version": job.number, "head": self._head_number(), "steps": len(job.route.steps)}
+        more = {"left_out": said} if (said := job.arguments.get("left_out")) else {}  # by now: it may have been less
+        self.outcomes[job.task.id] = {
+            "version": job.number, "head": self._head_number(), "steps": len(job.route.steps), **more,
+        }  # fmt: skip
 
     def give_up(self, job: Remake, error: Exception) -> None:
         """Record that a try ended without a version; it is tried again if that was nobody's fault."""
@@ -153,6 +190,14 @@ class Tasks:
             case DiskFull() | DiskFails():
                 self._disk.fail(known)
                 self._later = time.monotonic() + RETRY_AFTER
+                self._history.tasks.forgive(job.task.id)
+            case Lost():
+                log.warning("%s", known)
+                self.planning.lose(known)  # there may be another way
+                self._history.tasks.forgive(job.task.id)
+            case Later():
+                self._rests[job.task.id] = Rest(job.name, known)
+                log.warning("%s", self._rests[job.task.id])
                 self._history.tasks.forgive(job.task.id)
             case MergdError():
                 self._end(job.task, known)

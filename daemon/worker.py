@@ -111,7 +111,8 @@ class Worker:
             return None
         job = job_for(row, candidate, self._history, self.settings, again=again)
         line = self._lines.to(job.start.parent.number if job.start.parent else None)
-        return replace(job, line=line, attempt=checkpoints.begin_attempt(row.id), waited=seconds_since(row.since))
+        attempt = checkpoints.begin_attempt(row.id, sum(max(stamp.size, 0) for stamp in candidate.stamps))
+        return replace(job, line=line, attempt=attempt, waited=seconds_since(row.since))
 
     def _candidate(self, row: Checkpoint) -> Candidate | None:
         try:

@@ -49,18 +49,21 @@ class Working:
         self._history, self._doing = history, doing
         self._drafting = Drafting(settings, merge, store, commit)
         self._remaking = Remaking(settings, merge, store, commit)
+        self._remaking.fetching.wipe()
         self._hands: Hands[Job | Remake] = Hands(lambda: self.wake())
         self._ended: list[tuple[Job | Remake, Exception]] = []  # work that came to nothing, of which rows are to tell
 
     def take_settings(self, settings: Settings, merge: Merge) -> None:
         """Go on with other settings; what is being done keeps the old ones."""
         self.tasks.merge = merge
-        for part in (self.worker, self.tasks.planning, self._drafting, self._remaking):
+        for part in (self.worker, self.tasks.planning, self._drafting):
             part.merge, part.settings = merge, settings
+        self._remaking.take_settings(settings, merge)
 
     def close(self) -> None:
         """End the thread."""
         self._hands.close()
+        self._remaking.fetching.wipe()
 
     # ------------------------------------------------------------------------------------------------------- looking
 
@@ -95,7 +98,7 @@ class Working:
         return self._hands.progress
 
     def __str__(self) -> str:
-        return f"{self._hands.job.name}: {self._hands.progress}" if self._hands.job else ""
+        return f"{self._hands.job.name}: {self._hands.progress}" if self._hands.job else self.tasks.resting
 
     def waits(self) -> bool:
         """Whether there is something to begin."""

@@ -188,10 +188,10 @@ class Checkpoints:
 
     # ------------------------------------------------------------------------------------------------------ attempts
 
-    def begin_attempt(self, number: int) -> int:
-        """Write that a fold of this checkpoint begins; a crash leaves the attempt without an outcome."""
+    def begin_attempt(self, number: int, nbytes: int | None = None) -> int:
+        """Write that a fold of this checkpoint, of so many bytes, begins; a crash leaves the attempt without an outcome."""
         with transaction(self._db):
-            self.set_state(number, "folding")
+            self.set_state(number, "folding", nbytes=nbytes)
             return inserted(self._db.table("attempts"), {"checkpoint": number, "started_at": utc_now()})
 
     def end_attempt(self, attempt: int, outcome: str) -> None:

@@ -192,3 +192,9 @@ def m010_pushes(db: Database) -> None:
         strict=True,
     )
     db.table("pushes").create_index(["version"])
+
+
+@migrations()
+def m014_bytes(db: Database) -> None:
+    """How much a checkpoint's files were, so that it can be said what fetching them again costs."""
+    db.table("checkpoints").add_column("nbytes", int)

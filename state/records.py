@@ -232,6 +232,7 @@ class Checkpoint:
     owner: str | None = None  # the user who owns its files, where the source knows
     files: str | None = None  # what its source said that its files hold, if it said so before they were here
     public: bool | None = None  # whether everybody could see it where it lay, if that was known
+    nbytes: int | None = None  # of its files when it was folded last, if that was noted
 
     @property
     def contributor(self) -> str:

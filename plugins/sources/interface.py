@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from ...state.errors import MergdError, Unavailable
 from ...state.records import Sighting
 
 
@@ -61,6 +62,22 @@ class Source(Protocol):
     def close(self) -> None:
         """Stop watching."""
         ...
+
+
+class Lost(Unavailable):
+    """What was folded from elsewhere is not given any more: it is gone, was rewritten, or is out of the token's reach."""
+
+    def __init__(self, sighting: Sighting, why: MergdError) -> None:
+        super().__init__(str(why), why.hint)
+        self.sighting, self.why = sighting, why
+
+
+class Later(Unavailable):
+    """What lies elsewhere does not come now."""
+
+    def __init__(self, found: str, until: float) -> None:
+        super().__init__(found, "it is asked again later")
+        self.until = until  # wall-clock seconds
 
 
 class Remote(Protocol):

@@ -1,0 +1,83 @@
+"""Fetching: a source that lies on the Hub alone is brought here again for one step of a task, and deleted after it.
+
+It runs on the folding thread. One comes at a time, so that a replay of any length takes the disk of one checkpoint.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ..plugins.sources.interface import Later
+from ..state.errors import Abandoned
+from ..state.records import Sighting
+from ..state.store import Store
+from .progress import Progress
+from .settings import Settings
+
+if TYPE_CHECKING:  # the Hub's client takes a second to import, and most merges need none
+    from ..plugins.sources.hub.again import Again
+
+log = logging.getLogger(__name__)
+
+DOING = "its download"
+AT_FIRST = 5.0  # seconds that are waited for a Hub that does not answer, before folding goes on meanwhile
+MIDWAY = 1000.0  # the same where the steps that are done would have to be done again
+
+
+class Fetching:
+    """Brings the sources of one merge's tasks."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self.settings, self._root = settings, store.spool / "again"
+
+    def wipe(self) -> None:
+        """Delete what a crash left, or work that was abandoned."""
+        shutil.rmtree(self._root, ignore_errors=True)
+
+    @contextmanager
+    def here(
+        self, sightings: Mapping[int, Sighting], rows: Collection[int], progress: Progress, *, midway: bool
+    ) -> Iterator[dict[int, Sighting]]:
+        """Give the sightings with those of these rows all here; what was brought is deleted in the end.
+
+        `midway`: whether work would be lost if it had to be begun again later. Raises Lost or Later.
+        """
+        found = dict(sightings)
+        try:
+            for row in rows:
+                if not found[row].lies_here:
+                    found[row] = self._bring(found[row], progress, MIDWAY if midway else AT_FIRST)
+                    midway = True
+            yield found
+        finally:
+            self.wipe()
+
+    def _bring(self, sighting: Sighting, progress: Progress, patience: float) -> Sighting:
+        log.info("fetching %s again, at %s", sighting.name, sighting.revision[:12])
+        begin, began = partial(progress.begin, DOING, 0), time.monotonic()
+        try:
+            here = self._again(progress).bring(sighting, begin, progress.advance, partial(_rest, progress), patience)
+        except Later:
+            if progress.abandon.is_set():
+                raise Abandoned from None
+            raise
+        finally:
+            progress.end()
+        log.info("%s is here again, after %.1f s", sighting.name, time.monotonic() - began)
+        return here
+
+    def _again(self, progress: Progress) -> "Again":
+        from ..plugins.sources.hub.again import Again
+
+        settings = self.settings
+        bandwidth, tokens = int(settings.hub.bandwidth), settings.vocabulary != "refuse"
+        return Again(self._root, bandwidth=bandwidth, tokens=tokens, stopped=progress.abandon)
+
+
+def _rest(progress: Progress, why: str) -> None:
+    log.warning("%s; it is asked again soon", why)
+    progress.begin("waiting for the Hub", 0, 0)

@@ -1,0 +1,338 @@
+"""Checkpoints that lie on the Hub alone are fetched again when a removal, a replay or a re-merge needs them."""
+
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fakehub import Account, Before, Drip, FakeHub, Flipped, Silence, Status, Truncated, too_many
+from support.commands import Command, eventually
+from support.hub import TOKEN, HubMerge, hub_merge
+from support.merges import NO_LIMITS, Sandbox, make_merge
+
+from mergd.state.history import History
+
+WEIGHTS = "/model.safetensors"
+LIMITS = {f"limits.{name}": value for name, value in NO_LIMITS.items()}
+FEW = {"keep_last": 1, "keep_within": 0, "keep_daily": 0, "keep_weekly": 0, "keep_slots": 1}
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    with FakeHub(keep_alive=True) as hub:
+        yield hub
+
+
+@pytest.fixture
+def new(hub: FakeHub, tmp_path: Path) -> Callable[..., HubMerge]:
+    def make(names: str = "abcd", **settings: Any) -> HubMerge:
+        merge = hub_merge(tmp_path / "hub", hub, **LIMITS | settings)
+        for name in names:
+            merge.push(name, ord(name))
+        assert merge.once().code == 0
+        hub.asked.clear()
+        hub.requests.clear()
+        return merge
+
+    (tmp_path / "hub").mkdir()
+    return make
+
+
+def folder_merge(root: Path, model: Mapping[str, Any], names: str, **settings: Any) -> Sandbox:
+    """Return a merge that has folded these out of a folder."""
+    merge = make_merge(root, dict(model), limits=NO_LIMITS, **settings)
+    for name in names:
+        merge.drop(name, ord(name))
+        merge.fold_all()
+    return merge
+
+
+def fetched(merge: HubMerge) -> list[str]:
+    """Return the repositories of which weights were asked for, in order."""
+    names = [asked.split("/")[2] for asked in merge.asked(WEIGHTS)]
+    return [name for k, name in enumerate(names) if name != "base" and names[k - 1 : k] != [name]]
+
+
+def asked_of(daemon: Command, merge: HubMerge, *words: str) -> AbstractContextManager[Command]:
+    """Run a command beside the test that asks a daemon, once it listens."""
+    eventually(lambda: "watching" in daemon.err)
+    return merge.running(*words)
+
+
+def waiting(merge: HubMerge) -> int:
+    with History(merge.store.database) as history:
+        return len(history.tasks.waiting())
+
+
+def same_version(merge: Sandbox, other: Sandbox) -> bool:
+    ours, theirs = merge.versions()[-1], other.versions()[-1]
+    return (ours.digest, ours.totals, ours.scale) == (theirs.digest, theirs.totals, theirs.scale)
+
+
+# --------------------------------------------------------------------------------------------------- what is made of them
+
+
+def test_without_one_in_the_middle_the_bytes_are_those_of_folding_the_others(
+    new: Callable[..., HubMerge], tmp_path: Path
+) -> None:
+    merge = new()
+    done = merge.mergd("remove", "acme/b")
+    assert done.code == 0, done.err
+    assert same_version(merge, folder_merge(tmp_path / "others", merge.model, "acd"))
+    assert fetched(merge) == ["c", "d"]
+    assert merge.spooled() == []
+    assert merge.mergd("verify").code == 0
+
+
+def test_what_it_takes_is_said_beforehand_and_nobody_is_asked(new: Callable[..., HubMerge]) -> None:
+    merge = new()
+    each = len(merge.hub.files("acme/c")["model.safetensors"])
+    planned = merge.mergd("remove", "acme/b", "-n", "--json").json
+    assert 2 * each <= planned["fetch"] <= 2 * each + 10_000
+    assert planned["fetch"] == planned["bytes"]
+    assert "kB to read, of it" in planned["words"]
+    assert merge.hub.asked == []
+
+
+def test_a_dropped_version_is_there_again(new: Callable[..., HubMerge]) -> None:
+    merge = new(**FEW)
+    before = merge.versions()[1]
+    assert [entry["files"] for entry in merge.log()] == ["kept", "kept", "replayable", "replayable"]
+    done = merge.mergd("replay", "v2")
+    assert done.code == 0, done.err
+    assert fetched(merge) == ["a", "b"]
+    again = merge.versions()[1]
+    assert again.kept
+    assert again.digest == before.digest
+    assert merge.spooled() == []
+
+
+def test_one_lies_on_the_disk_at_a_time(new: Callable[..., HubMerge]) -> None:
+    merge = new("abcde", **FEW)
+    there: list[set[str]] = []
+
+    def look() -> None:
+        there.append({path.split("/")[1] for path in merge.spooled()})
+
+    merge.hub.fault(f"GET .*{WEIGHTS}", Before(look), times=None)
+    assert merge.mergd("replay", "v3").code == 0
+    assert max(map(len, there)) == 1
+    assert len(set().union(*there)) == 3
+
+
+def test_a_subtraction_fetches_only_what_it_takes_out(new: Callable[..., HubMerge]) -> None:
+    merge = new(rule="average")
+    assert merge.mergd("remove", "acme/b").code == 0
+    assert fetched(merge) == ["b"]
+    assert merge.versions()[-1].totals.folded == 3
+
+
+def test_a_re_merge_has_all_of_them(new: Callable[..., HubMerge], tmp_path: Path) -> None:
+    merge = new()
+    done = merge.mergd("remerge", "--rule", "average")
+    assert done.code == 0, done.err
+    assert sorted(fetched(merge)) == ["a", "b", "c", "d"]
+    others = folder_merge(tmp_path / "others", merge.model, "abcd", rule="average")
+    for name, tensor in others.published().items():
+        assert torch.allclose(tensor.float(), merge.published()[name].float(), atol=1e-6)
+    assert merge.spooled() == []
+
+
+def test_an_adapter_is_fetched_with_what_says_how_it_is_meant(new: Callable[..., HubMerge]) -> None:
+    merge = new("a")
+    merge.push_adapter("adapter")
+    merge.push("z", 1)
+    assert merge.once().code == 0
+    merge.hub.asked.clear()
+    assert merge.mergd("remove", "acme/a").code == 0
+    assert merge.versions()[-1].totals.folded == 2
+
+
+def test_the_commit_is_the_one_that_was_folded(new: Callable[..., HubMerge], tmp_path: Path) -> None:
+    merge = new()
+    merge.push("c", 77)  # held: it is another content at a known place
+    assert merge.once().code == 0
+    assert merge.mergd("remove", "acme/b").code == 0
+    assert same_version(merge, folder_merge(tmp_path / "others", merge.model, "acd"))
+
+
+def test_verify_replays_what_is_there(new: Callable[..., HubMerge]) -> None:
+    merge = new()
+    done = merge.mergd("verify", "--replay", "v2")
+    assert done.code == 0, done.err
+    assert "the same bytes came of it" in done.out
+    assert fetched(merge) == ["b"]
+
+
+def test_what_was_rolled_away_is_folded_again(new: Callable[..., HubMerge]) -> None:
+    merge = new("ab")
+    digest = merge.versions()[-1].digest
+    assert merge.mergd("rollback").code == 0
+    done = merge.mergd("fold", "--again", "hf://acme/b")
+    assert done.code == 0, done.err
+    assert merge.versions()[-1].digest == digest
+    assert merge.spooled() == []
+
+
+# ----------------------------------------------------------------------------------------------------- what is not there
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda hub: hub.delete("acme/c"), "deleted"),
+        (lambda hub: hub.push("acme/c", {"config.json": b"{}"}, force=True), "deleted or rewritten"),
+    ],
+)
+def test_what_is_gone_is_said_with_who_can_mend_it(
+    new: Callable[..., HubMerge], harm: Callable[[FakeHub], object], said: str
+) -> None:
+    merge = new()
+    kept = merge.hub.files("acme/c")
+    harm(merge.hub)
+    before = merge.versions()
+    done = merge.mergd("remove", "acme/b")
+    assert done.code == 69
+    assert "the source is gone of acme/c" in done.err
+    assert said in done.err
+    assert "archive.full" in done.err
+    assert (merge.versions(), waiting(merge), merge.spooled()) == (before, 0, [])
+    assert merge.mergd("remove", "acme/d").code == 0, "which needs no source that is gone"
+    merge.hub.push("acme/e", kept, tags=["base_model:finetune:acme/base"])
+    merge.once()
+    assert merge.hub_states()["e"] == "folded", "the same content, under another name"
+    assert merge.mergd("remove", "acme/b").code == 0
+    assert fetched(merge)[-1] == "e"
+
+
+def test_a_gated_one_wants_access(new: Callable[..., HubMerge]) -> None:
+    merge = new(**{"hub.allow": ["acme/*"]})
+    merge.hub.tokens[TOKEN] = Account("eve")
+    merge.hub.repositories["acme/c"].gated = True
+    done = merge.mergd("remove", "acme/b")
+    assert done.code == 77
+    assert "acme/c is gated" in done.err
+    assert "ask for access" in done.err
+    assert len(merge.versions()) == 4
+    merge.hub.repositories["acme/c"].granted.add("eve")
+    assert merge.mergd("remove", "acme/b").code == 0
+
+
+def test_where_the_checkpoint_itself_is_gone_it_is_taken_out_by_folding_the_others(
+    new: Callable[..., HubMerge], tmp_path: Path
+) -> None:
+    merge = new(rule="average")
+    merge.hub.delete("acme/b")
+    done = merge.mergd("remove", "acme/b")
+    assert done.code == 0, done.err
+    assert same_version(merge, folder_merge(tmp_path / "others", merge.model, "acd", rule="average"))
+
+
+def test_a_re_merge_goes_without_what_is_gone_and_says_so(new: Callable[..., HubMerge]) -> None:
+    merge = new()
+    merge.hub.delete("acme/b")
+    done = merge.mergd("remerge", "--rule", "average")
+    assert done.code == 0, done.err
+    assert "left out, because their sources are gone: acme/b" in done.out
+    assert merge.versions()[-1].totals.folded == 3
+
+
+def test_another_content_at_the_same_commit_is_not_folded(new: Callable[..., HubMerge]) -> None:
+    """A Hub that lies as well about its digests: ours decides."""
+    merge = new()
+    other = merge.hub.push("acme/other", merge.hub.files("acme/a"), tags=[])
+    repository = merge.hub.repositories["acme/c"]
+    repository.commits[repository.branches["main"]] = merge.hub.repositories["acme/other"].commits[other]
+    done = merge.mergd("remove", "acme/b")
+    assert done.code == 75
+    assert "the source of acme/c holds other content now" in done.err
+    assert len(merge.versions()) == 4
+
+
+# --------------------------------------------------------------------------------------------------------------- a bad Hub
+
+
+def test_a_connection_that_breaks_is_taken_up_where_it_broke(new: Callable[..., HubMerge]) -> None:
+    merge = new("abc", model={"layer.weight": torch.randn(400, 400)}, **FEW)
+    merge.hub.fault(f"GET .*{WEIGHTS}", Truncated(150_000), times=3)
+    assert merge.mergd("replay", "v1").code == 0
+    starts = [int((request.range or "=0-").split("=")[1].split("-")[0]) for request in merge.hub.requests]
+    assert any(start > 0 for start in starts)
+    assert merge.spooled() == []
+
+
+@pytest.mark.parametrize("fault", [too_many(60), Flipped(at=-1)])
+def test_a_hub_that_does_not_give_it_now_lets_the_task_wait(new: Callable[..., HubMerge], fault: Any) -> None:
+    merge = new("abc", **FEW)
+    found = merge.hub.fault(f"GET .*/a/.*{WEIGHTS}", fault, times=None)
+    done = merge.mergd("replay", "v1")
+    assert done.code == 69
+    assert "it waits for the Hub" in done.err
+    assert "it is written down" in done.err
+    assert waiting(merge) == 1
+    assert merge.spooled() == []
+    found.end()
+    assert merge.once().code == 0
+    assert merge.versions()[0].kept
+    assert waiting(merge) == 0
+
+
+def test_a_daemon_goes_on_meanwhile(new: Callable[..., HubMerge]) -> None:
+    merge = new("abc", watch=True, **FEW)
+    found = merge.hub.fault(f"GET .*/a/.*{WEIGHTS}", Status(503, {"Retry-After": "600"}), times=None)
+    with merge.running("run") as daemon:
+        eventually(lambda: "watching" in daemon.err)
+        assert merge.mergd("replay", "v1").code == 69
+        eventually(lambda: "replaying v1: it waits for the Hub" in merge.status()["doing"])
+        merge.drop("local", 1)
+        eventually(lambda: merge.states().get("local") == "folded")
+        assert found.met == 1
+        daemon.send(signal.SIGTERM)
+        assert daemon.ended().code == 0, daemon.err
+    assert waiting(merge) == 1
+
+
+def test_how_far_a_download_is_and_requests_do_not_wait_for_it(new: Callable[..., HubMerge]) -> None:
+    merge = new("abc", model={"layer.weight": torch.randn(400, 400)}, **FEW)
+    slow = merge.hub.fault(f"GET .*/a/.*{WEIGHTS}", Drip(0.2, 20_000), times=None)
+    with merge.running("run") as daemon, asked_of(daemon, merge, "replay", "v1") as asking:
+        eventually(lambda: "replaying v1: its download: " in merge.status().get("doing", ""))
+        assert " of 640." in merge.status()["doing"]
+        assert merge.mergd("pause").code == 0
+        slow.end()
+        assert asking.ended().code == 0
+        daemon.send(signal.SIGTERM)
+        assert daemon.ended().code == 0, daemon.err
+    assert merge.versions()[0].kept
+    assert merge.spooled() == []
+
+
+@pytest.mark.parametrize("pattern", [f"GET .*/c/.*{WEIGHTS}", f"GET .*/d/.*{WEIGHTS}", "GET /api/models/acme/c/rev"])
+def test_it_is_finished_whenever_it_is_killed(new: Callable[..., HubMerge], tmp_path: Path, pattern: str) -> None:
+    merge = new()
+    slow = merge.hub.fault(pattern, Silence(2.0), times=None)
+    with merge.running("remove", "acme/b") as asking:
+        eventually(lambda: slow.met)
+        asking.send(signal.SIGKILL)
+        asking.ended()
+    slow.end()
+    assert waiting(merge) == 1
+    assert merge.once().code == 0
+    assert waiting(merge) == 0
+    assert same_version(merge, folder_merge(tmp_path / "others", merge.model, "acd"))
+    assert merge.spooled() == []
+
+
+def test_a_stop_waits_for_no_download(new: Callable[..., HubMerge]) -> None:
+    merge = new("abc", model={"layer.weight": torch.randn(400, 400)}, **FEW)
+    slow = merge.hub.fault(f"GET .*/a/.*{WEIGHTS}", Drip(1.0, 2_000), times=None)
+    with merge.running("run") as daemon, asked_of(daemon, merge, "replay", "v1") as asking:
+        eventually(lambda: slow.met)
+        daemon.send(signal.SIGTERM)
+        assert daemon.ended().code == 0, daemon.err
+        assert asking.ended().code != 0
+    assert waiting(merge) == 1
+    assert merge.spooled() == []
