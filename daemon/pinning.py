@@ -6,6 +6,7 @@ from collections.abc import Collection
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from ..plugins.sources.directory import Directory  # of a merge that watches no folder too
 from ..plugins.sources.interface import Sight
 from ..state.archive import Archive, Pinned, copy_source, is_unchanged
 from ..state.checkpoints import Checkpoints
@@ -77,7 +78,7 @@ class Sources:
         seen = [(fingerprint, sighting) for fingerprint, sighting in found if sighting and sighting.lies_here]
         untouched = (sighting for fingerprint, sighting in seen if sighting.fingerprint == fingerprint)
         pinned = self._archive.place(row.digest)
-        copies = (self._sight(str(place)) for place in ([pinned] if pinned else []))
+        copies = (self._sight(str(place)) or Directory(place.parent).sight(place) for place in filter(None, [pinned]))
         alike = (sighting for fingerprint, sighting in seen if _alike(fingerprint, sighting))
         return next(filter(None, chain(untouched, copies, alike)), None)
 
