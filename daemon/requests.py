@@ -263,7 +263,7 @@ def queue(request: Fold, history: History, store: Store, intake: "Intake", sight
     paused = history.paused()
     if paused:
         raise Busy(f"folding is paused since {paused['since']} ({paused['why'] or 'no reason given'})", "mergd resume")
-    places = [_place_of(text, history, store) for text in request.checkpoints]
+    places = [_place_of(text, history, store, sight) for text in request.checkpoints]
     with history.all_or_nothing():
         rows = [_row_to_fold(place, request.again, history, intake, sight) for place in places]
         for row in rows:
@@ -273,13 +273,24 @@ def queue(request: Fold, history: History, store: Store, intake: "Intake", sight
     return [row.id for row in rows]
 
 
-def _place_of(text: str, history: History, store: Store) -> str:
+def _place_of(text: str, history: History, store: Store, sight: "Sight") -> str:
     place = absolute(text)
     if not os.path.lexists(place):
-        return find_checkpoint(history, text).place
+        row = find_checkpoint(history, text)
+        if row.digest and row.digest.startswith(text):
+            _check_commit(row, sight)
+        return row.place
     if place.resolve().is_relative_to(store.root.resolve()):
         raise Usage(f"{place} is mergd's own", "a merged model is not folded into itself")
     return str(place)
+
+
+def _check_commit(row: Checkpoint, sight: "Sight") -> None:
+    """Raise Unavailable where a content is named whose repository holds another one by now."""
+    now = sight(row.place)
+    if now is not None and now.revision and now.revision != row.fingerprint:
+        found = f"{row.name} is at commit {now.revision[:12]} now, and that content was {row.fingerprint[:12]}"
+        raise Unavailable(found, f"to fold what is there now: mergd fold {quoted(row.place)}")
 
 
 def _row_to_fold(place: str, again: bool, history: History, intake: "Intake", sight: "Sight") -> Checkpoint:

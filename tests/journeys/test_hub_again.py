@@ -11,7 +11,7 @@ import torch
 from fakehub import Account, Before, Drip, FakeHub, Flipped, Silence, Status, Truncated, too_many
 from support.commands import Command, eventually
 from support.hub import TOKEN, HubMerge, hub_merge
-from support.merges import NO_LIMITS, Sandbox, make_merge
+from support.merges import NO_LIMITS, Sandbox, make_merge, set_in
 
 from mergd.state.history import History
 
@@ -174,6 +174,54 @@ def test_what_was_rolled_away_is_folded_again(new: Callable[..., HubMerge]) -> N
     done = merge.mergd("fold", "--again", "hf://acme/b")
     assert done.code == 0, done.err
     assert merge.versions()[-1].digest == digest
+    assert merge.spooled() == []
+
+
+def test_a_content_that_is_named_is_not_another_one(new: Callable[..., HubMerge]) -> None:
+    merge = new("ab")
+    digest = merge.checkpoints()[-1].digest
+    assert merge.mergd("rollback").code == 0
+    merge.push("b", 77)
+    done = merge.mergd("fold", "--again", digest)
+    assert done.code == 69
+    assert "acme/b is at commit" in done.err
+    assert merge.versions()[-1].totals.folded == 2
+
+
+def test_a_head_without_slots_is_made_whole_before_the_next_fold(new: Callable[..., HubMerge], tmp_path: Path) -> None:
+    merge = new(keep_slots=1)
+    assert merge.mergd("rollback", "v2").code == 0
+    merge.push("e", ord("e"))
+    done = merge.once()
+    assert done.code == 0, done.err
+    assert fetched(merge) == ["e", "a", "b"]
+    assert same_version(merge, folder_merge(tmp_path / "others", merge.model, "abe"))
+
+
+def test_what_is_archived_is_not_fetched(new: Callable[..., HubMerge]) -> None:
+    merge = new(**{"archive.full": "1GB"})
+    assert merge.mergd("remove", "acme/b", "-n", "--json").json["fetch"] == 0
+    assert merge.mergd("remove", "acme/b").code == 0
+    assert merge.hub.asked == []
+
+
+def test_after_a_rebuild_the_commit_is_known_and_how_much_it_is_not(
+    new: Callable[..., HubMerge], tmp_path: Path
+) -> None:
+    merge = new()
+    for path in merge.state.glob("mergd.db*"):
+        path.unlink()
+    assert merge.mergd("rebuild").code == 0
+    assert "of it 2 checkpoints of an unknown size from the Hub" in merge.mergd("remove", "acme/b", "-n").out
+    assert merge.mergd("remove", "acme/b").code == 0
+    assert same_version(merge, folder_merge(tmp_path / "others", merge.model, "acd"))
+
+
+def test_a_namespace_that_is_not_watched_any_more_is_asked_all_the_same(new: Callable[..., HubMerge]) -> None:
+    merge = new(watch=True)
+    set_in(merge.config, **{"hub.namespace": '""'})
+    assert merge.mergd("remove", "acme/b").code == 0
+    assert fetched(merge) == ["c", "d"]
     assert merge.spooled() == []
 
 
