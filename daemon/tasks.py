@@ -43,7 +43,8 @@ class Rest:
         return time.time() >= self.error.until
 
     def __str__(self) -> str:
-        return f"{self.name}: it waits for the Hub, which is asked again in {self.error.until - time.time():.0f} s: {self.error}"
+        seconds = max(self.error.until - time.time(), 0)
+        return f"{self.name}: it waits for the Hub, which is asked again in {seconds:.0f} s: {self.error}"
 
 
 class Tasks:
@@ -83,8 +84,11 @@ class Tasks:
         head = self._history.head()
         if head is None or head.slots_kept:
             return None
-        if any(task.verb == "replay" and task.arguments["version"] == str(head.number) for task in self._waiting()):
-            return ""
+        replays = (task for task in self._waiting() if task.verb == "replay")
+        asked = next((task for task in replays if task.arguments["version"] == str(head.number)), None)
+        if asked is not None:
+            rest = self._rests.get(asked.id)
+            return f"the slots of {head} were dropped, and {rest}" if rest else ""
         why, until, _ = self._lacking.get(head.number, ("", 0.0, 0))
         if time.monotonic() < until:
             return f"the slots of {head} were dropped, and {why}"

@@ -328,6 +328,20 @@ def test_a_hub_that_does_not_give_it_now_lets_the_task_wait(new: Callable[..., H
     assert waiting(merge) == 0
 
 
+def test_a_head_without_slots_waits_for_the_hub_and_says_so(new: Callable[..., HubMerge]) -> None:
+    merge = new(keep_slots=1)
+    assert merge.mergd("rollback", "v2").code == 0
+    merge.push("e", ord("e"))
+    found = merge.hub.fault(f"GET .*/a/.*{WEIGHTS}", too_many(600), times=None)
+    done = merge.once()
+    assert done.code == 69
+    assert "the slots of v2 were dropped, and replaying v2: it waits for the Hub" in done.err
+    assert found.met == 1
+    found.end()
+    assert merge.once().code == 0
+    assert merge.versions()[-1].totals.folded == 3
+
+
 def test_a_daemon_goes_on_meanwhile(new: Callable[..., HubMerge]) -> None:
     merge = new("abc", watch=True, **FEW)
     found = merge.hub.fault(f"GET .*/a/.*{WEIGHTS}", Status(503, {"Retry-After": "600"}), times=None)
