@@ -22,13 +22,13 @@ from .blocks import machine_of
 from .carding import add_card
 from .cards import WORDS
 from .drafting import head_at
-from .fetching import Fetching
 from .folding import FoldResult, Head, fold, keep
 from .merging import Source, remerge
 from .method import Lines, Method, make_rule
 from .opening import Merge
 from .progress import Progress
 from .publishing import Published, publish
+from .refetching import Fetching
 from .replaying import Route, Step
 from .sealing import contents_of_manifest, digest_of, slots_of
 from .settings import Settings

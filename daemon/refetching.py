@@ -1,4 +1,4 @@
-"""Fetching: a source that lies on the Hub alone is brought here again for one step of a task, and deleted after it.
+"""Refetching: a source that lies on the Hub alone is brought here again for one step of a task, and deleted after it.
 
 It runs on the folding thread. One comes at a time, so that a replay of any length takes the disk of one checkpoint.
 """
