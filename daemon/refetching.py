@@ -28,7 +28,7 @@ AT_FIRST = 5.0  # seconds that are waited for a Hub that does not answer, before
 MIDWAY = 1000.0  # the same where the steps that are done would have to be done again
 
 
-class Fetching:
+class Refetching:
     """Brings the sources of one merge's tasks."""
 
     def __init__(self, settings: Settings, store: Store) -> None:

@@ -28,7 +28,7 @@ from .method import Lines, Method, make_rule
 from .opening import Merge
 from .progress import Progress
 from .publishing import Published, publish
-from .refetching import Fetching
+from .refetching import Refetching
 from .replaying import Route, Step
 from .sealing import contents_of_manifest, digest_of, slots_of
 from .settings import Settings
@@ -77,7 +77,7 @@ class Remaking:
     def __init__(self, settings: Settings, merge: Merge, store: Store, commit: Commit) -> None:
         self.settings = settings
         self.merge, self._store, self._commit = merge, store, commit
-        self.fetching = Fetching(settings, store)
+        self.fetching = Refetching(settings, store)
 
     def take_settings(self, settings: Settings, merge: Merge) -> None:
         """Go on with other settings."""
