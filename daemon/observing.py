@@ -4,6 +4,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -34,14 +35,12 @@ class Observing:
         self._settings, self._knock = settings, knock
         self._name = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)[:64]
         self._started, self._turned = time.time(), time.monotonic()
-        self._tally, self._facts = Tally(), None
+        self._tally = Tally()
+        self._facts: Facts | None = None
         self._key: tuple[Any, ...] = ()
         self._written, self._soon, self._failing = float("-inf"), True, ""
         self._figures: Figures | None = None
         self._server: Server | None = None
-
-    if TYPE_CHECKING:
-        _facts: Facts | None
 
     def __enter__(self) -> Self:
         self._open(self._settings)
@@ -115,8 +114,6 @@ class Observing:
     # ---------------------------------------------------------------------------------------------- from any thread
 
     def _now(self) -> "Facts | None":
-        from dataclasses import replace
-
         facts, ago = self._facts, time.monotonic() - self._turned
         return replace(facts, turned=time.time() - ago) if facts is not None else None
 

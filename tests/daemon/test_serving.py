@@ -102,6 +102,15 @@ def test_a_name_that_was_made_to_lead_here_is_not_answered(port: int, told: Told
     assert "figures" not in answer.text
 
 
+@pytest.mark.parametrize(
+    "hosts", ["", "Host: localhost\r\nHost: evil.example\r\n", "Host: evil.example\r\nHost: localhost\r\n"]
+)
+def test_no_name_or_two_of_them_are_not_answered(port: int, hosts: str) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(f"GET /metrics HTTP/1.0\r\n{hosts}\r\n".encode())
+        assert b" 400 " in connection.recv(4096).splitlines()[0]
+
+
 def test_silent_connections_are_bounded_and_the_server_still_ends(told: Told) -> None:
     with serving(told) as port:
         silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(AT_ONCE + 8)]
