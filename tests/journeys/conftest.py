@@ -2,6 +2,9 @@
 
 import pytest
 from support.commands import start_forking
+from support.hub import hub
+
+__all__ = ["hub"]  # a fixture for every journey
 
 
 @pytest.fixture(scope="session", autouse=True)

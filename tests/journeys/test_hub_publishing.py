@@ -4,7 +4,7 @@ import base64
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,15 +14,9 @@ from fakehub import Account, Before, FakeHub, Fault, Request, Reset, Silence, St
 from hub_server.faults import Line
 from hub_server.messages import Answer
 from support.commands import Command, eventually
-from support.hub import BASE, TOKEN, HubMerge
+from support.hub import BASE, TOKEN, HubMerge, stop
 from support.merges import set_in
 from support.pushing import TARGET, WRITER, held, history, owed, published, pushed, pushing_merge, tags
-
-
-@pytest.fixture
-def hub() -> Iterator[FakeHub]:
-    with FakeHub() as hub:
-        yield hub
 
 
 @pytest.fixture
@@ -33,12 +27,6 @@ def new(hub: FakeHub, tmp_path: Path) -> Callable[..., HubMerge]:
 @pytest.fixture
 def merge(new: Callable[..., HubMerge]) -> HubMerge:
     return new()
-
-
-def stop(daemon: Command) -> None:
-    daemon.send(signal.SIGTERM)
-    assert daemon.ended().code == 0, daemon.err
-    assert "Traceback" not in daemon.err
 
 
 def test_each_version_is_a_commit_and_a_tag_and_a_rollback_is_one_more_commit(merge: HubMerge, hub: FakeHub) -> None:

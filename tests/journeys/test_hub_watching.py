@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +11,8 @@ import torch
 from fakehub import Account, Before, Drip, FakeHub, Fault, Flipped, Request, Silence, Status, Truncated, too_many
 from hub_server.faults import Line
 from hub_server.messages import Answer
-from support.commands import Command, eventually
-from support.hub import NAMESPACE, OF_BASE, TOKEN, HubMerge, hub_merge
+from support.commands import eventually
+from support.hub import NAMESPACE, OF_BASE, TOKEN, HubMerge, hub_merge, stop
 from support.merges import make_merge
 from support.models import load_model
 
@@ -28,12 +28,6 @@ class Short(Fault):
 
 
 @pytest.fixture
-def hub() -> Iterator[FakeHub]:
-    with FakeHub(page_size=2, keep_alive=True) as hub:
-        yield hub
-
-
-@pytest.fixture
 def new(hub: FakeHub, tmp_path: Path) -> Callable[..., HubMerge]:
     return lambda **settings: hub_merge(tmp_path, hub, **settings)
 
@@ -41,12 +35,6 @@ def new(hub: FakeHub, tmp_path: Path) -> Callable[..., HubMerge]:
 @pytest.fixture
 def merge(new: Callable[..., HubMerge]) -> HubMerge:
     return new()
-
-
-def stop(daemon: Command) -> None:
-    daemon.send(signal.SIGTERM)
-    assert daemon.ended().code == 0, daemon.err
-    assert "Traceback" not in daemon.err
 
 
 # ------------------------------------------------------------------------------------------------- what is folded, and how

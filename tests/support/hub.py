@@ -1,12 +1,14 @@
 """A merge whose checkpoints come from a namespace of a Hub on the loopback, driven by the real commands."""
 
 import json
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fakehub import Account, FakeHub
 from support.commands import Command, Ended, mergd, running
 from support.merges import Sandbox
@@ -69,6 +71,20 @@ class HubMerge(Sandbox):
     def asked(self, pattern: str = "") -> list[str]:
         """Return what the Hub was asked by commands, as far as it has this text in it."""
         return [asked for asked in self.hub.asked if pattern in asked]
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    """A Hub on the loopback; journeys/conftest.py hands it on."""
+    with FakeHub(page_size=2, keep_alive=True) as hub:
+        yield hub
+
+
+def stop(daemon: Command) -> None:
+    """Stop a daemon as systemd does; it has to end well."""
+    daemon.send(signal.SIGTERM)
+    assert daemon.ended().code == 0, daemon.err
+    assert "Traceback" not in daemon.err
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
