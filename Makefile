@@ -41,7 +41,7 @@ test-without-events: $(READY)  ## the tests, where the repeated scan alone finds
 	TEST_WITHOUT_EVENTS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
 CLIENT ?= huggingface_hub>=1.22,<2
-HUB_TESTS = tests/hub_server tests/plugins/hooks/test_hub_push.py tests/journeys/test_hub_publishing.py tests/plugins/sources/test_hub_client.py tests/plugins/sources/test_hub_repository.py tests/journeys/test_hub_watching.py tests/journeys/test_hub_again.py
+HUB_TESTS = tests/hub_server tests/plugins/hooks/test_hub_push.py $(wildcard tests/plugins/sources/test_hub_*.py tests/journeys/test_hub_*.py)
 
 test-hub-clients: $(READY)  ## the Hub's tests with the other major version of its client: CLIENT='huggingface_hub>=1.22,<2'
 	rm -rf .peers/hub-client

@@ -140,6 +140,7 @@ def status(answer: Mapping[str, Any]) -> None:
             "doing": answer.get("doing") or ("waiting for checkpoints" if daemon else "no daemon runs"),
             "prepared": _prepared(answer.get("prepared")),
             "trouble": answer.get("trouble"),
+            "sources": _sources(answer.get("sources")),
             "pushed": _pushed(answer.get("pushed"), answer.get("push") or {}),
             "paused": f"since {paused['since']} by {paused['who']}: {paused['why'] or 'no reason given'}"
             if paused
@@ -159,6 +160,11 @@ def _pushed(last: Mapping[str, Any] | None, told: Mapping[str, str]) -> str:
     done = f"v{last['version']} ({last['repository']}@{last['commit'][:12]})" if last else ""
     error = f"last error: {told['trouble']}" if told.get("trouble") else ""
     return ", ".join(filter(None, (done, told.get("doing"), error)))
+
+
+def _sources(trouble: str | None) -> str:
+    """Return what keeps checkpoints that lie elsewhere from being asked for."""
+    return f"{trouble}; what is here is folded all the same" if trouble else ""
 
 
 def _prepared(told: Mapping[str, int] | None) -> str:

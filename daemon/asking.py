@@ -36,6 +36,7 @@ LIVE = (
     "doing",
     "prepared",
     "trouble",
+    "sources",
     "daemon",
     "gates",
     "budget",

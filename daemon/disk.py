@@ -1,12 +1,14 @@
 """The disk under the state: whether a version fits, and what keeps folding from going on until it does."""
 
 import logging
+import shutil
 import time
 from collections.abc import Callable
 
+from ..plugins.sources.interface import Room
 from ..state.errors import DiskFails, DiskFull
 from ..state.prepared import forget
-from ..state.store import Store
+from ..state.store import BALLAST, Store
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,11 @@ class Disk:
     def spare(self) -> int:
         """Return the bytes that are free besides what the next version needs: negative where it does not fit."""
         return self._store.free() - self.need - RESERVE
+
+    def room(self) -> Room:
+        """Return what may be brought here from elsewhere besides the next version."""
+        kept = self.need + RESERVE
+        return Room(self.spare(), shutil.disk_usage(self._store.root).total - kept - BALLAST, kept)
 
     def fail(self, error: DiskFull | DiskFails) -> None:
         """Take note of a write that failed: nothing is folded for a while, or until there is room where there is none."""

@@ -98,7 +98,7 @@ def seen(settings: Settings) -> tuple[Sighting, ...]:
     finally:
         sources.close()
     if scan.blind:
-        raise Unavailable(scan.trouble, "try again when it can be looked at")
+        raise Unavailable(scan.trouble or sources.trouble, "try again when it can be looked at")
     return scan.sightings
 
 

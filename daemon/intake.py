@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from ..plugins.formats.interface import Candidate
 from ..plugins.sources.directory import evidence
 from ..plugins.sources.interface import Remote
 from ..state.errors import NotPermitted, Unavailable
@@ -22,8 +23,9 @@ from ..state.wording import quoted
 from . import runs
 from .admission import Admission
 from .base import Base
+from .fetching import Fetching, record_known
 from .hashing import Hasher
-from .judging import Given, known_content
+from .judging import Given
 from .method import Method
 from .readiness import Now, Patience, Readiness, Seen, seconds_to_wait, step
 from .runs import FREE, Turn
@@ -52,10 +54,10 @@ class Intake:
         self.refused = 0  # so far
         self.given = Given()  # by headers alone, in this life
         self.waits: dict[int, str] = {}  # checkpoint -> what is waited for
-        self._base, self._checkpoints, self._decided = base, history.checkpoints, history.decided
+        self._base, self._history = base, history
+        self._checkpoints, self._decided = history.checkpoints, history.decided
         self._method = method  # by which the next checkpoint is folded
-        self._remote = remote
-        self._fitting: dict[str, str] = {}  # place -> revision, of which the headers fit and the rest is to come
+        self._fetching = Fetching(remote, history, self._examine, self._on_change) if remote is not None else None
         self._hasher = Hasher(wake, WIDEST * base.layout.nbytes + BESIDE)
         self._places: dict[str, Readiness] = {}  # how far those are that still settle
         self._runs: dict[str, tuple[str, float]] = {}  # fingerprint, and since when (monotonic seconds)
@@ -74,12 +76,18 @@ class Intake:
     def see(self, sightings: Sequence[Sighting], blind: Collection[str] = ()) -> float | None:
         """Take all that a scan saw, but for the sources that were blind; returns after how many seconds something will be quiet, None if nothing settles."""
         turns, refused = self._turns(sightings), self.refused
-        waits = [self.take(s, turn=turns.get(s.place, FREE)) for s in sightings]
+        waits = [self.take(s, turn=turns.get(s.place, FREE)) for s in self._in_order(sightings)]
         self._note_vanished({sighting.place for sighting in sightings}, blind)
         self._warn_of_stuck()
         if turns and self.refused > refused:
             return 0.0  # a step that waited for one that was refused has its turn now
         return min((wait for wait in waits if wait is not None), default=None)
+
+    def _in_order(self, sightings: Sequence[Sighting]) -> Sequence[Sighting]:
+        """Return what a person asked for first: where what comes from elsewhere has room, it is to be this."""
+        urgent = {row.place: row.urgent for row in self._checkpoints.in_state("settling") if row.urgent is not None}
+        last = max(urgent.values(), default=0) + 1
+        return sorted(sightings, key=lambda sighting: urgent.get(sighting.place, last)) if urgent else sightings
 
     def take(self, sighting: Sighting, *, now: bool = False, turn: Turn = FREE) -> float | None:
         """Bring one sighting's row up to date; returns how many seconds it still settles, None if no clock ends that.
@@ -109,8 +117,8 @@ class Intake:
         if turn.waits_for:
             self._settle(row, turn.waits_for)
             return None
-        if self._remote is not None and sighting.source == self._remote.name:
-            self._bring(self._remote, row, sighting, turn)
+        if self._fetching is not None and self._is_remote(row):
+            self._bring(self._fetching, row, sighting, turn, now)
             return None
         readiness = self._readiness(sighting, asked=now)
         if readiness.state == "blocked":
@@ -122,55 +130,35 @@ class Intake:
             self._admit(row, sighting, turn)
         return readiness.seconds
 
-    def _bring(self, remote: Remote, row: Checkpoint, sighting: Sighting, turn: Turn) -> None:
+    def _bring(self, fetching: Fetching, row: Checkpoint, sighting: Sighting, turn: Turn, now: bool) -> None:
         """Bring what lies elsewhere here: its headers, by which it is judged, and then the rest."""
         try:
-            if self._fitting.get(row.place) != sighting.revision:
-                headers = remote.headers(sighting)
-                if self._is_known(row, headers):
-                    return
-                _, verdict = Admission(self._base, self.settings, self._method()).examine(headers)
-                if verdict != ADMITTED:
-                    self._record(row, sighting, turn, verdict)
-                    remote.leave(row.place)
-                    return
-                self._fitting[row.place] = sighting.revision
-            remote.content(sighting)
+            found = fetching.take(row, sighting, asked=now)
         except NotPermitted as error:
             self._block(row, str(error), error.hint)
         except Unavailable as error:
             self._settle(row, str(error))
         else:
-            self._record(row, sighting, turn, ADMITTED)
-
-    def _is_known(self, row: Checkpoint, sighting: Sighting) -> bool:
-        """Record what a checkpoint's source says of its files; whether they were folded already: then nothing is brought."""
-        known = self._checkpoints.of_files(sighting.files) if sighting.files and row.urgent is None else None
-        before = self._checkpoints.folded_at(row.source, row.place)
-        if self.settings.on_change == "replace" and before is not None and before.files != sighting.files:
-            known = None  # what it was before counts again, in the stead of what it was since
-        if known is None:
-            self._checkpoints.set_state(row.id, row.state, files=sighting.files)
-            return False
-        log.info("%s holds the files of %s: nothing to fold", row.name, known.name)
-        reason = known_content(row, known)
-        more = {"digest": known.digest, "duplicate_of": known.id, "files": sighting.files}
-        self._forget(row, row.place)
-        self._checkpoints.set_state(row.id, "folded", reason, **more)
-        self.leave(self._checkpoints.get(row.id))
-        return True
+            if isinstance(found, Checkpoint):
+                self._forget(row, row.place)
+                record_known(row, found, self._history)
+            else:
+                self._record(row, sighting, turn, found)
+            self.leave(self._checkpoints.get(row.id))
 
     def leave(self, row: Checkpoint) -> None:
         """Have deleted what was brought here of a checkpoint that is not to be folded any more."""
-        if self._remote is not None and self._is_remote(row) and row.state not in ("ready", "folding"):
-            self._remote.leave(row.place)
+        if self._fetching is not None and self._is_remote(row) and row.state not in ("ready", "folding"):
+            self._fetching.remote.leave(row.place)
 
     def _is_remote(self, row: Checkpoint) -> bool:
-        return self._remote is not None and row.source == self._remote.name
+        return self._fetching is not None and row.source == self._fetching.remote.name
 
     def unfetched(self) -> str:
         """Return why what lies elsewhere is not here, if nothing brings it now; empty if all is."""
-        rows = self._checkpoints.in_state("settling") if self._remote and not self._remote.busy else []
+        if self._fetching is None or self._fetching.remote.busy:
+            return ""
+        rows = self._checkpoints.in_state("settling")
         return "; ".join(
             f"{row.name} waits for {self.waits.get(row.id, 'the Hub')}" for row in rows if self._is_remote(row)
         )
@@ -257,13 +245,19 @@ class Intake:
     def _admit(self, row: Checkpoint, sighting: Sighting, turn: Turn) -> None:
         """Read the headers, and record the verdict."""
         try:
-            _, verdict = Admission(self._base, self.settings, self._method()).examine(sighting)
+            _, verdict = self._examine(sighting)
         except NotPermitted as error:
             self._block(row, str(error), error.hint)
         except Unavailable as error:
             self._settle(row, str(error))
         else:
             self._record(row, sighting, turn, verdict)
+
+    def _examine(self, sighting: Sighting) -> tuple[Candidate | None, Verdict]:
+        return Admission(self._base, self.settings, self._method()).examine(sighting)
+
+    def _on_change(self) -> str:
+        return self.settings.on_change
 
     def _record(self, row: Checkpoint, sighting: Sighting, turn: Turn, verdict: Verdict) -> None:
         self._forget(row, sighting.place)
@@ -325,7 +319,8 @@ class Intake:
         self._places.pop(place, None)
         self._failed.pop(place, None)
         self._hasher.forget(place)
-        self._fitting.pop(place, None)
+        if self._fetching is not None:
+            self._fetching.forget(place)
 
     def _warn_of_stuck(self) -> None:
         """Tell once of what has been settling for a day; the steps of a run may well wait for longer."""

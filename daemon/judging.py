@@ -84,10 +84,15 @@ def seen_here(job: Job, digest: str, on_change: str) -> Known | Turned | None:
         return Known(digest)
     if on_change in ("add", "replace"):
         return None
-    found, place = "other content than what was folded from this place before", job.checkpoint.place
+    return _unless_lifted(job, changed(job.checkpoint.place, on_change), digest)
+
+
+def changed(place: str, on_change: str) -> Verdict:
+    """Return what the setting says of other content at a place from which something was folded."""
+    found = "other content than what was folded from this place before"
     next_step = decide(place) if on_change == "hold" else f"to fold it all the same: mergd fold {quoted(place)}"
     reason = Reason("changed", found, f"a new name for a new checkpoint (on_change = {on_change})", next_step)
-    return _unless_lifted(job, Verdict("held" if on_change == "hold" else "refused", (reason,)), digest)
+    return Verdict("held" if on_change == "hold" else "refused", (reason,))
 
 
 def held_at_start(job: Job) -> Turned | None:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
+from ..plugins.sources.interface import Room
 from ..state.committing import Commit
 from ..state.disk_errors import meaning
 from ..state.errors import (
@@ -42,7 +43,7 @@ from .preparing import Preparing
 from .progress import Progress
 from .pushing import Pushing
 from .recovery import recover
-from .requests import AnyRequest, Retry, Rollback
+from .requests import AnyRequest, Fold, Retry, Rollback
 from .retention import Keep
 from .scanning import Scanning
 from .scrubbing import Scrubbing
@@ -107,7 +108,7 @@ class Loop:
         self._pushing = Pushing(settings, history, store, lambda: self.post("told"))
         self._merge = merge = self._with_pushing(open_merge(settings, history, Progress(self._show)))
         self._sources = make_sources(settings)
-        self._sources.begin(history.pins().get("sources"), lambda: self.post("rescan"))
+        self._sources.begin(history.pins().get("sources"), lambda: self.post("rescan"), self._room)
         self._intake = Intake(
             merge.base, history, settings, lambda: self.post("rescan"), self._method, self._sources.remote
         )
@@ -132,6 +133,10 @@ class Loop:
     def _with_pushing(self, merge: Merge) -> Merge:
         """Return the merge with the hook that is none of its plugins."""
         return replace(merge, hooks={**merge.hooks, **self._pushing.hooks})
+
+    def _room(self) -> Room:
+        """Return the room for what lies elsewhere."""
+        return self._work.worker.room()
 
     def _method(self) -> Method:
         """Return by which method the next checkpoint is folded."""
@@ -250,8 +255,7 @@ class Loop:
             return Unavailable(self._work.worker.trouble, "it stays queued, and is folded when that is mended")
         if self._scrubbing.trouble:
             return self._damage()
-        why = self._intake.unfetched()
-        if why and self._inbox.empty() and not self._scanning.planned:  # else it may have come, and is looked at next
+        if (why := self._intake.unfetched()) and self._inbox.empty() and not self._scanning.hinted:
             return Unavailable(why, "it stays queued, and is folded when it is here")
         return Busy("folding is paused", "it stays queued; to go on: mergd resume") if self._history.paused() else None
 
@@ -262,7 +266,7 @@ class Loop:
             return self._damage()
         if self.trouble:
             return Unavailable(self.trouble, "nothing is lost: run it again when that is mended")
-        if why := self._intake.unfetched():
+        if why := self._sources.trouble or self._intake.unfetched():
             return Unavailable(why, "the log says more; run it again later")
         if (waits := self._work.tasks.put_off()) is not None:
             return waits
@@ -345,6 +349,8 @@ class Loop:
             self._desk.carry_out(ask)
         if isinstance(ask.request, Retry):
             self._rescan()
+        if isinstance(ask.request, Fold):  # what lies elsewhere comes first now
+            self._scanning.hint()
         self._preparing.give_way()  # the head may be another one; what is there stays there
         if isinstance(ask.request, Rollback):
             self._scrubbing.hint()  # what was trusted is read
@@ -444,6 +450,7 @@ class Loop:
             "doing": str(self._work) or str(self._preparing),
             "prepared": self._preparing.told(self._history.head()),
             "trouble": self.trouble,
+            "sources": self._sources.trouble,
             "push": self._pushing.told(),
             "daemon": {"pid": os.getpid(), "doing": self._doing},
             "waits": {str(row): text for row, text in self._intake.waits.items()},

@@ -13,8 +13,9 @@ class Scanning:
     """The scans of all sources, on the loop's thread."""
 
     def __init__(self, sources: Sources, intake: Intake) -> None:
-        self.trouble = ""  # why one of them cannot look, if so
+        self.trouble = ""  # why the watched folder cannot be looked at, if so
         self._sources, self._intake = sources, intake
+        self.hinted = False  # whether there may be something that was not looked at yet
         self._at: float | None = None  # monotonic seconds: when to look
         self._rested_at = 0.0  # monotonic seconds: before, no event makes it look again
 
@@ -30,6 +31,7 @@ class Scanning:
 
     def hint(self) -> None:
         """Look soon, because there may be something new; after a rest, if events come one upon another."""
+        self.hinted = True
         self._look_in(self._rested_at - time.monotonic())
 
     def settles_in(self, seconds: float | None) -> None:
@@ -43,7 +45,7 @@ class Scanning:
 
     def look(self) -> None:
         """Look now; what settles is looked at again when it will be quiet."""
-        self._at, began = None, time.monotonic()
+        self._at, self.hinted, began = None, False, time.monotonic()
         scan = self._sources.scan()
         self.trouble = scan.trouble
         elsewhere = map(self._sources.sight, self._intake.elsewhere(scan.sightings))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..plugins.registry import load
-from ..plugins.sources.interface import Remote, Scan, Source
+from ..plugins.sources.interface import Remote, Room, Scan, Source
 from ..state.errors import MergdError, Unavailable
 from ..state.records import Sighting
 from ..state.store import Store
@@ -21,19 +21,23 @@ class Sources:
     def __init__(self, local: Source | None, remote: Remote | None = None) -> None:
         self._local, self.remote = local, remote
         self.mark: str | None = None  # of the remote one, for a later life
+        self.trouble = ""  # why what lies elsewhere could not be asked last: all that is here goes on
 
-    def begin(self, mark: str | None, wake: Callable[[], None]) -> None:
-        """Begin a life, with the mark of an earlier one; `wake` is called when something came from elsewhere."""
+    def begin(self, mark: str | None, wake: Callable[[], None], room: Callable[[], Room]) -> None:
+        """Begin a life, with the mark of an earlier one; `wake` is called when something came from elsewhere.
+
+        room: called, by whoever takes what a scan saw, before anything large is brought here.
+        """
         if self.remote is not None:
             self.mark = mark
-            self.remote.begin(mark, wake)
+            self.remote.begin(mark, wake, room)
 
     def scan(self) -> Scan:
-        """Return what all of them see now; those that cannot look are named in it."""
-        scans = [self._looked(source.name, source.scan) for source in (self._local, self.remote) if source is not None]
-        sightings = tuple(sighting for scan in scans for sighting in scan.sightings)
-        blind = frozenset(name for scan in scans for name in scan.blind)
-        return Scan(sightings, None, blind, "; ".join(scan.trouble for scan in scans if scan.trouble))
+        """Return what all of them see now, those that cannot look by name, and why the watched folder cannot be looked at."""
+        here = self._looked(self._local.name, self._local.scan) if self._local is not None else Scan(())
+        there = self._looked(self.remote.name, self.remote.scan) if self.remote is not None else Scan(())
+        self.trouble = there.trouble
+        return Scan(here.sightings + there.sightings, None, here.blind | there.blind, here.trouble)
 
     def _looked(self, name: str, scan: Callable[[str | None], Scan]) -> Scan:
         try:

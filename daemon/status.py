@@ -40,6 +40,7 @@ def status(history: History, store: Store, live: Mapping[str, Any] | None = None
         "prepared": None,
         "pushed": asdict(pushed) if (pushed := history.pushes.last()) else None,
         "trouble": "",
+        "sources": "",
         "rule": head.rule if head else pins.get("rule"),
         "parameters": _parameters(head, pins),
         "totals": asdict(head.totals) if head else None,

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from ..plugins.formats.interface import Candidate
-from ..plugins.sources.interface import Sight
+from ..plugins.sources.interface import Room, Sight
 from ..state.archive import Archive
 from ..state.clock import seconds_since
 from ..state.committing import Commit, Stamps
@@ -29,7 +29,7 @@ from ..state.errors import (
 from ..state.history import History
 from ..state.prepared import forget
 from ..state.records import ADMITTED, Checkpoint, Move, Version
-from ..state.store import Store, disk_bytes
+from ..state.store import BALLAST, Store, disk_bytes
 from . import replacing
 from .admission import Admission
 from .ancestry import Lines
@@ -130,6 +130,16 @@ class Worker:
         head = self._history.head()
         kept = [version.number for version in self._history.with_files()]
         return lacking(self._store, kept, head.number if head else None, self.disk.need, self.settings.disk)
+
+    def room(self) -> Room:
+        """Return the room on the disk, and within the settings' budget, for what comes from elsewhere."""
+        self.disk.need, budget, head = self._need(), self.settings.disk, self._history.head()
+        room = self.disk.room()
+        if budget:
+            kept, number = [version.number for version in self._history.with_files()], head.number if head else None
+            left = spare(self._store, kept, number, self.disk.need, budget)
+            room = replace(room, now=min(room.now, left), most=min(room.most, budget - self.disk.need - BALLAST))
+        return room
 
     def wanted(self, head: Version) -> Wanted:
         """Return what is to be prepared for folds onto the head, and the room for it that the next version does not need."""

@@ -1,6 +1,6 @@
 """What a source is: a place where checkpoints appear. The truth is its scan, repeated; all else is a hint to scan."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +16,7 @@ class Scan:
     sightings: tuple[Sighting, ...]  # sorted by name; the steps of a run by their number
     mark: str | None = None  # given back to the next scan; None where each scan sees everything
     blind: frozenset[str] = frozenset()  # names of sources that could not look: what they do not see may well be there
-    trouble: str = ""  # why, if so
+    trouble: str = ""  # why, if so; what lies elsewhere tells here too what keeps it from being asked
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,25 @@ class Evidence:
     marker: str = ""  # the file that says that all is there, if nothing was changed since it was made
     manifest: str = ""  # the file that lists digests
     digests: Mapping[str, str] = field(default_factory=dict)  # what it lists: weight file -> sha256
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes of this disk for what is brought here: what the next version needs is none of them."""
+
+    now: int = 2**62  # that are left; negative where not even the next version fits
+    most: int = 2**62  # that there could be if nothing else lay there
+    keep_free: int = 0  # that must be free at any moment while something comes
+
+
+def shows_change(before: str | None, now: str) -> bool:
+    """Whether what a source says of files shows, before they are here, that their weights are others than before.
+
+    Both are `Sighting.files` in three parts: the weights must lie alike, by names and shapes, and be others. Where they lie
+    otherwise, the same weights may have been stored in another way.
+    """
+    told, tells = (before or "").split("."), now.split(".")
+    return len(told) == len(tells) == 3 and told[1] == tells[1] and told[2] != tells[2]
 
 
 Sight = Callable[
@@ -96,10 +115,11 @@ class Remote(Protocol):
         """Whether it brings something here, after which there is more to take."""
         ...
 
-    def begin(self, mark: str | None, wake: Callable[[], None]) -> None:
+    def begin(self, mark: str | None, wake: Callable[[], None], room: Callable[[], Room]) -> None:
         """Begin a life, with the mark that the last scan of an earlier one gave: nothing is here yet.
 
-        `wake` is called, from any thread, when something was brought here, or could not be.
+        `wake` is called, from any thread, when something was brought here, or could not be. `room` is called where `content`
+        is.
         """
         ...
 
@@ -115,14 +135,26 @@ class Remote(Protocol):
         """Return the sighting of a place, with its files if all of it is here; None if nobody knows of it."""
         ...
 
-    def headers(self, sighting: Sighting) -> Sighting:
+    def headers(self, sighting: Sighting, urgent: int | None = None) -> Sighting:
         """Return the sighting with the folder where small files lie, and weight files with nothing but their headers.
 
-        Raises Unavailable, saying what is waited for, until they are here; NotPermitted where the token does not reach.
+        urgent: its place among those that a person asked for, which come first. Raises Unavailable, saying what is waited
+        for, until they are here; NotPermitted where the token does not reach; Refused where they are too much.
         """
         ...
 
-    def content(self, sighting: Sighting) -> Sighting:
+    def confirm(self, sighting: Sighting) -> None:
+        """Return if what `headers` gave was read twice, by two requests. Raises Unavailable until it was.
+
+        Nothing tells otherwise whether they came unharmed, and a refusal is for good.
+        """
+        ...
+
+    def choose(self, sighting: Sighting, names: Collection[str]) -> Sighting:
+        """Let only these weight files of it count; returns the sighting with what they hold, where that is known."""
+        ...
+
+    def content(self, sighting: Sighting, urgent: int | None = None) -> Sighting:
         """Return the sighting with the folder where all of it lies. Raises as `headers` does."""
         ...
 

@@ -2,9 +2,9 @@
 
 import pytest
 from support.commands import start_forking
-from support.hub import hub
+from support.hub import hub, on_hub
 
-__all__ = ["hub"]  # a fixture for every journey
+__all__ = ["hub", "on_hub"]  # fixtures for every journey
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,7 +2,7 @@
 
 import json
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,7 @@ class HubMerge(Sandbox):
     def status(self) -> dict[str, Any]:
         """Return what status.json says, as far as it is there."""
         path = self.state / "status.json"
-        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"trouble": ""}
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"trouble": "", "sources": ""}
         return found
 
     def spooled(self) -> list[str]:
@@ -78,6 +78,12 @@ def hub() -> Iterator[FakeHub]:
     """A Hub on the loopback; journeys/conftest.py hands it on."""
     with FakeHub(page_size=2, keep_alive=True) as hub:
         yield hub
+
+
+@pytest.fixture
+def on_hub(hub: FakeHub, tmp_path: Path) -> Callable[..., HubMerge]:
+    """Initialise a merge of its namespace: `on_hub(on_change="add")`."""
+    return lambda **settings: hub_merge(tmp_path, hub, **settings)
 
 
 def stop(daemon: Command) -> None:

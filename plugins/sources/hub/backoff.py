@@ -1,7 +1,10 @@
 """Backoff: for how long whoever failed is left alone; the longer the more often, at random, and as they ask for."""
 
 import random
+import time
 from dataclasses import dataclass
+
+from ....state.errors import Unavailable
 
 FIRST, LONGEST = 5.0, 900.0  # seconds
 
@@ -27,3 +30,43 @@ class Backoff:
     def rests(self, now: float) -> bool:
         """Whether it is to be left alone; a clock that was set back lengthens no rest."""
         return now < self.until <= now + LONGEST + FIRST
+
+
+class Resting(Unavailable):
+    """The Hub was not asked: it is left alone for a while."""
+
+
+class Quiet:
+    """Whether the Hub may be asked at all: one who is told to wait waits for all the others too."""
+
+    def __init__(self) -> None:
+        self.backoff = Backoff()
+        self.why = "it failed before"  # in an earlier life
+
+    @property
+    def rests(self) -> bool:
+        """Whether nothing is to be asked now."""
+        return self.backoff.rests(time.time())
+
+    def check(self) -> None:
+        """Raise Resting where nothing is to be asked now."""
+        if told := self.told:
+            raise Resting(told, "it is asked again later")
+
+    def heed(self, error: Exception) -> None:
+        """Ask nothing for as long as an error asks everybody for; a longer rest stays."""
+        if not getattr(error, "everybody", False):
+            return
+        longer = self.backoff.failed(time.time(), getattr(error, "seconds", None))
+        if not self.rests or longer.until > self.backoff.until:
+            self.backoff, self.why = longer, str(error)
+
+    def went_well(self, before: Backoff) -> None:
+        """Rest no more; `before`: as it was when that began which went well: others may have been told to wait since."""
+        if self.backoff is before:
+            self.backoff, self.why = Backoff(), ""
+
+    @property
+    def told(self) -> str:
+        """Why nothing is asked now; empty if it may be."""
+        return f"the Hub is left alone for a while: {self.why}" if self.rests else ""

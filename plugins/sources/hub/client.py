@@ -41,9 +41,10 @@ PATIENCE = 30.0  # the same for a call that nobody bounded
 class Limited(Unavailable):
     """The Hub wants to be left alone for some time, or has trouble of its own."""
 
-    def __init__(self, found: str, seconds: float | None) -> None:
+    def __init__(self, found: str, seconds: float | None, *, everybody: bool = False) -> None:
         super().__init__(found, "it is asked again later")
         self.seconds = seconds  # for which it wants that, if it says so
+        self.everybody = everybody  # whether that is meant for whatever is asked, not for one repository
 
 
 class Gone(Unavailable):
@@ -175,8 +176,9 @@ def _begin(request: Any) -> None:
 
 
 def _check_status(response: Any) -> None:
-    if response.status_code == 429 or response.status_code >= 500:
-        raise Limited(f"the Hub answered {response.status_code}", _seconds_of(response.headers))
+    status, seconds = response.status_code, _seconds_of(response.headers)
+    if status == 429 or status >= 500:
+        raise Limited(f"the Hub answered {status}", seconds, everybody=status == 429 or seconds is not None)
 
 
 def _seconds_of(headers: Any) -> float | None:

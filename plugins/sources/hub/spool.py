@@ -4,166 +4,177 @@ A repository's headers come first: its small files, and each weight file with it
 where its numbers will be. So it is judged like a folder that was dropped, at the cost of some kilobytes.
 """
 
+import errno
 import hashlib
 import os
 import random
-import re
 import shutil
 import time
-from collections.abc import Callable, Generator
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, BinaryIO
 
-from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub import hf_hub_url
 
 from ....state.errors import Unavailable
+from ....state.wording import size
+from .backoff import Quiet, Resting
 from .client import Gone, Limited, answering, opened, within
+from .files import STEP, Remote, Repository, too_much
 
 PREFIX = 100_000  # bytes of a weight file that are asked for first: most headers are shorter
-LONGEST_HEADER = 16 * 2**20  # bytes; admission refuses what is longer
-SMALL = ("config.json", "adapter_config.json", "checkpoint.toml")
-TOKENS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model")
-LARGEST_SMALL, MOST_FILES = 64 * 2**20, 1000  # bytes; files of a repository
-WEIGHTS, INDEX = ".safetensors", ".safetensors.index.json"
-NAME = re.compile(r"[\w][\w.+-]*", re.ASCII)
+LONGEST_HEADER, MOST_HEADERS = 16 * 2**20, 64 * 2**20  # bytes of one, and of all: admission refuses what is longer
 PIECE = 2**20  # bytes
 CUTS = 5  # in a row, without a byte in between, after which a download is left for later
-STEP = 30.0  # seconds for a short call
 PACE = 600.0  # seconds of one connection, after which another one goes on
+LOOK_AT_DISK = 16 * 2**20  # bytes after which it is asked again what is free
 
 
 class Unwanted(Exception):
-    """Nobody wants what is being brought any more."""
+    """Nobody wants what is being brought any more, or not now: what came of it stays until it is left."""
 
 
-@dataclass(frozen=True)
-class Remote:
-    """One file of a repository at a commit."""
-
-    name: str
-    size: int  # bytes
-    sha256: str  # of its content; empty where the Hub says none
-    blob: str  # git's digest of it
+class NoRoom(Unavailable):
+    """The disk has no room for more; what came is deleted, so that folding goes on."""
 
 
-@dataclass(frozen=True)
-class Repository:
-    """A repository at a commit, and the files of it that count."""
+@dataclass
+class _Came:
+    """How far a file is."""
 
-    repo: str
-    commit: str
-    files: tuple[Remote, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its weights."""
-        return sum(file.size for file in self.files if file.name.endswith(WEIGHTS))
-
-    @property
-    def holds(self) -> str:
-        """What its files hold, by the Hub's digests: the same text for the same weights, and what says how they are meant."""
-        return hashlib.sha256(repr(sorted((f.name, f.sha256 or f.blob) for f in self.files)).encode()).hexdigest()
-
-
-def files_of(
-    repo: str, commit: str, stopped: Callable[[], bool] = lambda: False, *, tokens: bool = False
-) -> Repository:
-    """Ask which files of a commit count: its weights, what says how they are meant, and its `tokens` if wanted.
-
-    Only what lies in its topmost folder does: the rest are other frameworks' copies. Pickles are never fetched.
-    """
-    with answering(repo), within(STEP, stopped):
-        siblings = HfApi().model_info(repo, revision=commit, files_metadata=True).siblings or []
-    small = SMALL + (TOKENS if tokens else ())
-    found = [
-        Remote(s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else "", s.blob_id or "")
-        for s in siblings
-        if NAME.fullmatch(s.rfilename) and (s.rfilename in small or s.rfilename.endswith((WEIGHTS, INDEX)))
-    ]
-    if len(found) > MOST_FILES:
-        raise Unavailable(f"{repo} has {len(found)} files of weights", f"at most {MOST_FILES} are read")
-    return Repository(
-        repo, commit, tuple(file for file in found if file.name.endswith(WEIGHTS) or file.size <= LARGEST_SMALL)
-    )
+    digest: Any  # of what came
+    done: int = 0  # bytes
+    looked_at: int = -LOOK_AT_DISK  # bytes that had come when the disk was looked at
 
 
 class Spool:
     """The folder of what is here, or on its way."""
 
-    def __init__(self, root: Path, bandwidth: int, closing: Event) -> None:
-        """`bandwidth`: bytes a second, 0 for all there is; all ends soon after `closing` is set."""
+    def __init__(self, root: Path, bandwidth: int, closing: Event, quiet: Quiet | None = None) -> None:
+        """`bandwidth`: bytes a second, 0 for all there is; all ends soon after `closing` is set; `quiet`: when to ask nothing."""
         self._root, self._bandwidth, self._closing, self._stopped = root, bandwidth, closing, closing.is_set
+        self._quiet, self._numbers = quiet or Quiet(), count(1)
+        self._came: dict[Path, _Came] = {}  # how far files are that nobody fetches at the moment
 
     def wipe(self) -> None:
         """Delete all that a crash left."""
         shutil.rmtree(self._root, ignore_errors=True)
 
     def folder(self, repo: str, commit: str) -> Path:
-        """Return where a repository's files lie."""
-        return self._root / f"{repo.replace('/', '--')}@{commit[:12]}"
+        """Return where a repository's files are to lie: another place each time, so that nothing meets what is deleted."""
+        return self._root / f"{repo.replace('/', '--')}@{commit[:12]}-{next(self._numbers)}"
 
     def leave(self, folder: Path) -> None:
         """Delete one."""
         shutil.rmtree(folder, ignore_errors=True)
+        for path in [path for path in list(self._came) if path.parent == folder]:
+            self._came.pop(path, None)
 
-    def bring_headers(self, repository: Repository) -> Path:
-        """Bring all but the numbers. Raises what the Hub's answers are made into."""
-        folder = self.folder(repository.repo, repository.commit)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for file in repository.files:
-            url, path = self._url(repository, file), folder / file.name
-            with answering(repository.repo), within(STEP, self._stopped):
-                data = _header(url, file.size) if file.name.endswith(WEIGHTS) else _part(url, 0, file.size)
-            if not file.name.endswith(WEIGHTS):
-                _check(file, repository.repo, _sum(file, data))
-            path.write_bytes(data)
-            os.truncate(path, file.size)
+    # --------------------------------------------------------------------------------------------------------- headers
+
+    def bring_headers(self, repository: Repository, folder: Path | None = None) -> Path:
+        """Bring all but the numbers. Raises what the Hub's answers are made into, and Refused where headers are too much.
+
+        Where nothing but what is never read has weights, there is an empty file of it, so that it is refused by name.
+        """
+        folder = folder or self.folder(repository.repo, repository.commit)
+        with _room_for(folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for file, data in self._headers(repository, repository.files):
+                (folder / file.name).write_bytes(data)
+                os.truncate(folder / file.name, file.size)
+                self._came.pop(folder / file.name, None)
+            for name in repository.never_read if not repository.nbytes else ():
+                (folder / name).touch()
         return folder
 
-    def bring(self, repository: Repository, folder: Path, advance: Callable[[int], None]) -> None:
+    def reads_alike(self, repository: Repository, folder: Path) -> bool:
+        """Whether headers that are fetched once more are the same: nothing but that says that they came unharmed."""
+        weights = [file for file in repository.files if file.has_weights]
+        return all(_begins_with(folder / file.name, data) for file, data in self._headers(repository, weights))
+
+    def _headers(self, repository: Repository, files: Iterable[Remote]) -> Iterator[tuple[Remote, bytes]]:
+        left = MOST_HEADERS
+        for file in files:
+            url = self._url(repository, file)
+            with answering(repository.repo), within(STEP, self._stopped):
+                data = _header(url, file.size) if file.has_weights else _part(url, 0, file.size)
+            if not file.has_weights:
+                _check(file, repository.repo, _sum(file, data))
+            left -= len(data) if file.has_weights else 0
+            if left < 0:
+                raise too_much(f"headers of more than {size(MOST_HEADERS)} in all", size(MOST_HEADERS))
+            yield file, data
+
+    # --------------------------------------------------------------------------------------------------------- content
+
+    def bring(
+        self, repository: Repository, folder: Path, advance: Callable[[int], None], *, keep_free: int = 0
+    ) -> None:
         """Fill the weight files, and hold them against the Hub's digests; `advance` is told of each piece.
 
-        A cut connection is taken up where it broke. Raises Unavailable if the disk lacks room, if a file is not what the
-        Hub says it is, or if the Hub breaks off again and again.
+        What came before an end stays, and a cut connection is taken up where it broke. Raises Unavailable if a file is
+        not what the Hub says it is, or if the Hub breaks off again and again; NoRoom, and then nothing stays, where less
+        than `keep_free` bytes of the disk would be left.
         """
-        free = shutil.disk_usage(folder).free
-        if repository.nbytes > 0.9 * free:
-            raise Unavailable(f"{repository.nbytes:,} bytes of disk, of which {free:,} are free", "make room")
-        for file in repository.files:
-            if file.name.endswith(WEIGHTS):
-                self._fill(repository, file, folder / file.name, advance)
+        try:
+            with _room_for(folder):
+                for file in repository.files:
+                    if file.has_weights:
+                        self._fill(repository, file, folder / file.name, advance, keep_free)
+        except NoRoom:
+            self.leave(folder)
+            raise
 
-    def _fill(self, repository: Repository, file: Remote, path: Path, advance: Callable[[int], None]) -> None:
-        digest = _sum(file)
-        done = cuts = 0
+    def _fill(
+        self, repository: Repository, file: Remote, path: Path, advance: Callable[[int], None], keep_free: int
+    ) -> None:
+        came = self._came.pop(path, None) or _Came(_sum(file))
+        advance(came.done)
+        cuts = 0
         with path.open("r+b") as target:
-            while done < file.size:
-                before = done
+            target.seek(came.done)
+            while came.done < file.size:
+                before = came.done
                 try:
-                    with closing(self._pieces(repository, file, done)) as pieces:
-                        for piece in pieces:
-                            target.write(piece)
-                            digest.update(piece)
-                            done += len(piece)
-                            advance(len(piece))
-                    if done < file.size:
-                        raise Unavailable("it broke off")
-                except (Limited, Gone):
+                    self._go_on(repository, file, target, came, advance, keep_free)
+                except (NoRoom, Limited, Gone, Resting, Unwanted):
+                    self._came[path] = came
                     raise
                 except Unavailable:
-                    cuts = 1 if done > before else cuts + 1
+                    cuts = 1 if came.done > before else cuts + 1
                     if self._stopped() or cuts >= CUTS:
+                        self._came[path] = came
                         raise
                     self._closing.wait(random.uniform(0, 0.5 * 2**cuts))  # noqa: S311 - no secret
         try:
-            _check(file, repository.repo, digest)
+            _check(file, repository.repo, came.digest)
         except Unavailable:
             os.truncate(path, 0)
             os.truncate(path, file.size)
             raise
+        self._came[path] = came
+
+    def _go_on(
+        self, repository: Repository, file: Remote, target: BinaryIO, came: "_Came", advance: Callable[[int], None],
+        keep_free: int,
+    ) -> None:  # fmt: skip
+        """Write what is to come of a file. Raises Unavailable where it breaks off."""
+        with closing(self._pieces(repository, file, came.done)) as pieces:
+            for piece in pieces:
+                if came.done - came.looked_at >= LOOK_AT_DISK:
+                    came.looked_at = came.done
+                    _check_room(self._root, keep_free, min(file.size - came.done, LOOK_AT_DISK))
+                target.write(piece)
+                came.digest.update(piece)
+                came.done += len(piece)
+                advance(len(piece))
+        if came.done < file.size:
+            raise Unavailable("it broke off")
 
     def _pieces(self, repository: Repository, file: Remote, done: int) -> Generator[bytes, None, None]:
         """Yield what is to come of a file, no faster than is allowed."""
@@ -190,7 +201,53 @@ class Spool:
             time.sleep(min(ahead, 1.0))
 
     def _url(self, repository: Repository, file: Remote) -> str:
+        """Return where to ask for a file. Raises Resting while nothing is to be asked."""
+        self._quiet.check()
         return hf_hub_url(repository.repo, file.name, revision=repository.commit)
+
+
+def with_headers(repository: Repository, folder: Path) -> Repository:
+    """Return a repository with what its headers are, which lie in a folder."""
+    return replace(
+        repository,
+        files=tuple(
+            replace(file, header=_header_digest(folder / file.name)) if file.has_weights else file
+            for file in repository.files
+        ),
+    )
+
+
+def _header_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        length = file.read(8)
+        return hashlib.sha256(length + file.read(min(int.from_bytes(length, "little"), LONGEST_HEADER))).hexdigest()
+
+
+def _begins_with(path: Path, data: bytes) -> bool:
+    """Whether a file begins with these bytes, as far as it goes."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(data)) == data
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _room_for(folder: Path) -> Iterator[None]:
+    """Say that the disk is full by who can mend it. Raises NoRoom."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise NoRoom(f"room (make room: {error.strerror} at {folder.parent})", "make room on the disk") from None
+
+
+def _check_room(folder: Path, keep_free: int, nbytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if keep_free and free - nbytes < keep_free:
+        found = f"{size(free)} are free, of which the next version needs {size(keep_free)}"
+        raise NoRoom(f"room (make room: {found})", "make room on the disk")
 
 
 def _sum(file: Remote, data: bytes = b"") -> Any:

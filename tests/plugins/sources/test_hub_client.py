@@ -31,7 +31,8 @@ FETCHED = """
 import json
 from pathlib import Path
 from threading import Event
-from mergd.plugins.sources.hub.spool import Spool, files_of
+from mergd.plugins.sources.hub.files import files_of
+from mergd.plugins.sources.hub.spool import Spool
 import sys
 commit, root = sys.argv[1:]
 spool = Spool(Path(root), 0, Event())
@@ -153,3 +154,44 @@ def test_the_token_is_not_told_to_another_host(hub: FakeHub, tmp_path: Path) -> 
         assert cdn.requests
         assert {request.token for request in cdn.requests} == {None}
     assert {request.token for request in hub.requests} == {"hf_secret"}
+
+
+BOUNDED = """
+import json, sys
+from pathlib import Path
+from threading import Event
+from mergd.plugins.sources.hub import files, spool
+from mergd.state.errors import Refused, Unavailable
+commit, root, headers, small, keep_free = sys.argv[1:]
+spool.MOST_HEADERS, files.MOST_SMALL = int(headers), int(small)
+said = {}
+try:
+    here = spool.Spool(Path(root), 0, Event())
+    repository = files.files_of("acme/a", commit)
+    folder = here.bring_headers(repository)
+    here.bring(repository, folder, lambda nbytes: None, keep_free=int(keep_free))
+except (Refused, Unavailable) as error:
+    said = {"error": type(error).__name__, "says": str(error)}
+kept = [path for path in Path(root).rglob("*") if path.is_file()]
+print(json.dumps(said | {"left": [path.stat().st_blocks * 512 for path in kept]}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("bounds", "error", "says"),
+    [
+        ((1000, 1000, 0), None, ""),
+        ((150, 1000, 0), "Refused", "headers of more than 150 B"),
+        ((1000, 1, 0), "Refused", "configuration, indexes"),
+        ((1000, 1000, 2**60), "NoRoom", "make room: "),
+    ],
+)
+def test_what_one_repository_may_cost_is_bounded(
+    hub: FakeHub, tmp_path: Path, bounds: tuple[int, ...], error: str | None, says: str
+) -> None:
+    files = {f"model-0000{k}-of-00003.safetensors": weights(100_000) for k in (1, 2, 3)}
+    commit = hub.push("acme/a", files | {"config.json": b"{}"})
+    found = run(hub, BOUNDED, commit, tmp_path / "spool", *bounds, home=tmp_path)
+    assert (found.get("error"), says in found.get("says", "")) == (error, True), found
+    if error == "NoRoom":
+        assert found["left"] == [], "what came is deleted, so that folding goes on"
