@@ -138,7 +138,7 @@ class HubSettings(Table):
     poll: Duration = Field(default=60.0, ge=1)
     """How often the namespace is listed."""
     spool: ByteSize = Field(default=ByteSize(0), ge=0)
-    """The most that downloads take on disk at once, such as `50GB`; one is always begun. 0: one at a time."""
+    """The most that downloads take on disk at once, such as `50GB`; one, and what a person asks for, is always begun. 0: one at a time."""
     bandwidth: ByteSize = Field(default=ByteSize(0), ge=0)
     """The most that downloads take of the line, each second, such as `20MB`; 0: all."""
     publish_to: Annotated[str, Field(pattern=r"^([\w.-]+/[\w.-]+)?$")] = ""

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import repository
 import torch
+from fakehub import FakeHub
 from support.command_line import check_command
+from support.commands import start_forking
+from support.hub import NAMESPACE, OF_BASE, hub_merge
 from support.merges import NO_LIMITS, Sandbox, make_merge
 from support.models import CONFIG, Model, drop_adapter, fine_tuned, save_lone, save_model, save_sharded, tiny_base
 
@@ -283,6 +286,17 @@ def refused_by_hand(make: Make) -> Checkpoint:
     return after(merge)
 
 
+def incomplete(make: Make) -> Checkpoint:
+    root = make().root / "far"
+    root.mkdir()
+    with FakeHub() as hub:
+        merge = hub_merge(root, hub)
+        hub.push(f"{NAMESPACE}/new", {"config.json": b"{}"}, tags=[OF_BASE])
+        merge.once()
+        (row,) = merge.checkpoints()
+    return row
+
+
 # A reason's code, its verdict, and what produces it. Whoever adds a reason adds a line here and one in docs/verdicts.md.
 Case = Callable[[Make, pytest.MonkeyPatch], Checkpoint]
 CASES: dict[str, tuple[str, Case]] = {
@@ -306,6 +320,7 @@ CASES: dict[str, tuple[str, Case]] = {
     "not-a-file": ("refused", lambda make, _: not_a_file(make)),
     "unreadable": ("refused", lambda make, _: unreadable(make)),
     "bad-index": ("refused", lambda make, _: sharded(make, layer__matrix__bias="../elsewhere.safetensors")),
+    "incomplete": ("refused", lambda make, _: incomplete(make)),
     "needs-fisher": ("refused", lambda make, _: dropped(make(rule="fisher"))),
     "not-finite": ("refused", lambda make, _: dropped(make(), layer__matrix__bias=torch.full((6,), torch.nan))),
     "overflow": ("refused", lambda make, _: overflow(make)),
@@ -327,6 +342,11 @@ CASES: dict[str, tuple[str, Case]] = {
     "cannot-read": ("blocked", cannot_read),
     "known-content": ("folded", lambda make, _: known_content(make)),
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forking() -> None:
+    start_forking()
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from ..directory import Directory
 from ..interface import Later, Lost
 from .backoff import Backoff
 from .client import Gone, Limited
+from .files import Repository, files_of
 from .namespace import SCHEME
-from .spool import Repository, Spool, files_of
+from .spool import Spool
 
 GONE = "it was deleted or rewritten, or its owner hides it: they can bring that commit back, or HF_TOKEN be theirs"
 
