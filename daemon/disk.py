@@ -1,14 +1,16 @@
 """The disk under the state: whether a version fits, and what keeps folding from going on until it does."""
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from ..plugins.sources.interface import Room
 from ..state.errors import DiskFails, DiskFull
 from ..state.prepared import forget
-from ..state.store import BALLAST, Store
+from ..state.store import BALLAST, Store, disk_bytes
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +54,13 @@ class Disk:
 
     def room(self) -> Room:
         """Return what may be brought here from elsewhere besides the next version."""
-        kept = self.need + RESERVE
-        return Room(self.spare(), shutil.disk_usage(self._store.root).total - kept - BALLAST, kept)
+        need, drafts = self.need, self._store.drafts
+
+        def keep_free() -> int:  # what a running fold has written was kept for it
+            files = (Path(at) / name for at, _, names in os.walk(drafts) for name in names)
+            return max(need - disk_bytes(files), 0) + RESERVE
+
+        return Room(self.spare(), shutil.disk_usage(self._store.root).total - need - RESERVE - BALLAST, keep_free)
 
     def fail(self, error: DiskFull | DiskFails) -> None:
         """Take note of a write that failed: nothing is folded for a while, or until there is room where there is none."""

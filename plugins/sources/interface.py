@@ -40,7 +40,7 @@ class Room:
 
     now: int = 2**62  # that are left; negative where not even the next version fits
     most: int = 2**62  # that there could be if nothing else lay there
-    keep_free: int = 0  # that must be free at any moment while something comes
+    keep_free: Callable[[], int] = lambda: 0  # that must be free at any moment while something comes; from any thread
 
 
 def shows_change(before: str | None, now: str) -> bool:

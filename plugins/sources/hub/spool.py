@@ -31,7 +31,10 @@ LONGEST_HEADER, MOST_HEADERS = 16 * 2**20, 64 * 2**20  # bytes of one, and of al
 PIECE = 2**20  # bytes
 CUTS = 5  # in a row, without a byte in between, after which a download is left for later
 PACE = 600.0  # seconds of one connection, after which another one goes on
-LOOK_AT_DISK = 16 * 2**20  # bytes after which it is asked again what is free
+LOOK_AT_DISK, LOOKS = (
+    16 * 2**20,
+    10,
+)  # bytes after which it is asked again what is free; and how often until it is enough
 
 
 class Unwanted(Exception):
@@ -113,13 +116,14 @@ class Spool:
     # --------------------------------------------------------------------------------------------------------- content
 
     def bring(
-        self, repository: Repository, folder: Path, advance: Callable[[int], None], *, keep_free: int = 0
-    ) -> None:
+        self, repository: Repository, folder: Path, advance: Callable[[int], None],
+        *, keep_free: Callable[[], int] = lambda: 0,
+    ) -> None:  # fmt: skip
         """Fill the weight files, and hold them against the Hub's digests; `advance` is told of each piece.
 
         What came before an end stays, and a cut connection is taken up where it broke. Raises Unavailable if a file is
-        not what the Hub says it is, or if the Hub breaks off again and again; NoRoom, and then nothing stays, where less
-        than `keep_free` bytes of the disk would be left.
+        not what the Hub says it is, or if the Hub breaks off again and again; NoRoom, and then nothing stays, where fewer
+        bytes of the disk would be left than `keep_free` gives.
         """
         try:
             with _room_for(folder):
@@ -131,8 +135,9 @@ class Spool:
             raise
 
     def _fill(
-        self, repository: Repository, file: Remote, path: Path, advance: Callable[[int], None], keep_free: int
-    ) -> None:
+        self, repository: Repository, file: Remote, path: Path, advance: Callable[[int], None],
+        keep_free: Callable[[], int],
+    ) -> None:  # fmt: skip
         came = self._came.pop(path, None) or _Came(_sum(file))
         advance(came.done)
         cuts = 0
@@ -161,20 +166,30 @@ class Spool:
 
     def _go_on(
         self, repository: Repository, file: Remote, target: BinaryIO, came: "_Came", advance: Callable[[int], None],
-        keep_free: int,
+        keep_free: Callable[[], int],
     ) -> None:  # fmt: skip
         """Write what is to come of a file. Raises Unavailable where it breaks off."""
         with closing(self._pieces(repository, file, came.done)) as pieces:
             for piece in pieces:
                 if came.done - came.looked_at >= LOOK_AT_DISK:
                     came.looked_at = came.done
-                    _check_room(self._root, keep_free, min(file.size - came.done, LOOK_AT_DISK))
+                    self._check_room(keep_free, min(file.size - came.done, LOOK_AT_DISK))
                 target.write(piece)
                 came.digest.update(piece)
                 came.done += len(piece)
                 advance(len(piece))
         if came.done < file.size:
             raise Unavailable("it broke off")
+
+    def _check_room(self, keep_free: Callable[[], int], nbytes: int) -> None:
+        """Raise NoRoom where it stays that so many bytes would leave too few: retention may be about to free some."""
+        for _ in range(LOOKS):
+            free, kept = shutil.disk_usage(self._root).free, keep_free()
+            if free - nbytes >= kept:
+                return
+            self._closing.wait(1.0)
+        found = f"{size(free)} are free, of which the next version needs {size(kept)}"
+        raise NoRoom(f"room (make room: {found})", "make room on the disk")
 
     def _pieces(self, repository: Repository, file: Remote, done: int) -> Generator[bytes, None, None]:
         """Yield what is to come of a file, no faster than is allowed."""
@@ -241,13 +256,6 @@ def _room_for(folder: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise NoRoom(f"room (make room: {error.strerror} at {folder.parent})", "make room on the disk") from None
-
-
-def _check_room(folder: Path, keep_free: int, nbytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if keep_free and free - nbytes < keep_free:
-        found = f"{size(free)} are free, of which the next version needs {size(keep_free)}"
-        raise NoRoom(f"room (make room: {found})", "make room on the disk")
 
 
 def _sum(file: Remote, data: bytes = b"") -> Any:

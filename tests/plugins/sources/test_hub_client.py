@@ -163,13 +163,13 @@ from threading import Event
 from mergd.plugins.sources.hub import files, spool
 from mergd.state.errors import Refused, Unavailable
 commit, root, headers, small, keep_free = sys.argv[1:]
-spool.MOST_HEADERS, files.MOST_SMALL = int(headers), int(small)
+spool.MOST_HEADERS, files.MOST_SMALL, spool.LOOKS = int(headers), int(small), 1
 said = {}
 try:
     here = spool.Spool(Path(root), 0, Event())
     repository = files.files_of("acme/a", commit)
     folder = here.bring_headers(repository)
-    here.bring(repository, folder, lambda nbytes: None, keep_free=int(keep_free))
+    here.bring(repository, folder, lambda nbytes: None, keep_free=lambda: int(keep_free))
 except (Refused, Unavailable) as error:
     said = {"error": type(error).__name__, "says": str(error)}
 kept = [path for path in Path(root).rglob("*") if path.is_file()]
