@@ -22,6 +22,7 @@ from .telling import hook_name
 if TYPE_CHECKING:  # the client is imported only where something is pushed
     from ..plugins.hooks.hub_push import HubPush
     from ..plugins.sources.hub.backoff import Backoff
+    from ..plugins.sources.hub.sending import Digests
     from ..plugins.sources.hub.target import Push, Target
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class Pushing:
         """`wake` is called, from another thread, when the hooks are to be told again."""
         self._settings, self._history, self._store, self._wake = settings, history, store, wake
         self._hook: HubPush | None = None
+        self._digests: Digests
 
     @property
     def hooks(self) -> Mapping[str, Hook]:
@@ -48,9 +50,11 @@ class Pushing:
             return
         from ..plugins.hooks.hub_push import HubPush
         from ..plugins.sources.hub.backoff import Backoff
+        from ..plugins.sources.hub.sending import Digests
         from ..plugins.sources.hub.target import read_token
 
         read_token(token_path(self._settings.hub))  # it must be there; each push reads it anew
+        self._digests = Digests()
         self._history.owe(hook_name(self._settings))
         backoff = Backoff(**self._history.pins(BACKOFF).get(BACKOFF, {}))
         book = Book(self._settings, self._history, self._store)
@@ -60,7 +64,7 @@ class Pushing:
         from ..plugins.sources.hub.target import Target
 
         hub = self._settings.hub
-        return Target(hub.publish_to, token_path(hub), stopped, private_too=hub.publish_private_sources)
+        return Target(hub.publish_to, token_path(hub), stopped, self._digests, private_too=hub.publish_private_sources)
 
     def tell(self, news: News) -> None:
         """Push it. Raises Busy until that is done."""
@@ -69,10 +73,12 @@ class Pushing:
         self._hook.tell(news)
 
     def take(self, settings: Settings) -> None:
-        """Try again, by new settings, what failed or was withheld."""
-        self._settings = settings
+        """Try again, by new settings, what failed or was set aside. What is pushed by others ends: not all of it may be."""
         if self._hook is not None:
-            self._hook.again(self._target)
+            token_path(settings.hub)  # before anything is taken
+        others, self._settings = settings.hub != self._settings.hub, settings
+        if self._hook is not None:
+            self._hook.again(self._target, stop=others)
             self._wake()
 
     @property
@@ -94,8 +100,13 @@ class Book:
     """What the history has for a push, and keeps of it."""
 
     def __init__(self, settings: Settings, history: History, store: Store) -> None:
-        self._repo, self._base = settings.hub.publish_to, base_repository(settings)
+        self._settings, self._repo, self._base = settings, settings.hub.publish_to, base_repository(settings)
         self._history, self._store = history, store
+
+    def plan_aside(self, news: News) -> "Push | None":
+        """Return what `plan` would, from any thread: it has a connection of its own, that cannot write."""
+        with History(self._store.database) as history:
+            return Book(self._settings, history, self._store).plan(news)
 
     def plan(self, news: News) -> "Push | None":
         """Return what is to be pushed for a move; None if it is there already, or its files are not to be had."""

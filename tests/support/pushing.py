@@ -1,9 +1,11 @@
 """A merge whose versions are pushed to a repository of a Hub on the loopback, and what a test looks at there."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
 from fakehub import Account, FakeHub
+from support.commands import Command
 from support.hub import HubMerge, hub_merge
 
 TARGET, WRITER = "org/merged", "hf_canary_writer+/9876543210"
@@ -51,3 +53,10 @@ def pushed(merge: HubMerge) -> int | None:
 def owed(merge: HubMerge) -> dict[str, str]:
     """Return what status.json says of pushing."""
     return {"doing": "", "trouble": ""} | (merge.status().get("push") or {})
+
+
+def stop(daemon: Command) -> None:
+    """End a daemon, and look that it ended well."""
+    daemon.send(signal.SIGTERM)
+    assert daemon.ended().code == 0, daemon.err
+    assert "Traceback" not in daemon.err

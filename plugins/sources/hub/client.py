@@ -67,6 +67,7 @@ class _Bounds(threading.local):
 
 
 _bounds = _Bounds()
+_installing = threading.Lock()  # a second one would take the first one's session for the client's own
 
 
 @contextmanager
@@ -133,9 +134,15 @@ def first_line(error: Exception) -> str:
     return re.sub(r"\?[^\s'\"]+", "?...", lines[0]) if lines else type(error).__name__
 
 
-@cache
 def _install() -> None:
-    """Have each session of the client made with our bounds: it makes another one whenever a connection fails."""
+    """Have each session of the client made with our bounds, whichever thread is the first to ask for that."""
+    with _installing:
+        _install_once()
+
+
+@cache
+def _install_once() -> None:
+    """Do it: the client makes another session whenever a connection fails."""
     plain = get_session()
     make, hooks, timed = type(plain), plain.event_hooks, _timed(sys.modules[type(plain).__module__.partition(".")[0]])
 

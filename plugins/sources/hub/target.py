@@ -3,31 +3,34 @@
 `main` holds what the head's folder holds, and nothing is ever forced: tags stay, and an earlier version is a new commit.
 """
 
-import io
-import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import islice
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
+from huggingface_hub import CommitOperationDelete, HfApi, ModelInfo
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.utils import build_hf_headers, paginate
 
 from ....state.errors import MergdError, Misconfigured, NotPermitted, Unavailable
 from ....state.wording import shown
 from .client import first_line, within
 from .listing import is_public
-
-log = logging.getLogger(__name__)
+from .sending import Addition, Digests, Progress, Sent
 
 STEP = 60.0  # seconds that a short call may take
 LONG = 6 * 3600.0  # and an upload
 SILENCE = 60.0  # seconds without a byte: the Hub takes its time over large files and commits
 KEPT = (".gitattributes",)  # what is the repository's own
 OURS = "mergd_manifest.json"  # which every published folder has
+LOOKS_BACK = 200  # commits among which ours is looked for, if its answer was lost: others make few in between
+FOR_GOOD = (400, 402, 413, 422)  # what the Hub answers to what it will not take tomorrow either
+OF_HUB = re.compile(r"/api/|/info/lfs/")  # in its addresses; a storage that answers 400 may only have lost its patience
 
 
 @dataclass(frozen=True)
@@ -46,21 +49,36 @@ class Push:
     last: bool = True  # whether the head has not moved on since
 
 
+@dataclass(frozen=True)
+class Done:
+    """What a push came to."""
+
+    commit: str
+    astray: str = ""  # what is wrong with the version's tag, and how to mend it
+
+
 class Withheld(NotPermitted):
     """The repository is public, and the version is not to be."""
+
+
+class Rejected(Misconfigured):
+    """The Hub does not take the version, now or later: something about it, or about the repository, must change first."""
 
 
 class Target:
     """The repository that versions are pushed to."""
 
-    def __init__(self, repo: str, token: Path, stopped: Callable[[], bool], *, private_too: bool = False) -> None:
+    def __init__(
+        self, repo: str, token: Path, stopped: Callable[[], bool], digests: Digests, *, private_too: bool = False
+    ) -> None:
         """`token`: the file that holds the one that may write; `private_too`: whether everybody may see everything."""
         self.repo, self._token, self._stopped, self._private_too = repo, token, stopped, private_too
+        self._digests = digests
 
-    def push(self, push: Push, tell: Callable[[str], None]) -> str:
-        """Have the repository hold a version; returns the commit. `tell` is told how far it is.
+    def push(self, push: Push, tell: Callable[[str], None], anew: Callable[[], Push | None]) -> Done:
+        """Have the repository hold a version. `tell` is told how far it is; `anew` says what is to be pushed by then.
 
-        What an earlier try has done is not done again. Raises Withheld, NotPermitted, Misconfigured or Unavailable.
+        What an earlier try has done is not done again. Raises Withheld, Rejected, NotPermitted, Misconfigured or Unavailable.
         """
         token = read_token(self._token)
         with _answering(self.repo, token):
@@ -70,10 +88,9 @@ class Target:
             commit = self._made_before(api, push, found)
             if commit is None:
                 self._check_ours(push, found)
-                commit = self._commit(api, push, found, tell)
-            if not push.tagged:
-                self._tag(api, f"v{push.version}", commit)
-        return commit
+                commit = self._commit(api, push, found, tell, anew)
+            astray = "" if push.tagged else self._tag(api, f"v{push.version}", commit)
+        return Done(commit, astray)
 
     def _ask(self, call: Callable[..., Any], *arguments: Any, seconds: float = STEP, **more: Any) -> Any:
         with within(seconds, self._stopped, SILENCE):
@@ -120,47 +137,65 @@ class Target:
         """Return the commit that an earlier try has made, if its answer, or we, got lost."""
         if found.sha == push.known:
             return None
-        for commit in self._ask(api.list_repo_commits, self.repo):
-            if commit.commit_id == push.known:
+        made: str | None = self._ask(self._marked, api, push)
+        return made
+
+    def _marked(self, api: HfApi, push: Push) -> str | None:
+        """Return the commit with a push's mark among the newest; the client's own listing would read all there ever were."""
+        url = f"{api.endpoint}/api/models/{self.repo}/commits/main"
+        for commit in islice(paginate(url, params={}, headers=build_hf_headers(token=api.token)), LOOKS_BACK):
+            if commit["id"] == push.known:
                 return None
-            if push.mark in commit.message.splitlines():
-                return str(commit.commit_id)
+            if push.mark in commit["message"].splitlines():
+                return str(commit["id"])
         return None
 
-    def _commit(self, api: HfApi, push: Push, found: ModelInfo, tell: Callable[[str], None]) -> str:
+    def _commit(
+        self, api: HfApi, push: Push, found: ModelInfo, tell: Callable[[str], None], anew: Callable[[], Push | None]
+    ) -> str:
         """Make the commit. Large files go before it, one by one, so that it is small, and a later try finds them there."""
         there = {file.rfilename for file in found.siblings or ()}
         with ExitStack() as stack:
-            files = [stack.enter_context(_Sent(path, self._stopped)) for path in _files(push.folder)]
+            files = [stack.enter_context(Sent(path, self._stopped, self._digests)) for path in _files(push.folder)]
             names = {file.named(push.folder) for file in files}
             gone = [CommitOperationDelete(name, is_folder=False) for name in sorted(there - names) if name not in KEPT]
-            additions = [CommitOperationAdd(file.named(push.folder), file) for file in files]
-            progress = _Progress(files, tell)
+            additions = [Addition(file.named(push.folder), file) for file in files]
+            progress = Progress(files, tell)
             for addition in additions:  # more at once would go in threads that know no bounds
                 self._ask(api.preupload_lfs_files, self.repo, [addition], gitignore_content="", seconds=LONG)
                 progress.next_file()
-            self._check_eyes(push, self._ask(api.model_info, self.repo))  # that may have taken hours
+            if (current := anew()) is None:  # that may have taken hours
+                raise Unavailable(f"v{push.version} is not to be pushed any more", "the log says why")
+            self._check_eyes(current, self._ask(api.model_info, self.repo))
             made = self._ask(
                 api.create_commit, self.repo, [*additions, *gone], commit_message=push.title,
                 commit_description=push.mark, parent_commit=found.sha, seconds=LONG,
             )  # fmt: skip
         return str(made.oid)
 
-    def _tag(self, api: HfApi, name: str, commit: str) -> None:
-        """Tag a commit; a tag that is there stays where it is."""
+    def _tag(self, api: HfApi, name: str, commit: str) -> str:
+        """Tag a commit; a tag that is there stays where it is. Returns what is wrong with it, if it has other content."""
         try:
             self._ask(api.create_tag, self.repo, tag=name, revision=commit)
         except HfHubHTTPError as error:
             if error.response.status_code != 409:
                 raise
             refs = self._ask(api.list_repo_refs, self.repo)
-            there = [ref.target_commit for ref in refs.tags if ref.name == name]
-            if not there:
+            there = next((ref.target_commit for ref in refs.tags if ref.name == name), None)
+            if there is None:
                 raise
-            if commit not in there:
-                log.warning(
-                    "the tag %s of %s leads to another commit than %s, and stays there", name, self.repo, commit
-                )
+            if there == commit or self._content(api, there) == self._content(api, commit):
+                return ""
+            mends = (
+                f"hf repos tag delete {self.repo} {name} -y; hf repos tag create {self.repo} {name} --revision {commit}"
+            )
+            return f"the tag {name} of {self.repo} leads to other content, in {there[:12]}, and stays there; to move it: {mends}"
+        return ""
+
+    def _content(self, api: HfApi, commit: str) -> dict[str, str | None]:
+        """Return what the files of a commit hold, as the Hub names contents."""
+        found = self._ask(api.model_info, self.repo, revision=commit, files_metadata=True)
+        return {file.rfilename: file.blob_id for file in found.siblings or () if file.rfilename not in KEPT}
 
 
 def read_token(path: Path) -> str:
@@ -186,44 +221,6 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
-class _Sent(io.BufferedReader):
-    """A file that is sent: the client reads it, and so we know how far it is, and can end it."""
-
-    def __init__(self, path: Path, stopped: Callable[[], bool]) -> None:
-        super().__init__(io.FileIO(path))
-        self._path, self._stopped, self.size = path, stopped, path.stat().st_size
-        self.advance: Callable[[], None] = lambda: None
-
-    def named(self, folder: Path) -> str:
-        return self._path.relative_to(folder).as_posix()
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if self._stopped():
-            raise Unavailable("stopping", "it goes on at the next start")
-        self.advance()
-        return super().read(size)
-
-
-class _Progress:
-    """How far the files of a commit are."""
-
-    def __init__(self, files: list[_Sent], tell: Callable[[str], None]) -> None:
-        self._files, self._tell, self._done = files, tell, 0
-        for file in files:
-            file.advance = self._say
-        self._say()
-
-    def next_file(self) -> None:
-        self._done += 1
-        self._say()
-
-    def _say(self) -> None:
-        current = self._files[self._done : self._done + 1]
-        sent = sum(file.size for file in self._files[: self._done]) + sum(file.tell() for file in current)
-        share = sent / max(sum(file.size for file in self._files), 1)
-        self._tell(f"{self._done} of {len(self._files)} files, {share:.0%}".replace("%", " %"))
-
-
 # ------------------------------------------------------------------------------------------------------ what went wrong
 
 
@@ -239,11 +236,25 @@ def _answering(repo: str, token: str) -> Iterator[None]:
         text = _text(cause, token)
         if isinstance(cause, HfHubHTTPError) and cause.response.status_code in (401, 403):
             raise NotPermitted(f"{repo}: {text}", "let hub.write_token hold a token that may write there") from None
+        if _is_for_good(cause):
+            hint = "mend that, then reload the daemon; it is tried again when the head moves, and once a day"
+            raise Rejected(f"{repo} does not take it: {text}", hint) from None
         raise Unavailable(f"{repo}: {text}", "it is pushed later") from None
+
+
+def _is_for_good(error: Exception) -> bool:
+    """Whether the same request would always fail: by the Hub's answer, or because the client will not even send it."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in FOR_GOOD and bool(OF_HUB.search(str(error.response.url.path)))
+    return isinstance(error, ValueError) and not isinstance(
+        error, JSONDecodeError | UnicodeError
+    )  # an answer cut short
 
 
 def _text(error: Exception, token: str) -> str:
     """Return what an error says, in a line: the Hub's own words if it has any."""
+    if isinstance(error, ValueError):  # the client's own, with what matters in its last line, after a digest
+        error = ValueError(re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,}", r"\1", str(error).strip().rpartition("\n")[2]))
     said = isinstance(error, HfHubHTTPError) and error.server_message
     text = f"{error.response.status_code}, {said}" if isinstance(error, HfHubHTTPError) and said else first_line(error)
     for form in (token, quote(token), quote(token, safe=""), repr(token)[1:-1]):

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from support.commands import eventually
 
-from mergd.plugins.hooks.hub_push import FORBIDDEN, HubPush
+from mergd.plugins.hooks.hub_push import DAY, FORBIDDEN, HubPush
 from mergd.plugins.sources.hub.backoff import LONGEST, Backoff
 from mergd.plugins.sources.hub.client import Limited
-from mergd.plugins.sources.hub.target import Push, Withheld, read_token
-from mergd.state.errors import Busy, Misconfigured, NotPermitted, Unavailable
+from mergd.plugins.sources.hub.target import Done, Push, Rejected, Target, Withheld, read_token
+from mergd.state.errors import Busy, MergdError, Misconfigured, NotPermitted, Unavailable
 from mergd.state.records import News
 
 MOVES = 9  # that there are
@@ -32,6 +32,8 @@ class Shelf:
             return None
         return Push(news.id, news.version, Path("/gone"), "", "", last=news.id == self.newest)
 
+    plan_aside = plan
+
     def note(self, push: Push, commit: str) -> None:
         self.noted.append((push.move, commit))
 
@@ -46,17 +48,21 @@ class Place:
 
     def __init__(self) -> None:
         self.fail: list[Exception] = []
+        self.astray = ""
+        self.stopped: Callable[[], bool] = lambda: False
         self.tried: list[int] = []
         self.free = threading.Event()
         self.free.set()
 
-    def push(self, push: Push, tell: Callable[[str], None]) -> str:
+    def push(self, push: Push, tell: Callable[[str], None], anew: Callable[[], Push | None]) -> Done:
         self.tried.append(push.move)
         tell("1 of 2 files")
-        assert self.free.wait(60)
+        while not self.free.wait(0.01):
+            if self.stopped():
+                raise Unavailable("stopping")
         if self.fail:
             raise self.fail.pop(0)
-        return f"commit {push.move}"
+        return Done(f"commit {push.move}", self.astray)
 
 
 class Bench:
@@ -67,7 +73,11 @@ class Bench:
         self.hook = self.start(Backoff())
 
     def start(self, backoff: Backoff) -> HubPush:
-        return HubPush(lambda stopped: self.place, self.shelf, self.woken.release, backoff)  # type: ignore[arg-type, return-value]
+        return HubPush(self.make, self.shelf, self.woken.release, backoff)
+
+    def make(self, stopped: Callable[[], bool]) -> Target:
+        self.place.stopped = stopped
+        return self.place  # type: ignore[return-value]
 
     def tell(self, move: int) -> bool:
         """Tell of a move; returns whether it is done with."""
@@ -125,9 +135,9 @@ def test_after_a_failure_the_hub_is_left_alone_for_as_long_as_it_wants(
     assert not bench.tell_until_woken(1)
     assert least <= bench.shelf.rests[-1].until - began <= most + time.time() - began
     assert bench.hook.trouble
-    bench.hook.again(lambda stopped: bench.place)  # type: ignore[arg-type, return-value]
+    bench.hook.again(bench.make, stop=False)
     assert bench.woken.acquire(timeout=60)
-    assert bench.tell(1)
+    assert bench.tell_until_woken(1)
     assert bench.hook.trouble == ""
 
 
@@ -141,17 +151,25 @@ def test_a_rest_outlives_a_restart(bench: Bench) -> None:
 
 def test_a_rest_that_is_over_is_followed_by_another_try(bench: Bench) -> None:
     bench.hook = bench.start(Backoff(1, time.time() + 0.1))
+    assert not bench.tell_until_woken(1)
     assert bench.tell_until_woken(1)
 
 
-def test_what_is_withheld_waits_for_the_next_move_and_is_then_passed_over(bench: Bench) -> None:
+SET_ASIDE = pytest.mark.parametrize(
+    "error", [Withheld("for nobody's eyes", "hide it"), Rejected("413", "make it smaller")]
+)
+
+
+@SET_ASIDE
+def test_what_is_set_aside_waits_for_the_next_move_and_is_then_passed_over(bench: Bench, error: MergdError) -> None:
     bench.shelf.newest = 1
-    bench.place.fail = [Withheld("for nobody's eyes")]
+    bench.place.fail = [error]
     assert not bench.tell_until_woken(1)
     assert not bench.tell(1)
-    assert (bench.place.tried, bench.hook.trouble, bench.hook.busy) == ([1], "for nobody's eyes", False)
+    assert (bench.place.tried, bench.hook.trouble, bench.hook.busy) == ([1], f"{error}; {error.hint}", False)
+    assert bench.shelf.rests == []  # that is no outage
     bench.shelf.newest = 2
-    bench.place.fail = [Withheld("for nobody's eyes")]
+    bench.place.fail = [error]
     assert bench.tell_until_woken(1)
     assert bench.tell_until_woken(2)
     assert bench.shelf.noted == [(2, "commit 2")]
@@ -167,11 +185,63 @@ def test_what_is_withheld_is_pushed_at_the_next_move_if_it_may_be(bench: Bench) 
     assert bench.shelf.noted == [(1, "commit 1")]
 
 
+@SET_ASIDE
+def test_what_is_set_aside_is_tried_again_at_a_reload_and_once_a_day(
+    bench: Bench, error: MergdError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.shelf.newest = 1
+    bench.place.fail = [error, error]
+    assert not bench.tell_until_woken(1)
+    bench.hook.again(bench.make, stop=False)
+    assert not bench.tell_until_woken(1)
+    assert bench.place.tried == [1, 1]
+    assert not bench.tell(1)
+    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + DAY)
+    assert bench.tell_until_woken(1)
+    assert bench.place.tried == [1, 1, 1]
+
+
+def test_settings_that_change_end_what_is_pushed_by_others_and_it_begins_anew(bench: Bench) -> None:
+    bench.place.free.clear()
+    assert not bench.tell(1)
+    eventually(lambda: bench.place.tried)
+    bench.hook.again(bench.make, stop=False)  # nothing that concerns it
+    assert not bench.place.stopped()
+    bench.hook.again(bench.make, stop=True)
+    assert bench.woken.acquire(timeout=60)
+    assert not bench.tell(1)
+    assert (bench.shelf.rests, bench.hook.trouble) == ([], "")
+    bench.place.free.set()
+    assert bench.woken.acquire(timeout=60)
+    assert bench.tell(1)
+    assert bench.place.tried == [1, 1]
+
+
+def test_what_is_to_be_pushed_is_planned_again_after_a_rest(bench: Bench) -> None:
+    bench.hook = bench.start(Backoff(3, time.time() + 300))
+    assert not bench.tell(1)
+    bench.shelf.dropped = {1}  # meanwhile
+    bench.hook.again(bench.make, stop=False)
+    assert bench.woken.acquire(timeout=60)
+    assert bench.tell(1)
+    assert (bench.place.tried, bench.shelf.noted) == ([], [])
+
+
+def test_a_tag_that_leads_astray_is_told_of_until_somebody_says_that_it_is_mended(bench: Bench) -> None:
+    bench.place.astray = "to move it: hf"
+    assert bench.tell_until_woken(1)
+    bench.place.astray = ""
+    assert bench.tell_until_woken(2)
+    assert bench.hook.trouble == "to move it: hf"
+    bench.hook.again(bench.make, stop=False)
+    assert bench.hook.trouble == ""
+
+
 def test_a_version_without_files_is_passed_over_even_after_a_failure(bench: Bench) -> None:
     bench.place.fail = [Unavailable("no answer")]
     assert not bench.tell_until_woken(1)
     bench.shelf.dropped = {1}
-    bench.hook.again(lambda stopped: bench.place)  # type: ignore[arg-type, return-value]
+    bench.hook.again(bench.make, stop=False)
     bench.place.fail = [Unavailable("its files are gone")]
     assert bench.woken.acquire(timeout=60)
     assert bench.tell(1)
@@ -183,7 +253,7 @@ def test_an_end_waits_for_nobody_who_keeps_silent(bench: Bench) -> None:
     assert not bench.tell(1)
     eventually(lambda: bench.place.tried)
     bench.hook.close()
-    assert bench.hook.stopped()
+    assert bench.place.stopped()
     bench.place.free.set()
     assert not bench.woken.acquire(timeout=0.1)  # nobody is there any more
 
