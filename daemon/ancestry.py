@@ -120,6 +120,7 @@ def _other(version: Version, line: Line, taken: Mapping[str, Any] | None) -> dic
 def named(row: Checkpoint) -> dict[str, Any]:
     """Return what a card may say of a checkpoint: where it lies only if that is a repository, which others have too."""
     known: dict[str, Any] = {"name": row.name, "digest": row.digest}
+    known |= {"licence": row.licence} if row.licence else {}
     if row.place.startswith(ELSEWHERE):
         known["repository"] = row.place.removeprefix(ELSEWHERE)
         if COMMIT.fullmatch(row.fingerprint):

@@ -90,7 +90,7 @@ def _ask_here(settings: Settings, store: Store, request: "AnyRequest") -> dict[s
             try:
                 write_status(store, describe_status(history, store, known(settings)))
                 write_log(history, store)
-                tell_hooks(make_hooks(settings.hooks), owed_news(history, store), history.told)
+                tell_hooks(make_hooks(settings.hooks), owed_news(history, store, settings.hooks), history.told)
             except (MergdError, OSError, sqlite3.Error) as error:  # what was asked for is done all the same
                 words = "the hooks, or those who read status.json, will be told later: %s"
                 logging.getLogger(__name__).warning(words, error)

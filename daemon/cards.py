@@ -9,12 +9,14 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..plugins.sources.directory.places import SIDECAR
 from ..state.wording import shown
-from .front_matter import with_front_matter
+from .front_matter import WORD, with_front_matter, word_of
 
-SPECIAL = re.compile(r"[\\`*_{}\[\]()<>#+!|~&:@$^=]")  # of Markdown, of HTML in it, and of what is made a link unasked
+SPECIAL = re.compile(
+    r"[\\`*_{}\[\]()<>#+!|~&:@$^=]|(?<=www)\.", re.IGNORECASE
+)  # of Markdown, of HTML in it, and of what is made a link unasked
 REPOSITORY = re.compile(r"([\w][\w.-]*/)?[\w][\w.-]*", re.ASCII)
-WORD = re.compile(r"[\w.+-]{1,60}", re.ASCII)  # a licence, a task: as the Hub writes them
 DIGITS = 12  # of a digest
 CARD, MANIFEST = WORDS = "README.md", "mergd_manifest.json"  # about a version, and no part of it
 HEADS = [
@@ -27,6 +29,10 @@ HEADS = [
     "scale after it",
     "norm of the read-out after it",
 ]
+NAMES = {  # what licences ask of the name of what is made of a model, and to be shown
+    "llama3": ("Llama 3", "Built with Meta Llama 3"),
+    **{f"llama{version}": ("Llama", "Built with Llama") for version in ("3.1", "3.2", "3.3", "4")},
+}
 CHECKED = """`mergd_manifest.json` has the size and the BLAKE3 digest of every other file in this folder (`b3sum FILE` prints the
 latter), and all numbers in full. A digest of a checkpoint is one of its content: another sharding has the same.
 """
@@ -37,7 +43,7 @@ def card_of(facts: Mapping[str, Any], said: Mapping[str, Any], *, transformers: 
 
     facts: what its manifest says. said: the front matter of the base model's card. transformers: whether they load it.
     """
-    parts = (_what(facts), _licences(facts, said), _table(facts), _others(facts), _again(facts), CHECKED)
+    parts = (_what(facts), _licences(facts, said), _table(facts, said), _others(facts), _again(facts), CHECKED)
     return with_front_matter(_front(facts, said, transformers), "\n".join(filter(None, parts)))
 
 
@@ -49,15 +55,22 @@ def _front(facts: Mapping[str, Any], said: Mapping[str, Any], transformers: bool
         "base_model_relation": "merge",
         "tags": ["merge", "mergd"],
         "library_name": "transformers" if transformers else None,
-        "pipeline_tag": _word(said, "pipeline_tag"),
-        "license": None if _has_checkpoints(facts) else _word(said, "license"),
+        "pipeline_tag": word_of(said, "pipeline_tag"),
+        "license": _agreed(facts, said),
     }
     return {key: value for key, value in values.items() if value}
 
 
-def _word(said: Mapping[str, Any], key: str) -> str | None:
-    value = said.get(key)
-    return value if isinstance(value, str) and WORD.fullmatch(value) else None
+def _claimed(facts: Mapping[str, Any], said: Mapping[str, Any]) -> list[str | None]:
+    """Return the licences of the base model and of each checkpoint, None for one that is not known."""
+    rows = [row.get("licence") for row in facts["checkpoints"]]
+    return [word_of(said, "license"), *rows, *([None] if facts["more"] else [])]
+
+
+def _agreed(facts: Mapping[str, Any], said: Mapping[str, Any]) -> str | None:
+    """Return the licence that all of them have."""
+    first, *others = _claimed(facts, said)
+    return first if first and WORD.fullmatch(first) and all(other == first for other in others) else None
 
 
 def _has_checkpoints(facts: Mapping[str, Any]) -> bool:
@@ -89,22 +102,42 @@ model into one merged model, one after the other, as they arrive. Nothing was tr
 
 
 def _licences(facts: Mapping[str, Any], said: Mapping[str, Any]) -> str:
-    licence = _word(said, "license")
-    bases = f"The base model's card says `{licence}`." if licence else "The base model's is not known here."
-    theirs = " Those of the checkpoints are not known here: ask before you pass this model on."
-    return f"## Licence\n\n{bases}{theirs if _has_checkpoints(facts) else ''}\n"
+    licence = word_of(said, "license")
+    text = f"The base model's card says `{licence}`." if licence else "The base model's is not known here."
+    if _has_checkpoints(facts):
+        text += f" {_theirs(facts, said)}"
+    names = {one: NAMES[one] for one in _claimed(facts, said) if one in NAMES}
+    for one, (name, built) in names.items():
+        text += f"""\n\n`{one}` asks whoever passes on a model that was made of such a one to let its name begin with "{name}",
+to show "{built}", and to add the licence's text."""
+    return f"## Licence\n\n{text}\n"
 
 
-def _table(facts: Mapping[str, Any]) -> str:
+def _theirs(facts: Mapping[str, Any], said: Mapping[str, Any]) -> str:
+    if _agreed(facts, said):
+        return "So do those of all checkpoints; these are claims of their owners."
+    if not _are_told(facts, said):
+        return "Those of the checkpoints are not known here: ask before you pass this model on."
+    return "Those of the checkpoints are in the table, as their owners claim them: ask before you pass this model on."
+
+
+def _are_told(facts: Mapping[str, Any], said: Mapping[str, Any]) -> bool:
+    """Whether the table has the licences: they do not agree, and some are known."""
+    return not _agreed(facts, said) and any(row.get("licence") for row in facts["checkpoints"])
+
+
+def _table(facts: Mapping[str, Any], said: Mapping[str, Any]) -> str:
     rows, more = facts["checkpoints"], facts["more"]
     if not _has_checkpoints(facts):
         return "## Checkpoints\n\nThere is none in it: these are the base model's weights.\n"
     before = f"{more} more were folded before these, or are not known any more.\n\n" if more else ""
-    lines = "\n".join(_row([str(number), *_cells(row)]) for number, row in enumerate(rows, start=more + 1))
-    return f"## Checkpoints\n\nIn the order of their folds.\n\n{before}{_row(HEADS)}\n{_row(['---'] * len(HEADS))}\n{lines}\n"
+    told = _are_told(facts, said)
+    heads = [*HEADS, *(["licence"] if told else [])]
+    lines = "\n".join(_row([str(number), *_cells(row, told)]) for number, row in enumerate(rows, start=more + 1))
+    return f"## Checkpoints\n\nIn the order of their folds.\n\n{before}{_row(heads)}\n{_row(['---'] * len(heads))}\n{lines}\n"
 
 
-def _cells(row: Mapping[str, Any]) -> Iterator[str]:
+def _cells(row: Mapping[str, Any], told: bool) -> Iterator[str]:
     yield cell(row["name"])
     yield f"`{(row['digest'] or '')[:DIGITS]}`"
     yield f"`{row['commit']}`" if "commit" in row else ""
@@ -112,6 +145,8 @@ def _cells(row: Mapping[str, Any]) -> Iterator[str]:
     yield f"v{row['version']}"
     yield _number(row.get("scale"))
     yield _number(row.get("readout_norm"))
+    if told:
+        yield cell(row["licence"]) if row.get("licence") else "not known"
 
 
 def _others(facts: Mapping[str, Any]) -> str:
@@ -159,6 +194,8 @@ def _commands(facts: Mapping[str, Any]) -> Iterator[str]:
     rule, parameters = pinned.pop("rule"), pinned.pop("parameters")
     given = [_set(f"{key}.{part}" if part else key, value) for key, part, value in _flat(pinned)]
     given += [_set(key, value) for key, value in parameters.items() if value is not None]
+    if shares := [row["share"] for row in _rows(facts) if row["share"] != 1.0]:
+        given += [_set("trust_sidecar", True), _set("weight_range", [min(*shares, 1.0), max(*shares, 1.0)])]
     yield f"mergd init --base {shlex.quote(at)} --watch DROP --state STATE --rule {shlex.quote(rule)} {' '.join(given)}"
     steps = [
         (row["version"], 0, _fold(row, number)) for number, row in enumerate(facts["checkpoints"], facts["more"] + 1)
@@ -170,11 +207,17 @@ def _commands(facts: Mapping[str, Any]) -> Iterator[str]:
     yield from (line for _, _, line in sorted(steps, key=lambda step: step[:2]))
 
 
+def _rows(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return every checkpoint that the commands fold, with those that are taken out again."""
+    gone = [other["removed"] for other in facts["others"] if "version" in other.get("removed", {})]
+    return [*facts["checkpoints"], *gone]
+
+
 def _fold(row: Mapping[str, Any], number: int | None) -> str:
     which = f"CHECKPOINT-{number}" if number else "CHECKPOINT"
-    notes = [] if number else [f"of content {(row['digest'] or '')[:DIGITS]}"]
-    notes += [f"share = {row['share']}"] if row["share"] != 1.0 else []
-    return f"mergd fold {which}" + (f"  # {', '.join(notes)}" if notes else "")
+    note = "" if number else f"  # of content {(row['digest'] or '')[:DIGITS]}"
+    says = f"echo 'share = {row['share']}' > {which}/{SIDECAR}\n" if row["share"] != 1.0 else ""
+    return f"{says}mergd fold {which}{note}"
 
 
 def _command(other: Mapping[str, Any], facts: Mapping[str, Any]) -> str:

@@ -31,6 +31,7 @@ LOST = (
     "which checkpoints were held, refused or waiting, and why",
     "requests, attempts, tasks, pauses, what hooks were told, and what was pushed",
     "tags; instead each version that is there has one, rebuilt-7, which keeps it: mergd tag, and mergd tag -d NAME",
+    "that a repository was made private after the fold of its checkpoint, until a listing says so again",
     "who moved the head and when, and when a version was made: its manifest's time stands for it",
     "what each fold did to each weight, and how long it took",
 )
@@ -207,6 +208,8 @@ def _checkpoint(
     history: History, said: Mapping[str, Any], made: str, manifest: Mapping[str, Any], first: int | None
 ) -> Checkpoint:
     """Restore the row of what a version folded. Files here are not known any more: they are read again when sighted."""
+    of_fold = said is manifest["checkpoint"]  # of which alone it says more; what it does not say, nobody knows
+    claimed = (of_fold and manifest.get("claimed")) or {}
     contributor = (manifest.get("contribution") or {}).get("contributor") or said["source"]
     row = Checkpoint(
         id=said.get("id") or history.checkpoints.next_id(),
@@ -219,6 +222,8 @@ def _checkpoint(
         digest=said["digest"],
         duplicate_of=first,
         owner=contributor if contributor != said["source"] else None,
+        public=claimed.get("public"),
+        licence=claimed.get("licence"),
     )
     return history.checkpoints.restore(row)
 

@@ -39,6 +39,7 @@ def contents_of_manifest(
         "checkpoint": named(about) if folded else None,
         "removed": None if folded else named(about),
         "merged": [named(row) for row in merged],
+        "claimed": {"public": about.public, "licence": about.licence} if folded and about else None,
         "contribution": as_text(brought) if brought else None,
         "rule": version.rule,
         "method": dict(version.method),

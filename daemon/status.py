@@ -136,9 +136,16 @@ def describe_checkpoint(
     }
 
 
-def owed_news(history: History, store: Store) -> list[tuple[str, News]]:
-    """Return what each hook is still to be told, oldest first."""
-    return [(hook, _news(move, history, store)) for hook, move in history.owed()]
+def owed_news(history: History, store: Store, hooks: Iterable[str]) -> Iterator[tuple[str, News]]:
+    """Yield what each of these hooks is still to be told, oldest first, as long as it is told what was yielded before.
+
+    No more is read: what a hook is owed that cannot be told grows with each move.
+    """
+    for hook in hooks:
+        before = 0
+        while (owed := history.owed(hook, 1)) and (move := owed[0][1]).id != before:
+            yield hook, _news(move, history, store)
+            before = move.id
 
 
 def _news(move: Move, history: History, store: Store) -> News:

@@ -36,6 +36,7 @@ from .ancestry import Lines
 from .disk import RETRY_AFTER, Disk
 from .drafting import Made, Outcome
 from .dropping import decide, drop
+from .front_matter import licence_in
 from .judging import Job, Known, Past, Turned, contribution_of, known_content
 from .opening import Merge
 from .pinning import still_pinned
@@ -109,9 +110,11 @@ class Worker:
         if candidate is None:
             checkpoints.set_state(row.id, "settling", urgent=None)
             return None
+        row = replace(row, licence=row.licence or licence_in(candidate.here))
         job = job_for(row, candidate, self._history, self.settings, again=again)
         line = self._lines.to(job.start.parent.number if job.start.parent else None)
-        attempt = checkpoints.begin_attempt(row.id, sum(max(stamp.size, 0) for stamp in candidate.stamps))
+        nbytes = sum(max(stamp.size, 0) for stamp in candidate.stamps)
+        attempt = checkpoints.begin_attempt(row.id, nbytes=nbytes, licence=row.licence)
         return replace(job, line=line, attempt=attempt, waited=seconds_since(row.since))
 
     def _candidate(self, row: Checkpoint) -> Candidate | None:
@@ -253,7 +256,7 @@ class Worker:
     def after_move(self) -> None:
         """Do what follows a move of the head: link, tell the hooks, and let go of files that nothing needs."""
         self._link()
-        tell_hooks(self.merge.hooks, owed_news(self._history, self._store), self._history.told)
+        tell_hooks(self.merge.hooks, owed_news(self._history, self._store, self.merge.hooks), self._history.told)
         self.retain()
 
     def _link(self) -> None:

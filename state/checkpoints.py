@@ -128,6 +128,7 @@ class Checkpoints:
             "reasons": _dump(reasons),
             "owner": sighting.owner or None,
             "public": sighting.public,
+            "licence": sighting.licence or None,
         }
         return self.get(inserted(self._db.table("checkpoints"), row))
 
@@ -155,6 +156,7 @@ class Checkpoints:
         What was set aside because of its place, not of its content, stays so until a person decides.
         """
         anew = {"fingerprint": sighting.fingerprint, "owner": sighting.owner or None, "public": sighting.public}
+        anew["licence"] = sighting.licence or None
         with transaction(self._db):
             self._db.table("checkpoints").update(number, anew | {"order": None, "urgent": None, "digest": None})
             row = self.get(number)
@@ -188,10 +190,10 @@ class Checkpoints:
 
     # ------------------------------------------------------------------------------------------------------ attempts
 
-    def begin_attempt(self, number: int, nbytes: int | None = None) -> int:
-        """Write that a fold of this checkpoint, of so many bytes, begins; a crash leaves the attempt without an outcome."""
+    def begin_attempt(self, number: int, **more: Any) -> int:
+        """Write that a fold of this checkpoint begins, and what is known by then; a crash leaves it without an outcome."""
         with transaction(self._db):
-            self.set_state(number, "folding", nbytes=nbytes)
+            self.set_state(number, "folding", **more)
             return inserted(self._db.table("attempts"), {"checkpoint": number, "started_at": utc_now()})
 
     def end_attempt(self, attempt: int, outcome: str) -> None:

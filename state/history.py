@@ -279,12 +279,12 @@ class History:
             where why not in ({marks}) order by id desc limit ?) order by id desc"""  # noqa: S608
         return [Move(**row) for row in self._db.query(query, [*MADE_BY_ITSELF, last])]
 
-    def owed(self) -> list[tuple[str, Move]]:
-        """Return which hooks are still to be told of which moves, in order."""
-        query = (
-            "select hook, moves.* from tellings join moves on moves.id = move where told_at is null order by move, hook"
-        )
-        return [(row.pop("hook"), Move(**row)) for row in self._db.query(query)]
+    def owed(self, hook: str | None = None, most: int = -1) -> list[tuple[str, Move]]:
+        """Return which hooks, or what one hook, is still to be told of which moves, in order, or the `most` oldest ones."""
+        whose, values = ("hook = ?", [hook]) if hook is not None else ("1", [])
+        query = f"""select hook, moves.* from tellings join moves on moves.id = move where told_at is null and {whose}
+            order by move, hook limit ?"""  # noqa: S608
+        return [(row.pop("hook"), Move(**row)) for row in self._db.query(query, [*values, most])]
 
     def owe(self, hook: str) -> None:
         """Have a hook told of the newest move, if it was there before the hook was."""

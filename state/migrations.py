@@ -195,6 +195,13 @@ def m010_pushes(db: Database) -> None:
 
 
 @migrations()
+def m013_licences_and_owed_news(db: Database) -> None:
+    """Which licence a checkpoint's owner claims; and what is owed is found without reading what was told."""
+    db.table("checkpoints").add_column("licence", str)
+    db.execute("create index tellings_owed on tellings (hook, move) where told_at is null")
+
+
+@migrations()
 def m014_bytes(db: Database) -> None:
     """How much a checkpoint's files were, so that it can be said what fetching them again costs."""
     db.table("checkpoints").add_column("nbytes", int)

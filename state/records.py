@@ -188,6 +188,7 @@ class Sighting:
     folder: str = ""  # where its files lie on this disk, if that is not its place
     files: str = ""  # what its source says that they hold: the same text, the same content
     public: bool | None = None  # whether everybody may see it where it lies, if that is known
+    licence: str = ""  # which one its owner claims, where its source knows
 
     @property
     def here(self) -> Path:
@@ -233,6 +234,7 @@ class Checkpoint:
     files: str | None = None  # what its source said that its files hold, if it said so before they were here
     public: bool | None = None  # whether everybody could see it where it lay, if that was known
     nbytes: int | None = None  # of its files when it was folded last, if that was noted
+    licence: str | None = None  # which one its owner claimed, if any
 
     @property
     def contributor(self) -> str:

@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import shutil
+import subprocess
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +26,7 @@ from transformers import LlamaForCausalLM
 from mergd.daemon import ancestry, drafting, initialise, opening
 from mergd.daemon.ancestry import Line, Lines, line_of, made_of
 from mergd.daemon.cards import CARD, MANIFEST, WORDS, card_of
+from mergd.daemon.front_matter import licence_in
 from mergd.daemon.progress import Progress
 from mergd.daemon.requests import Replay
 from mergd.daemon.settings import validate
@@ -35,7 +38,8 @@ from mergd.state.wording import shown
 HOSTILE = [
     "a|b", "two\nlines", "`rm -rf`", "```", "<script>alert(1)<", "---", "key: value", "🦜" * 40, "x" * 240, "[a](b)",
     "![a](b)", "@all", "*b* _c_ ~~d~~ e", "&lt;", "\u202etxt", "!!python", "# head", "$x$", "https:www.evil.com", "\\", "\\|",
-    "{{ x }}", "'\"", "base_model: evil", "\x1b[31mred", "- item", "1. item", "é\u0301",
+    "{{ x }}", "'\"", "base_model: evil", "\x1b[31mred", "- item", "1. item", "é\u0301", "www.evil.com",
+    "WWW.evil.com",
 ]  # fmt: skip
 PLAIN = {"base_model_relation": "merge", "tags": ["merge", "mergd"], "library_name": "transformers"}
 COMMIT = "0123456789abcdef" * 2 + "01234567"
@@ -211,6 +215,7 @@ def test_no_name_does_anything_but_stand_there(tmp_path: Path) -> None:
     assert [row["name"] for row in manifest(merge)["checkpoints"]] == names
     assert front(text) == front(card(folded(tmp_path / "tame", *map(str, range(len(names))))))
     assert [row[1] for row in table(text)] == [shown(name).strip() for name in names]
+    assert "www." not in text.lower()  # of which a reader of GitHub's Markdown makes a link
     assert all(len(row) == 8 for row in table(text))
     for token in tokens(text):
         assert token.type != "html_block"
@@ -380,6 +385,99 @@ def test_the_commands_on_the_card_give_the_same_bytes(tmp_path: Path) -> None:
     assert files(again, 5)["model.safetensors"] == files(merge, 5)["model.safetensors"]
     assert again.versions()[-1].digest == merge.versions()[-1].digest
     assert card(again) == card(merge)
+
+
+def test_the_commands_on_the_card_have_each_checkpoint_count_what_it_did(tmp_path: Path) -> None:
+    merge = make_merge(tmp_path / "first", rule="average", trust_sidecar=True)
+    for name, share in (("a", "share = 2.5"), ("b", ""), ("c", "share = 0.5")):
+        aside = save_model(tmp_path / f"aside-{name}", merge.fine_tuned(ord(name)))
+        shutil.copytree(aside, tmp_path / f"copy-{name}")
+        (aside / "checkpoint.toml").write_text(share)
+        aside.rename(merge.watch / name)
+        merge.fold_all()
+    (tmp_path / "drop").mkdir()
+    there = {"BASE": merge.base, "DROP": tmp_path / "drop", "STATE": tmp_path / "state"}
+    there |= {f"CHECKPOINT-{number}": tmp_path / f"copy-{name}" for number, name in enumerate("abc", start=1)}
+    said = re.sub(
+        r"\b(BASE|DROP|STATE|CHECKPOINT-\d)\b", lambda word: str(there[word[0]]), "\n".join(commands(card(merge)))
+    )
+    for line in said.splitlines():
+        if line.startswith("echo"):
+            subprocess.run(line, shell=True, check=True)
+            continue
+        command, *arguments = shlex.split(line)[1:]
+        assert mergd(command, "-c", tmp_path / "mergd.toml", *arguments, at=tmp_path).code == 0, line
+    again = Sandbox(tmp_path, merge.model)
+    assert again.versions()[-1].totals.shares == 4.0
+    assert again.versions()[-1].digest == merge.versions()[-1].digest
+
+
+# ------------------------------------------------------------------------------------------------------------- licences
+
+
+def licensed(root: Path, base: str, *theirs: str) -> Sandbox:
+    """Return a merge of a base model and checkpoints whose cards claim these licences; empty: no card."""
+    save_model(root / "base", tiny_base())
+    (root / "base" / "README.md").write_text(f"---\nlicense: {base}\n---\n")
+    merge = make_merge(root, limits=NO_LIMITS)
+    for seed, licence in enumerate(theirs, start=1):
+        aside = save_model(root / f"aside-{seed}", merge.fine_tuned(seed))
+        if licence:
+            (aside / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+        aside.rename(merge.watch / str(seed))
+        merge.fold_all()
+    return merge
+
+
+def test_a_licence_that_all_claim_is_the_cards(tmp_path: Path) -> None:
+    merge = licensed(tmp_path, "mit", "mit", "mit")
+    assert front(card(merge))["license"] == "mit"
+    assert all(len(row) == 8 for row in table(card(merge)))
+    assert [row["licence"] for row in manifest(merge)["checkpoints"]] == ["mit", "mit"]
+
+
+@pytest.mark.parametrize(
+    ("base", "theirs", "shown"),
+    [("mit", ["mit", ""], ["mit", "not known"]), ("mit", ["mit", "apache-2.0"], ["mit", "apache-2.0"]),
+     ("mit", ["gpl", "gpl"], ["gpl", "gpl"])],
+)  # fmt: skip
+def test_licences_that_differ_are_told_one_by_one(
+    tmp_path: Path, base: str, theirs: list[str], shown: list[str]
+) -> None:
+    text = card(licensed(tmp_path, base, *theirs))
+    assert "license" not in front(text)
+    assert [row[8] for row in table(text)] == shown
+
+
+@pytest.mark.parametrize(("base", "theirs"), [("llama3.1", "mit"), ("mit", "llama3.1")])
+def test_what_a_licence_asks_of_the_name_is_told(tmp_path: Path, base: str, theirs: str) -> None:
+    text = card(licensed(tmp_path, base, theirs))
+    assert 'name begin with "Llama"' in text
+    assert 'show "Built with Llama"' in text
+
+
+def test_what_a_licence_asks_is_told_of_no_other(tmp_path: Path) -> None:
+    assert "begin with" not in card(licensed(tmp_path, "mit", "gpl"))
+
+
+def test_a_licence_is_as_it_was_claimed_then_also_after_a_rebuild(tmp_path: Path) -> None:
+    merge = licensed(tmp_path, "mit", "gpl")
+    before = card(merge)
+    (merge.watch / "1" / "README.md").unlink()
+    replayed(merge, 1)
+    assert card(merge) == before
+    assert merge.mergd("rebuild", "--force").code == 0
+    assert [row.licence for row in merge.checkpoints()][:1] == ["gpl"]
+
+
+def test_a_card_that_leads_elsewhere_claims_nothing(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("---\nlicense: gpl\n---\n")
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "README.md").symlink_to(tmp_path / "secret")
+    assert licence_in(tmp_path / "checkpoint") is None
+    (tmp_path / "checkpoint" / "README.md").unlink()
+    (tmp_path / "secret").rename(tmp_path / "checkpoint" / "README.md")
+    assert licence_in(tmp_path / "checkpoint") == "gpl"
 
 
 def commands(text: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ from fakehub import Before, FakeHub, Fault, Request, Status
 from hub_server.faults import Line
 from hub_server.messages import Answer
 from support.commands import Command, eventually
-from support.hub import HubMerge
+from support.hub import OF_BASE, HubMerge
 from support.merges import set_in
 from support.pushing import TARGET, held, history, owed, published, pushed, pushing_merge, stop, tags
 
@@ -179,3 +179,20 @@ def test_after_a_rebuild_a_tag_on_the_same_content_is_no_trouble(merge: HubMerge
         stop(daemon)
     assert held(hub) == held(hub, "v1") == published(merge, 1)
     assert history(hub) == ["v1: folded a"]  # nothing had changed: the client makes no empty commit
+
+
+def test_what_was_public_is_known_to_be_after_a_rebuild_and_which_licence_it_claims(
+    merge: HubMerge, hub: FakeHub
+) -> None:
+    hub.push(TARGET, {"README.md": b"to be replaced"}, title="initial commit")
+    merge.push("open", 1, tags=[OF_BASE, "license:mit"])
+    assert merge.once().code == 0
+    assert b"public" not in held(hub)["mergd_manifest.json"]
+    assert merge.mergd("rebuild", "--force").code == 0
+    (row,) = merge.checkpoints()
+    assert (row.public, row.licence) == (True, "mit")
+    merge.push("more", 2, tags=[OF_BASE, "license:apache-2.0"])
+    assert merge.once().code == 0
+    assert history(hub) == ["v1: folded acme/open", "v2: folded acme/more"]
+    rows = json.loads(held(hub)["mergd_manifest.json"])["checkpoints"]
+    assert [one["licence"] for one in rows] == ["mit", "apache-2.0"]

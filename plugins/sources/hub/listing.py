@@ -16,6 +16,7 @@ NAME, COMMIT = (
     re.compile(r"[0-9a-f]{40}"),
 )  # as the Hub has them; they name folders
 SKEW = timedelta(hours=1)  # by which times on the Hub may be out of order
+LICENCE = "license:"  # begins a tag
 OURS = "mergd"  # the tag of what mergd published
 OF_BASE = ("finetune", "adapter")  # relations to the base model that make a checkpoint
 NEVER = ("merge", "quantized")  # relations to the base model
@@ -30,6 +31,11 @@ class Listed:
     modified: datetime
     tags: frozenset[str]
     public: bool | None = None  # whether everybody may see it; None if the Hub does not say
+
+    @property
+    def licence(self) -> str:
+        """The licence that its owner claims, or several; empty if none."""
+        return ", ".join(sorted(tag.removeprefix(LICENCE) for tag in self.tags if tag.startswith(LICENCE)))
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,8 @@ class Namespace:
         repo = place.removeprefix(SCHEME)
         with self._lock:
             listed = (self._listed or {}).get(repo)
-        here = self._bringing.whole(_sighting_of(repo, "", listed.public if listed else None))
+        public, licence = (listed.public, listed.licence) if listed else (None, "")
+        here = self._bringing.whole(_sighting_of(repo, "", public, licence))
         return here or (_sighting(listed) if listed else None)
 
     def leave(self, place: str) -> None:
@@ -180,8 +181,9 @@ class Namespace:
 
 
 def _sighting(listed: Listed) -> Sighting:
-    return _sighting_of(listed.repo, listed.commit, listed.public)
+    return _sighting_of(listed.repo, listed.commit, listed.public, listed.licence)
 
 
-def _sighting_of(repo: str, commit: str, public: bool | None) -> Sighting:
-    return Sighting("hub", f"{SCHEME}{repo}", repo, (), owner=repo.partition("/")[0], revision=commit, public=public)
+def _sighting_of(repo: str, commit: str, public: bool | None, licence: str) -> Sighting:
+    owner = repo.partition("/")[0]
+    return Sighting("hub", f"{SCHEME}{repo}", repo, (), owner=owner, revision=commit, public=public, licence=licence)
