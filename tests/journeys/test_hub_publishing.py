@@ -16,7 +16,7 @@ from hub_server.messages import Answer
 from support.commands import Command, eventually
 from support.hub import BASE, TOKEN, HubMerge, stop
 from support.merges import set_in
-from support.pushing import TARGET, WRITER, held, history, owed, published, pushed, pushing_merge, stop, tags
+from support.pushing import TARGET, WRITER, held, history, owed, published, pushed, pushing_merge, tags
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from fakehub import Before, FakeHub, Fault, Request, Status
 from hub_server.faults import Line
 from hub_server.messages import Answer
 from support.commands import Command, eventually
-from support.hub import OF_BASE, HubMerge
+from support.hub import OF_BASE, HubMerge, stop
 from support.merges import set_in
-from support.pushing import TARGET, held, history, owed, published, pushed, pushing_merge, stop, tags
+from support.pushing import TARGET, held, history, owed, published, pushed, pushing_merge, tags
 
 COMMIT, UPLOAD, BATCH = f"POST /api/models/{TARGET}/commit/", "PUT /lfs/", "objects/batch"
 
