@@ -142,6 +142,7 @@ def status(answer: Mapping[str, Any]) -> None:
             "trouble": answer.get("trouble"),
             "sources": _sources(answer.get("sources")),
             "pushed": _pushed(answer.get("pushed"), answer.get("push") or {}),
+            "hooks": _hooks(answer.get("hooks") or {}, answer.get("telling") or {}),
             "paused": f"since {paused['since']} by {paused['who']}: {paused['why'] or 'no reason given'}"
             if paused
             else "",
@@ -165,6 +166,17 @@ def _pushed(last: Mapping[str, Any] | None, told: Mapping[str, str]) -> str:
 def _sources(trouble: str | None) -> str:
     """Return what keeps checkpoints that lie elsewhere from being asked for."""
     return f"{trouble}; what is here is folded all the same" if trouble else ""
+
+
+def _hooks(hooks: Mapping[str, Any], telling: Mapping[str, Mapping[str, str]]) -> str:
+    """Return how far each hook is."""
+    lines = []
+    for name, hook in hooks.items():
+        trouble = telling.get(name, {}).get("trouble")
+        said = [f"{hook['owed']} to be told" if hook["owed"] else "told of all"]
+        said += [f"{hook['undelivered']} undelivered"] if hook["undelivered"] else []
+        lines.append(f"{name}: {', '.join([*said, f'last error: {trouble}'] if trouble else said)}")
+    return "; ".join(lines)
 
 
 def _prepared(told: Mapping[str, int] | None) -> str:

@@ -7,6 +7,7 @@ import pwd
 import re
 import sqlite3
 from collections.abc import Container, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from .status import describe_checkpoint, describe_log, describe_version, in_mode
 from .status import status as describe_status
 
 if TYPE_CHECKING:
+    from .hooking import Hooking
     from .requests import AnyRequest
 
 LIKE_A_VERSION = re.compile(r"v?\d{1,5}|head(~\d+)?")
@@ -42,6 +44,7 @@ LIVE = (
     "budget",
     "waits",
     "push",
+    "telling",
 )  # keys of status.json that only a daemon knows
 
 
@@ -73,9 +76,9 @@ def _ask_here(settings: Settings, store: Store, request: "AnyRequest") -> dict[s
     from ..state.committing import Commit
     from .control import Ask
     from .desk import Desk
+    from .hooking import Hooking
     from .recovery import recover
-    from .status import owed_news, write_log, write_status
-    from .telling import hook_names, make_hooks, tell_hooks
+    from .telling import hook_names
 
     store.make_room()
     lock = Lock(store.lock)
@@ -86,20 +89,34 @@ def _ask_here(settings: Settings, store: Store, request: "AnyRequest") -> dict[s
                 recover(Commit(store, history), history)
             asked = Ask(request, f"uid {os.getuid()}")
             keep, hooks = Keep.of(settings), hook_names(settings)
+            hooking = Hooking(settings, history, store)
+            with suppress(sqlite3.Error):  # then once there is room
+                hooking.open()
             Desk(history, store, None, None, lambda place: None, hooks, keep).carry_out(asked)
-            try:
-                write_status(store, describe_status(history, store, known(settings)))
-                write_log(history, store)
-                tell_hooks(make_hooks(settings.hooks), owed_news(history, store, settings.hooks), history.told)
-            except (MergdError, OSError, sqlite3.Error) as error:  # what was asked for is done all the same
-                words = "the hooks, or those who read status.json, will be told later: %s"
-                logging.getLogger(__name__).warning(words, error)
+            _tell(settings, store, history, hooking)
     finally:
         lock.release()
     if isinstance(asked.outcome, MergdError):
         raise asked.outcome
     assert asked.outcome is not None
     return asked.outcome
+
+
+def _tell(settings: Settings, store: Store, history: History, hooking: "Hooking") -> None:
+    """Tell the hooks, and those who read the state's files; what was asked for is done all the same."""
+    from .status import owed_news, write_log, write_status
+    from .telling import make_hooks, tell_hooks
+
+    try:
+        write_status(store, describe_status(history, store, known(settings)))
+        write_log(history, store)
+        tell_hooks(make_hooks(settings.hooks), owed_news(history, store, settings.hooks), history.told)
+        hooking.finish()
+    except (MergdError, OSError, sqlite3.Error) as error:
+        words = "the hooks, or those who read status.json, will be told later: %s"
+        logging.getLogger(__name__).warning(words, error)
+    finally:
+        hooking.close()
 
 
 def run_once(settings: Settings) -> bool:

@@ -38,7 +38,7 @@ def refuse(request: Refuse, history: History, who: str) -> dict[str, Any]:
     row = _to_refuse(request, history)
     history.decided.refuse(row, request.why, who)
     refusal = history.decided.all().made[-1]
-    history.checkpoints.set_state(row.id, "refused", by_hand(refusal, row.place), urgent=None)
+    history.checkpoints.set_state(row.id, "refused", by_hand(refusal, row.place), who=who, urgent=None)
     return {"name": row.name, "was": row.state}
 
 

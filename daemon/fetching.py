@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..plugins.formats.interface import Candidate
 from ..plugins.sources.interface import Remote, shows_change
@@ -89,7 +90,7 @@ class Fetching:
 def record_known(row: Checkpoint, known: Checkpoint, history: History) -> Checkpoint:
     """Record that what lies elsewhere holds the files of what was folded already."""
     log.info("%s holds the files of %s: nothing to fold", row.name, known.name)
-    more = {"digest": known.digest, "duplicate_of": known.id, "files": known.files}
+    more: dict[str, Any] = {"digest": known.digest, "duplicate_of": known.id, "files": known.files}
     return history.checkpoints.set_state(row.id, "folded", known_content(row, known), **more)
 
 

@@ -33,8 +33,8 @@ class Facts:
 
     @property
     def undelivered(self) -> int:
-        """Moves of the head that hooks were given up on; the status does not count them yet."""
-        return int(self.found.get("undelivered", 0))
+        """What hooks were given up on, all of them together."""
+        return sum(int(hook["undelivered"]) for hook in self.found["hooks"].values())
 
     def by_code(self, verdict: str) -> dict[str, int]:
         """Return how often a verdict was given, by code; what could be a name or a path is among the others."""
@@ -95,7 +95,7 @@ FIGURES = (
     Figure("mergd_holds_total", "counter", "Checkpoints held for a person, by code of each reason, since the daemon began.", lambda f: f.by_code("held"), "code"),
     Figure("mergd_disk_used_bytes", "gauge", "What the state takes on disk.", one(lambda f: f.found["disk"]["used"])),
     Figure("mergd_disk_free_bytes", "gauge", "What is free on the state's file system.", one(lambda f: f.found["disk"]["free"])),
-    Figure("mergd_hook_undelivered", "gauge", "Moves of the head that a hook was not told of in time.", one(lambda f: f.undelivered)),
+    Figure("mergd_hook_undelivered", "gauge", "Moves of the head, refusals and holds that a hook was not told of in time.", one(lambda f: f.undelivered)),
     Figure("mergd_push_last_timestamp_seconds", "gauge", "When a version was last pushed to the Hub, in Unix time; 0 if never.", one(lambda f: unix((f.found["pushed"] or {}).get("at")))),
     Figure("mergd_push_trouble", "gauge", "1 while what is to be pushed to the Hub cannot be: the status says why.", one(lambda f: bool((f.found.get("push") or {}).get("trouble")))),
 )  # fmt: skip

@@ -127,7 +127,9 @@ def config_text(settings: Settings) -> str:
     tables = []
     for name, field in Settings.model_fields.items():
         value = getattr(settings, name)
-        if isinstance(value, dict):
+        if isinstance(value, dict) and any(isinstance(entry, Table) for entry in value.values()):
+            tables += [line for k, v in value.items() for line in (f"[{name}.{toml_key(k)}]", *_lines(v))]
+        elif isinstance(value, dict):
             entries = (f"{toml_key(k)} = {toml_value(v)}" for k, v in value.items())
             tables += [f"# {field.description}", f"[{name}]", *entries, ""]
         elif isinstance(value, Table):

@@ -33,6 +33,7 @@ from ..state.store import Store
 from .control import Answer, Ask
 from .deciding import preempts
 from .desk import Desk
+from .hooking import Hooking, check
 from .inbox import STOPPING, Inbox, Message
 from .intake import Intake
 from .judging import Given, Job
@@ -106,6 +107,7 @@ class Loop:
         """Open the merge, and make good whatever a crash left."""
         settings, history, store = self.settings, self._history, self._store
         self._pushing = Pushing(settings, history, store, lambda: self.post("told"))
+        self._hooking = Hooking(settings, history, store, lambda: self.post("told"))
         self._merge = merge = self._with_pushing(open_merge(settings, history, Progress(self._show)))
         self._sources = make_sources(settings)
         self._sources.begin(history.pins().get("sources"), lambda: self.post("rescan"), self._room)
@@ -119,6 +121,7 @@ class Loop:
         store.hold_ballast()
         recover(commit, history)
         with self._minding_the_disk():
+            self._hooking.open()
             self._work.worker.after_move()
         wake = partial(self.post, "look")
         self._upkeep = Upkeep(store.database, wake)
@@ -147,6 +150,8 @@ class Loop:
         self._preparing.give_way()
         self._pushing.close()
         try:
+            with self._minding_the_disk():
+                self._hooking.close()
             with self._minding_the_disk():
                 self._work.abandon()
             self.answer_stopping()
@@ -187,7 +192,8 @@ class Loop:
             self.post("rescan")
 
     def push(self) -> None:
-        """Let what the head moves to be pushed, and what is owed. Raises Misconfigured where the token is missing."""
+        """Let what the head moves to be pushed, and what is owed. Raises Misconfigured where a token or a key is missing."""
+        check(self.settings)
         self._pushing.open()
         self.post("told")
 
@@ -223,6 +229,8 @@ class Loop:
             self._look_at_preparing()
             if self._work.free and not self._stopping and (self._desk.waiting or not only_asked):
                 self._begin_work()
+        with self._minding_the_disk():
+            self._hooking.turn()
         with self._minding_the_disk():  # whatever could not be written: nobody waits for ever
             self._desk.answer(self._stuck())
             if bool(self.trouble) != self._told_trouble:
@@ -287,7 +295,7 @@ class Loop:
             self._work.free
             and self._upkeep.resting
             and self._scrubbing.resting
-            and not (self._intake.hashing or self._sources.busy or self._pushing.busy)
+            and not (self._intake.hashing or self._sources.busy or self._pushing.busy or self._hooking.busy)
         )
         return resting and not self._scanning.planned and not self._work.waits() and self._inbox.empty()
 
@@ -297,6 +305,8 @@ class Loop:
         self.post(ask)
         while ask.outcome is None and not self._stopping:
             self.turn(only_asked=True)
+        with self._minding_the_disk():
+            self._hooking.finish()
         if isinstance(ask.outcome, MergdError):
             raise ask.outcome
         if ask.outcome is None:
@@ -362,10 +372,12 @@ class Loop:
         try:
             settings = self.reread()
             merge = self._with_pushing(reopen_merge(self._merge, self.settings, settings, self._history.pins()))
+            check(settings)
             self._pushing.take(settings)
         except MergdError as error:
             log.error("the new configuration is not taken: %s (%s)", error, error.hint)
             return
+        self._hooking.take(settings)
         self._merge, self.settings = merge, settings
         self._work.take_settings(settings, merge)
         self._preparing.again()
@@ -452,6 +464,7 @@ class Loop:
             "trouble": self.trouble,
             "sources": self._sources.trouble,
             "push": self._pushing.told(),
+            "telling": self._hooking.told(),
             "daemon": {"pid": os.getpid(), "doing": self._doing},
             "waits": {str(row): text for row, text in self._intake.waits.items()},
         }

@@ -13,10 +13,12 @@ from .settings_tables import (
     Counting,
     Duration,
     Folder,
+    HookSettings,
     HubSettings,
     Limits,
     LinesSettings,
     MetricsSettings,
+    Name,
     Table,
     Watched,
     absolute,
@@ -129,6 +131,8 @@ class Settings(Table):
     """Gates of installed packages that judge each drafted version, by name, in order."""
     hooks: tuple[str, ...] = ()
     """Hooks of installed packages that are told each move of the head, by name."""
+    hook: dict[Name, HookSettings] = Field(default_factory=dict)
+    """Commands and webhooks that are told each move of the head and each refusal, each in a table of its own."""
 
     @field_validator("rename")
     @classmethod

@@ -4,8 +4,18 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 LISTEN = re.compile(r"(?P<host>127\.0\.0\.1|\[::1\]|localhost):(?P<port>[0-9]{1,5})")
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -156,3 +166,50 @@ class HubSettings(Table):
         if self.publish_to and not self.write_token:
             raise ValueError("publish_to needs write_token: the file with the token that may write there")
         return self
+
+
+class HookSettings(Table):
+    """Who is told of each move of the head and of each refusal: a command, a unit of systemd, or a webhook."""
+
+    command: tuple[str, ...] = ()
+    """The words of a program of yours: it gets the news as JSON on its standard input, and ends with 0."""
+    socket: Annotated[str, Field(pattern=r"^(/.*)?$")] = ""
+    """The socket of a unit of systemd that runs such a program outside the daemon's sandbox, by its whole path."""
+    url: str = ""
+    """The address that the news is posted to as JSON; shown without what follows the host."""
+    secret: str = ""
+    """The file with the key that signs what is posted; a relative name is one of systemd's credentials."""
+    retry: Duration = 86400.0
+    """For how long a piece of news is tried, from when it happened on; then it is undelivered, and the next one is told."""
+    timeout: Duration = Field(default=30.0, gt=0)
+    """How long one try may take; then the program is killed, or the connection closed."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if sum(map(bool, (self.command, self.socket, self.url))) != 1:
+            raise ValueError("give one of command, socket and url")
+        if self.secret and not self.url:
+            raise ValueError("secret signs what is posted to a url")
+        return self
+
+    @field_validator("command")
+    @classmethod
+    def _found(cls, command: tuple[str, ...]) -> tuple[str, ...]:
+        if command and "/" in command[0] and not os.path.isabs(command[0]):
+            raise ValueError("give the program by its whole path")
+        return command
+
+    @field_validator("url")
+    @classmethod
+    def _web(cls, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            whole = False
+        if url and not (whole and re.fullmatch(r"[!-~]+", url)):
+            raise ValueError("give an http or https address, without spaces")
+        return url
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")]  # of a table, which is in file names and in the log

@@ -39,6 +39,8 @@ def status(history: History, store: Store, live: Mapping[str, Any] | None = None
         "doing": "",
         "prepared": None,
         "pushed": asdict(pushed) if (pushed := history.pushes.last()) else None,
+        "hooks": history.notices.standing(),
+        "telling": {},
         "trouble": "",
         "sources": "",
         "rule": head.rule if head else pins.get("rule"),

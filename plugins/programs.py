@@ -200,6 +200,7 @@ class Log:
         if not text:
             return
         with suppress(OSError):
+            self.path.parent.mkdir(mode=0o700, exist_ok=True)
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             log = os.open(self.path, flags, 0o600)
             try:

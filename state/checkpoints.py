@@ -9,6 +9,7 @@ from sqlite_utils import Database
 
 from .clock import utc_now
 from .database import inserted, transaction
+from .notices import US, Notices
 from .records import Attempt, Checkpoint, CheckpointState, Reason, Sighting
 from .wording import cut
 
@@ -19,7 +20,7 @@ class Checkpoints:
     """Reads and writes the tables `checkpoints` and `attempts`."""
 
     def __init__(self, db: Database) -> None:
-        self._db = db
+        self._db, self._notices = db, Notices(db)
 
     # ------------------------------------------------------------------------------------------------------- reading
 
@@ -130,7 +131,10 @@ class Checkpoints:
             "public": sighting.public,
             "licence": sighting.licence or None,
         }
-        return self.get(inserted(self._db.table("checkpoints"), row))
+        with transaction(self._db):
+            added = self.get(inserted(self._db.table("checkpoints"), row))
+            self._notices.add_verdict(added)
+            return added
 
     def hide(self, sighting: Sighting) -> None:
         """Record that not everybody may see any more what was at a place, then or now."""
@@ -163,14 +167,19 @@ class Checkpoints:
             set_aside = row.state in ("held", "refused") and any(reason.code == EXISTING for reason in row.reasons)
             return row if set_aside else self.set_state(number, "settling")
 
-    def set_state(self, number: int, state: CheckpointState, *reasons: Reason, **more: Any) -> Checkpoint:
-        """Write a state with its reasons; the time it was entered stays if nothing changes."""
+    def set_state(
+        self, number: int, state: CheckpointState, *reasons: Reason, who: str = US, **more: Any
+    ) -> Checkpoint:
+        """Write a state with its reasons; the time it was entered stays if nothing changes. `who`: by whom."""
         with transaction(self._db):
             changes: dict[str, Any] = {"state": state, "reasons": _dump(reasons), **more}
-            if self.get(number).state != state:
+            if entered := self.get(number).state != state:
                 changes["since"] = utc_now()
             self._db.table("checkpoints").update(number, changes)
-            return self.get(number)
+            row = self.get(number)
+            if entered:
+                self._notices.add_verdict(row, who)
+            return row
 
     def make_ready(self, number: int, **more: Any) -> Checkpoint:
         """Let a checkpoint wait for its fold; its place in the order is written when it is ready for the first time."""

@@ -21,6 +21,7 @@ from .contributions import Contributions
 from .database import IN_MODEL, LINE, check_all, inserted, open_reader, open_writer, transaction
 from .decided import Decided
 from .errors import Busy
+from .notices import Notices
 from .pushes import Pushes
 from .records import MADE_BY_ITSELF, Checkpoint, Contribution, Files, Move, Totals, Version, WeightReport
 from .tags import Tags
@@ -33,7 +34,7 @@ class History:
 
     `checkpoints` has the rows of checkpoints, `contributions` what they brought, `decided` what people decided on them,
     `tags` the names of versions, `pushes` what went to the Hub, `tasks` what is still to be done for people, `checks`
-    what is known of versions' files, `tallies` what all of it comes to.
+    what is known of versions' files, `notices` what the configuration's hooks are told, `tallies` what all of it comes to.
     """
 
     def __init__(self, path: Path, write: bool = False) -> None:
@@ -45,6 +46,7 @@ class History:
         self.pushes = Pushes(self._db)
         self.tasks = Tasks(self._db)
         self.checks = Checks(self._db)
+        self.notices = Notices(self._db)
         self.tallies = Tallies(self._db)
 
     def __enter__(self) -> Self:
@@ -201,7 +203,7 @@ class History:
             if contribution is not None:
                 self.contributions.add(contribution)
             first = self.checkpoints.holding(digest)  # the same content may come back after a rollback
-            more = {"digest": digest, "urgent": None, "duplicate_of": first.id if first else None}
+            more: dict[str, Any] = {"digest": digest, "urgent": None, "duplicate_of": first.id if first else None}
             self.checkpoints.set_state(version.checkpoint, "folded", **more)
             self.checkpoints.end_attempt(attempt, "folded")
             expected, why = (version.parent, "fold") if replaced is None else (replaced, "replace")
@@ -252,6 +254,7 @@ class History:
         row = {"from_version": expected, "to_version": to, "who": who, "why": why, "at": at}
         move = Move(inserted(self._db.table("moves"), row), expected, to, who, why, at)
         self._db.table("tellings").insert_all({"hook": hook, "move": move.id, "told_at": None} for hook in hooks)
+        self.notices.add_move(move)
         return move
 
     def _insert(self, version: Version, weights: Sequence[WeightReport]) -> None:

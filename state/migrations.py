@@ -195,6 +195,36 @@ def m010_pushes(db: Database) -> None:
 
 
 @migrations()
+def m011_notices(db: Database) -> None:
+    """What the hooks of the configuration are told, how far each of them is, and what could not be delivered."""
+    db.table("notices").create(
+        {
+            "seq": int,
+            "id": str,
+            "kind": str,
+            "from_version": int,
+            "to_version": int,
+            "who": str,
+            "why": str,
+            "path": str,
+            "digest": str,
+            "at": str,
+        },
+        pk="seq",
+        not_null={"id", "kind", "who", "why", "path", "at"},
+        strict=True,
+    )
+    db.table("hooks").create({"name": str, "done": int}, pk="name", not_null={"done"}, strict=True)  # done: up to here
+    db.table("undelivered").create(
+        {"hook": str, "notice": int, "why": str, "at": str},
+        pk=("hook", "notice"),
+        not_null={"why", "at"},
+        foreign_keys=[("hook", "hooks", "name"), ("notice", "notices", "seq")],
+        strict=True,
+    )
+
+
+@migrations()
 def m013_licences_and_owed_news(db: Database) -> None:
     """Which licence a checkpoint's owner claims; and what is owed is found without reading what was told."""
     db.table("checkpoints").add_column("licence", str)

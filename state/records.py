@@ -427,3 +427,19 @@ class News:
     model: str  # path of the published model folder
     digest: str
     at: str
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What a hook of the configuration is told: the head has moved, or a checkpoint was refused or is held."""
+
+    seq: int  # its place in the order; the same notice may come twice, never out of order
+    id: str  # the same each time that it comes, and no other notice's, of any merge
+    kind: str  # why the head moved, or "refused", or "held"
+    from_version: int | None  # of a move of the head, as the next
+    to_version: int | None
+    who: str
+    why: str
+    path: str  # of the published model folder, or the checkpoint's place
+    digest: str | None  # of the version, or of the checkpoint's content where that was read
+    at: str  # UTC, ISO 8601

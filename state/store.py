@@ -38,6 +38,7 @@ class Store:
         self.models = root / "models"
         self.drafts = root / "drafts"
         self.prepared = root / "prepared"
+        self.logs = root / "logs"  # what programs of the user write
         self.spool = root / "spool"  # what comes from the Hub, until it is folded
         self.ballast = root / "ballast"
         self.current = self.models / "current"

@@ -5,8 +5,10 @@ import importlib
 import json
 import re
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import figures_table
 import pytest
@@ -50,8 +52,14 @@ def test_a_default_is_read_back_as_the_page_writes_it(name: str) -> None:
     shown = settings_table.default(keys()[name]).strip("`").strip('"')
     value = {"true": True, "false": False, "[]": [], "the rule's own": {}}.get(shown, shown)
     value = json.loads(shown) if shown.startswith("[") else value
-    table, point, key = name.partition(".")
-    assert validate(needed | {table: {key: value} if point else value}, "a test") == validate(needed, "a test")
+    *tables, key = name.split(".")
+    one: dict[str, Any] = {"hook": {"NAME": {"command": ["true"]}}} if tables == ["hook", "NAME"] else {}
+    given = place = deepcopy(needed | one)
+    for table in tables:
+        place = place.setdefault(table, {})
+    if not one or key not in ("command", "socket", "url"):  # of which there is one
+        place[key] = value
+    assert validate(given, "a test") == validate(needed | one, "a test")
 
 
 # ------------------------------------------------------------------------------------------------------------- rules

@@ -117,6 +117,12 @@ BAD: dict[str, list[Any]] = {
     "archive.full": [-1, "much"],
     "gates": ["one", 7, [1]],
     "hooks": ["one", 7, [1]],
+    "hook.NAME.command": ["restart", [7], ["bin/restart"], 7],
+    "hook.NAME.socket": ["run/hook.sock", 7],
+    "hook.NAME.url": ["example.org/hook", "ftp://example.org", "http://", "http://a b", "http://a:x/", "http://é/", 7],
+    "hook.NAME.secret": [7, None],
+    "hook.NAME.retry": [-1, "soon", None],
+    "hook.NAME.timeout": [0, -1, "soon", None],
 }
 
 
@@ -133,9 +139,41 @@ def test_a_bad_value_is_told_of_by_its_key(least: Values, key: str, value: Any) 
 
 
 def nested(key: str, value: Any) -> Values:
-    """Return a key with its value as the file has it: one with a point stands in a table."""
-    table, point, name = key.partition(".")
-    return {table: {name: value}} if point else {key: value}
+    """Return a key with its value as the file has it: one with a point stands in a table, perhaps a person's own."""
+    *tables, name = key.split(".")
+    found = {name: value}
+    for table in reversed(tables):
+        found = {table: found}
+    return found
+
+
+ONE_WAY = "hook.NAME: Value error, give one of command, socket and url"
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [{}, {"retry": "1h"}, {"command": ["a"], "url": "http://a"}, {"socket": "/a", "url": "http://a"}],
+)
+def test_a_hook_is_told_in_one_way(least: Values, hook: Values) -> None:
+    with pytest.raises(Misconfigured, match=ONE_WAY):
+        validate(least | {"hook": {"NAME": hook}}, "mergd.toml")
+
+
+def test_only_a_webhook_is_signed(least: Values) -> None:
+    with pytest.raises(Misconfigured, match="secret signs what is posted to a url"):
+        validate(least | {"hook": {"NAME": {"command": ["a"], "secret": "key"}}}, "mergd.toml")
+
+
+@pytest.mark.parametrize("name", ["a b", "", "../x", "a" * 41, "é"])
+def test_a_hooks_name_can_be_a_files(least: Values, name: str) -> None:
+    with pytest.raises(Misconfigured, match="hook"):
+        validate(least | {"hook": {name: {"command": ["a"]}}}, "mergd.toml")
+
+
+def test_a_wrong_address_is_not_shown(least: Values) -> None:
+    with pytest.raises(Misconfigured) as raised:
+        validate(least | {"hook": {"NAME": {"url": "ftp://canary@example.org/canary"}}}, "mergd.toml")
+    assert "canary" not in f"{raised.value} {raised.value.hint}"
 
 
 GOOD: list[tuple[str, Any, Any]] = [

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from settings import of_observing, of_the_hub
+from settings import of_observing, of_the_hooks, of_the_hub
 from support.commands import eventually
 from support.merges import NO_LIMITS, Sandbox, make_merge, set_in
 from support.models import CONFIG, Model, drop_adapter, fine_tuned, load_model, norm, save_model, task_vector, tiny_base
@@ -733,7 +733,7 @@ OTHERS: tuple[Case, ...] = (
 CASES = {case.__name__: case for case in OTHERS} | {case.__name__.replace("_", ".", 1): case for case in TABLES}
 CASES |= {
     name: partial(lambda case, bench: case(bench.place), case)
-    for name, case in (of_the_hub.CASES | of_observing.CASES).items()
+    for name, case in (of_the_hub.CASES | of_the_hooks.CASES | of_observing.CASES).items()
 }
 
 

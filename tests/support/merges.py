@@ -119,6 +119,11 @@ class Sandbox:
         with History(self.store.database) as history:
             return history.versions()
 
+    def standing(self) -> dict[str, dict[str, Any]]:
+        """Return how far each hook of the configuration is."""
+        with History(self.store.database) as history:
+            return history.notices.standing()
+
     def used(self) -> int:
         """Return the bytes that the state takes on disk."""
         return self.store.used(version.number for version in self.versions())

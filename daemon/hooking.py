@@ -1,0 +1,113 @@
+"""Hooking: what the configuration's hooks are told, each by a courier of its own, and what is noted of that."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from ..plugins.hooks.command import Command
+from ..plugins.hooks.courier import Courier
+from ..plugins.hooks.interface import Way
+from ..plugins.hooks.webhook import Webhook, read_keys
+from ..plugins.programs import Child, Unit
+from ..state.history import History
+from ..state.records import Notice
+from ..state.store import Store
+from .credentials import credential_path
+from .settings import Settings
+from .settings_tables import HookSettings
+
+TICK = 0.02  # seconds between looks at couriers that a command waits for
+
+
+class Hooking:
+    """The hooks of one merge's configuration; for the thread that writes the history."""
+
+    def __init__(
+        self, settings: Settings, history: History, store: Store, wake: Callable[[], None] = lambda: None
+    ) -> None:
+        """`wake` is called, from another thread, when there is something to note."""
+        self._settings, self._history, self._store, self._wake = settings, history, store, wake
+        self._couriers: dict[str, Courier] = {}
+        self._opened = False
+
+    def open(self) -> None:
+        """Have the hooks told of what happens from now on; one that was there already, of what it is owed."""
+        self._history.notices.listen(*self._settings.hook)
+        self._opened = True
+        self._couriers = {name: self._courier(name) for name in self._settings.hook}
+
+    def _courier(self, name: str) -> Courier:
+        hook = self._settings.hook[name]
+        return Courier(name, way_of(hook, self._store.logs / f"hook-{name}.log"), hook.retry, self._wake)
+
+    def take(self, settings: Settings) -> None:
+        """Go on with other settings: what failed is tried again at once, by them."""
+        self.close()
+        self._settings, self._opened = settings, False
+
+    def turn(self) -> None:
+        """Note what was told, and give each courier that is free the next notice."""
+        if not self._opened:  # for which there was no room on the disk
+            self.open()
+        notices = self._history.notices
+        for name, courier in self._couriers.items():
+            if (ended := courier.ended) is not None:
+                if ended.lost:
+                    notices.give_up(name, ended.notice.seq, ended.lost)
+                else:
+                    notices.told(name, ended.notice.seq)
+                courier.noted()
+            if courier.free and (notice := notices.next(name)) is not None:
+                courier.give(self._placed(notice))
+
+    def _placed(self, notice: Notice) -> Notice:
+        """Return a notice with the path of the version that the head moved to, where the state lies now."""
+        return notice if notice.to_version is None else replace(notice, path=str(self._store.model(notice.to_version)))
+
+    @property
+    def busy(self) -> bool:
+        """Whether a hook is being told."""
+        return any(courier.busy for courier in self._couriers.values())
+
+    def finish(self) -> None:
+        """Tell what is owed, until a hook was told of all or failed."""
+        self.turn()
+        while self.busy:
+            time.sleep(TICK)
+            self.turn()
+
+    def told(self) -> dict[str, dict[str, str]]:
+        """Return what goes on for each hook, and what went wrong."""
+        return {name: {"doing": it.doing, "trouble": it.trouble} for name, it in self._couriers.items()}
+
+    def close(self) -> None:
+        """End what runs, and note what was told by then."""
+        for courier in self._couriers.values():
+            courier.close()
+        for name, courier in self._couriers.items():
+            courier.join()
+            if (ended := courier.ended) is not None and not ended.lost:
+                self._history.notices.told(name, ended.notice.seq)
+        self._couriers = {}
+
+
+def way_of(hook: HookSettings, log: Path) -> Way:
+    """Return how a hook is told."""
+    if hook.url:
+        return Webhook(hook.url, partial(keys_of, hook), hook.timeout)
+    return Command(Unit(Path(hook.socket)) if hook.socket else Child(hook.command, log), hook.timeout)
+
+
+def keys_of(hook: HookSettings) -> list[bytes]:
+    """Return the keys that sign what a webhook is told. Raises Misconfigured or NotPermitted."""
+    if not hook.secret:
+        return []
+    return read_keys(credential_path(hook.secret, "a hook's secret"))
+
+
+def check(settings: Settings) -> None:
+    """Raise what keys_of does, for any of the hooks: before anything is to be told."""
+    for hook in settings.hook.values():
+        keys_of(hook)
