@@ -38,6 +38,7 @@ class Recorder:
     port: int
     posts: list[Post] = field(default_factory=list)
     answer: Callable[[Post], int] = lambda post: 204
+    body: bytes = b""  # of each answer
 
     @property
     def url(self) -> str:
@@ -61,8 +62,9 @@ def recording() -> Iterator[Recorder]:
             self.send_response(status)
             if 300 <= status < 400:
                 self.send_header("Location", f"{recorder.url}/elsewhere")
-            self.send_header("Content-Length", "0")
+            self.send_header("Content-Length", str(len(recorder.body)))
             self.end_headers()
+            self.wfile.write(recorder.body)
 
         def log_message(self, format: str, *args: Any) -> None:
             """Say nothing."""
