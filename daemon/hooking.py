@@ -18,6 +18,7 @@ from .credentials import credential_path
 from .settings import Settings
 from .settings_tables import HookSettings
 
+LOOKS_UP = 2.0  # seconds for which an end waits for what is told now: what was not noted is told again
 TICK = 0.02  # seconds between looks at couriers that a command waits for
 
 
@@ -47,20 +48,28 @@ class Hooking:
         self.close()
         self._settings, self._opened = settings, False
 
-    def turn(self) -> None:
-        """Note what was told, and give each courier that is free the next notice."""
+    def turn(self) -> bool:
+        """Note what was told, and give each courier that is free the next notice; returns whether something was noted.
+
+        What there is no room to note stays with its courier, so that nothing is told twice for that.
+        """
         if not self._opened:  # for which there was no room on the disk
             self.open()
-        notices = self._history.notices
+        noted = [self._note(name, courier) for name, courier in self._couriers.items()]
         for name, courier in self._couriers.items():
-            if (ended := courier.ended) is not None:
-                if ended.lost:
-                    notices.give_up(name, ended.notice.seq, ended.lost)
-                else:
-                    notices.told(name, ended.notice.seq)
-                courier.noted()
-            if courier.free and (notice := notices.next(name)) is not None:
+            if courier.free and (notice := self._history.notices.next(name)) is not None:
                 courier.give(self._placed(notice))
+        return any(noted)
+
+    def _note(self, name: str, courier: Courier) -> bool:
+        if (ended := courier.ended) is None:
+            return False
+        if ended.lost:
+            self._history.notices.give_up(name, ended.notice.seq, ended.lost)
+        else:
+            self._history.notices.told(name, ended.notice.seq)
+        courier.noted()
+        return True
 
     def _placed(self, notice: Notice) -> Notice:
         """Return a notice with the path of the version that the head moved to, where the state lies now."""
@@ -86,10 +95,10 @@ class Hooking:
         """End what runs, and note what was told by then."""
         for courier in self._couriers.values():
             courier.close()
+        until = time.monotonic() + LOOKS_UP
         for name, courier in self._couriers.items():
-            courier.join()
-            if (ended := courier.ended) is not None and not ended.lost:
-                self._history.notices.told(name, ended.notice.seq)
+            courier.join(until - time.monotonic())
+            self._note(name, courier)
         self._couriers = {}
 
 
@@ -107,7 +116,7 @@ def keys_of(hook: HookSettings) -> list[bytes]:
     return read_keys(credential_path(hook.secret, "a hook's secret"))
 
 
-def check(settings: Settings) -> None:
+def check_keys(settings: Settings) -> None:
     """Raise what keys_of does, for any of the hooks: before anything is to be told."""
     for hook in settings.hook.values():
         keys_of(hook)

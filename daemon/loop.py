@@ -33,7 +33,7 @@ from ..state.store import Store
 from .control import Answer, Ask
 from .deciding import preempts
 from .desk import Desk
-from .hooking import Hooking, check
+from .hooking import Hooking, check_keys
 from .inbox import STOPPING, Inbox, Message
 from .intake import Intake
 from .judging import Given, Job
@@ -193,7 +193,7 @@ class Loop:
 
     def push(self) -> None:
         """Let what the head moves to be pushed, and what is owed. Raises Misconfigured where a token or a key is missing."""
-        check(self.settings)
+        check_keys(self.settings)
         self._pushing.open()
         self.post("told")
 
@@ -230,7 +230,8 @@ class Loop:
             if self._work.free and not self._stopping and (self._desk.waiting or not only_asked):
                 self._begin_work()
         with self._minding_the_disk():
-            self._hooking.turn()
+            if self._hooking.turn():
+                self.tell()
         with self._minding_the_disk():  # whatever could not be written: nobody waits for ever
             self._desk.answer(self._stuck())
             if bool(self.trouble) != self._told_trouble:
@@ -372,7 +373,7 @@ class Loop:
         try:
             settings = self.reread()
             merge = self._with_pushing(reopen_merge(self._merge, self.settings, settings, self._history.pins()))
-            check(settings)
+            check_keys(settings)
             self._pushing.take(settings)
         except MergdError as error:
             log.error("the new configuration is not taken: %s (%s)", error, error.hint)

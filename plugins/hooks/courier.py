@@ -15,8 +15,6 @@ from .interface import Way
 
 log = logging.getLogger(__name__)
 
-LOOKS_UP = 2.0  # seconds for which an end waits for the thread: what was not noted is told again at the next start
-
 
 @dataclass(frozen=True)
 class Ended:
@@ -68,10 +66,10 @@ class Courier:
         self._closing = True
         self._go_on.set()
 
-    def join(self) -> None:
+    def join(self, seconds: float) -> None:
         """Wait for its end, or leave it behind where a name is being looked up."""
         if self._thread is not None:
-            self._thread.join(LOOKS_UP)
+            self._thread.join(max(0.0, seconds))
 
     def stopped(self) -> bool:
         """Whether it is to end."""

@@ -60,7 +60,7 @@ def made(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Co
     yield make
     for courier in couriers:
         courier.close()
-        courier.join()
+        courier.join(60)
 
 
 def test_what_was_told_is_to_be_noted_before_the_next_one(made: Callable[..., Courier], ear: Ear) -> None:
@@ -146,7 +146,7 @@ def test_an_end_is_waited_for_neither_in_a_try_nor_in_a_rest(
     eventually(lambda: courier.trouble if resting else courier.doing)
     before = len(caplog.records)
     courier.close()
-    courier.join()
+    courier.join(60)
     assert courier.ended is None  # so that it is told again by the next one
     assert len(caplog.records) == before
     assert len(woken) == resting
