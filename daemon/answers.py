@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..state.records import WeightReport
 from ..state.wording import quoted, size
+from .answers_gates import measured, metrics
 from .display import err, facts, lines, out, safe
 from .retention import Keep
 from .settings import Settings
@@ -113,6 +114,7 @@ def _version(entry: Mapping[str, Any]) -> str:
     kept += f" [bold yellow]{safe(', '.join(entry['tags']))}[/]" if entry["tags"] else ""
     folded = f"{entry['totals']['folded']} folded, scale {entry['scale']:.4g}"
     counts = f" counts {entry['share']:g}" if entry["share"] not in (None, 1.0) else ""
+    kept += "".join(f"  {safe(words)}" for words in measured(entry["measured"]))
     return f"[bold]v{entry['version']}[/] {_when(entry['created_at'])}  {safe(name)}{counts}  ({folded}){kept}{head}"
 
 
@@ -148,6 +150,7 @@ def status(answer: Mapping[str, Any]) -> None:
             else "",
             "checkpoints": counts or "none yet",
             "gates": ", ".join(answer.get("gates") or []) or "none is set: every checkpoint that is admitted goes live",
+            "measured": "; ".join(measured(answer.get("measured") or {})),
             "rule": f"{answer.get('rule')} {answer.get('parameters') or ''}".strip(),
             "scale": f"{answer['scale']:.6g}" if answer.get("scale") is not None else "",
             "totals": ", ".join(f"{key} {value:.6g}" for key, value in (answer.get("totals") or {}).items()),
@@ -242,10 +245,13 @@ def folded(answer: Mapping[str, Any]) -> None:
 
 
 def shown(answer: Mapping[str, Any]) -> None:
-    """Print a version with its per-weight statistics, or a checkpoint."""
-    facts({key: value for key, value in answer.items() if key not in ("weights", "reasons", "decisions")})
+    """Print a version with its per-weight statistics and what gates measured, or a checkpoint."""
+    apart = ("weights", "reasons", "decisions", "measured", "transfer")
+    facts({key: value for key, value in answer.items() if key not in apart})
     reasons(answer.get("reasons", []))
     decisions(answer.get("decisions", []))
+    for gate, told in answer.get("transfer", {}).items():
+        lines(metrics(gate, told))
     if answer.get("weights"):
         lines(_weights({name: WeightReport(**report) for name, report in answer["weights"].items()}))
 

@@ -19,7 +19,7 @@ from ..state.history import History
 from ..state.lock import Lock, holder_of
 from ..state.records import Version
 from ..state.store import Store
-from . import display, tagging
+from . import display, tagging, transfer
 from .dropping import decide, describe
 from .naming import find_checkpoint, find_version
 from .pinning import Sources
@@ -276,7 +276,8 @@ def show(settings: Settings, what: str) -> dict[str, Any]:
         head = history.head()
         reports = history.weight_reports(version.number) if version.cause != "read-out" else {}  # it brought nothing
         return describe_version(version, history, head.number if head else None) | {
-            "weights": {name: vars(report) for name, report in reports.items()}
+            "weights": {name: vars(report) for name, report in reports.items()},
+            "transfer": transfer.describe(history, version),
         }
 
 

@@ -47,6 +47,11 @@ class Base:
     norms: Mapping[str, float]  # Frobenius norm of each weight
     commit: str | None = None  # of its repository, if it is one
 
+    @property
+    def path(self) -> str:
+        """Where it lies: a folder, or a lone file."""
+        return str(self.folder or self.layout.files[0])
+
     @cached_property
     def by_name(self) -> Mapping[str, Weight]:
         """The weights that are folded."""

@@ -3,10 +3,10 @@
 It runs on the folding thread and touches only files: no row of the history.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+from ..plugins.gates.program import Model
 from ..state.clock import utc_now
 from ..state.committing import Commit
 from ..state.errors import Refused
@@ -18,6 +18,7 @@ from .blocks import machine_of
 from .carding import add_card
 from .folding import FoldResult, Head, fold
 from .forming import content_digest
+from .gating import DRAFT, Gating, Models
 from .judging import Job, Known, Turned, contribution_of, held_at_start, judged, seen_here
 from .opening import Merge
 from .pinning import pin
@@ -46,6 +47,7 @@ class Drafting:
     def __init__(self, settings: Settings, merge: Merge, store: Store, commit: Commit) -> None:
         self.settings = settings
         self.merge, self._store, self._commit = merge, store, commit
+        self.gating = Gating()
 
     def draft(self, job: Job, progress: Progress) -> Outcome:
         """Make and seal the draft of one job; a verdict if it is not admitted. Raises what its steps raise.
@@ -88,19 +90,37 @@ class Drafting:
         line = job.line.then(version, replace(job.checkpoint, digest=result.digest))
         files = add_card(draft, published.files, version, line, method, settings, merge)
         published = replace(published, files=files)
-        lift = partial(job.past.decisions.lift, contents=(result.digest, job.checkpoint.fingerprint))
-        if (verdict := self._ask_gates(replace(drafted, model=str(draft.model)), lift, progress)) != ADMITTED:
+        drafted = replace(drafted, model=str(draft.model))
+        if (verdict := self._ask_gates(job, drafted, version, result.digest, progress)) != ADMITTED:
             return Turned(verdict, result.digest)
         pin(job.candidate, draft, settings.archive, progress)
         return self._seal(job, draft, version, result, published, progress)
 
-    def _ask_gates(self, drafted: Drafted, lift: Callable[[Verdict], Verdict], progress: Progress) -> Verdict:
-        """Return the first verdict of a user's gate that does not admit the draft, and that nobody lifted."""
+    def _ask_gates(self, job: Job, drafted: Drafted, version: Version, digest: str, progress: Progress) -> Verdict:
+        """Return the first verdict of a user's gate that does not admit the draft, and that nobody lifted.
+
+        Programs, which take longest, are asked last. digest: the checkpoint's.
+        """
         progress.begin("gates", 0, 0)
+        lift = partial(job.past.decisions.lift, contents=(digest, job.checkpoint.fingerprint))
         verdicts = (lift(gate.judge(drafted)) for gate in self.merge.gates.values())
         verdict = next((verdict for verdict in verdicts if verdict != ADMITTED), ADMITTED)
+        if verdict == ADMITTED and job.past.measured:
+            verdict = lift(self.gating.judge(job.past.measured, self._models(job, drafted, version), progress))
         progress.end()
         return verdict
+
+    def _models(self, job: Job, drafted: Drafted, version: Version) -> Models:
+        """Return what programs measure: the draft, and what it is held against, if they never measured that."""
+        place, base, head = drafted.place, self.merge.base, job.start.head
+        before = None
+        if head is not None:
+            path = str(self._store.model(head.number))
+            before = Model(head.digest, path, str(head), place, head.number, parent=head.parent)
+        now = Model(
+            version.digest, str(drafted.model), DRAFT, place, version.number, drafted.checkpoint, version.parent
+        )
+        return Models(Model(base.digest, base.path, "the base model", place), before, now)
 
     def _version(self, job: Job, result: FoldResult, scale: float, digest: str) -> Version:
         """Return what the version's row will be, but for when it was made and what that cost."""
@@ -115,7 +135,7 @@ class Drafting:
             digest=digest,
             created_at="",
             arguments={"share": job.share} if job.share != 1.0 else {},
-            gates=tuple(self.merge.gates),
+            gates=(*self.merge.gates, *(name for name, gate in job.past.measured.items() if gate.program.enforces)),
             method=job.start.parent.method if job.start.parent else {},
         )
 

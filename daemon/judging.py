@@ -4,6 +4,7 @@ Pure: all that it needs of the past comes with the job.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import sqrt
 
@@ -21,6 +22,7 @@ from ..state.wording import decide, quoted
 from .ancestry import Line
 from .base import Base
 from .folding import FoldResult
+from .gating import Measured
 from .opening import Merge
 from .replacing import Start
 from .sketch import cosines
@@ -35,6 +37,7 @@ class Past:
     contributions: tuple[Contribution, ...] = ()  # of the parent's line, newest first
     last_day: int = 0  # folds of the last 24 hours
     decisions: Decisions = field(default_factory=Decisions)
+    measured: Mapping[str, Measured] = field(default_factory=dict)  # by the programs that are gates, by their names
 
 
 @dataclass(frozen=True)

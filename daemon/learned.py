@@ -54,5 +54,8 @@ def _since(version: Version, history: History) -> Iterator[str]:
     for move in reversed(history.moves()):
         if move.from_version == version.number and move.why in ("rollback", "damage"):
             yield f"The head moved from it to v{move.to_version} at {move.at}, by {move.who}: {move.why}."
+    for gate, found in history.evaluations.of(version.digest).items():
+        told = ", ".join(f"{name} {metric.value:.6g} (n = {metric.n})" for name, metric in found.metrics.items())
+        yield f"Gate {gate} measured at {found.at}: {told}."
     if version.damaged:
         yield f"Damaged: {version.damaged}."

@@ -4,9 +4,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from ..state.errors import Abandoned
 from ..state.wording import size
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A wait for what others do, which has an end."""
+
+    what: str
+    seconds: float  # that it lasts at most
+    since: float = field(default_factory=time.monotonic)  # monotonic seconds
+
+    @property
+    def until(self) -> float:
+        """When it ends at the latest, in monotonic seconds."""
+        return self.since + self.seconds
+
+    def __str__(self) -> str:
+        return f"waiting for {self.what}, {time.monotonic() - self.since:.0f} s of {self.seconds:.0f} s"
 
 
 class Progress:
@@ -16,6 +34,7 @@ class Progress:
         self._show = show  # called at each step, for work that nobody watches from another thread
         self.abandon = threading.Event()
         self.doing = ""
+        self.wait: Wait | None = None  # while others are at work: no step of ours is to be expected before it ends
         self.weights = self.all_weights = 0
         self.nbytes = self.all_bytes = 0
         self.seconds: dict[str, float] = {}  # by piece of work that ended
@@ -51,6 +70,20 @@ class Progress:
             with self._adding:
                 self._busy[step] = self._busy.get(step, 0.0) + time.monotonic() - began
 
+    @contextmanager
+    def waiting(self, what: str, seconds: float) -> Iterator[None]:
+        """Note that the piece of work waits for others, so long at most."""
+        self.wait = Wait(what, seconds)
+        try:
+            yield
+        finally:
+            self.wait = None
+
+    @property
+    def deadline(self) -> float | None:
+        """Until when others are waited for, in monotonic seconds; None while nobody is."""
+        return wait.until if (wait := self.wait) is not None else None
+
     def advance(self, nbytes: int) -> None:
         """So many bytes more are done. Raises Abandoned if somebody asked for that."""
         if self.abandon.is_set():
@@ -68,6 +101,8 @@ class Progress:
         return elapsed * (self.all_bytes - self.nbytes) / self.nbytes if self.nbytes and elapsed > 1 else None
 
     def __str__(self) -> str:
+        if (wait := self.wait) is not None:
+            return str(wait)
         if not self.all_weights:
             done = f": {size(self.nbytes)} of {size(self.all_bytes)}" if self.all_bytes else ""
             return f"{self.doing}{done}" if self.doing else "starting"

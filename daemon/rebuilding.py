@@ -33,7 +33,7 @@ LOST = (
     "tags; instead each version that is there has one, rebuilt-7, which keeps it: mergd tag, and mergd tag -d NAME",
     "that a repository was made private after the fold of its checkpoint, until a listing says so again",
     "who moved the head and when, and when a version was made: its manifest's time stands for it",
-    "what each fold did to each weight, and how long it took",
+    "what each fold did to each weight, how long it took, and what gates measured",
 )
 Manifests = Mapping[int, Mapping[str, Any]]
 

@@ -15,6 +15,11 @@ class Start:
     replaced: Version | None = None  # the head, if that is what the new version stands in for
     held: Reason | None = None  # why it cannot be replaced now
 
+    @property
+    def head(self) -> Version | None:
+        """The head of that moment."""
+        return self.replaced or self.parent
+
 
 def plan(
     row: Checkpoint,

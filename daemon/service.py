@@ -117,7 +117,7 @@ class Service:
         return " and ".join(filter(None, [str(self._settings.watch or ""), namespace and f"{namespace} on the Hub"]))
 
     def _gated(self) -> str:
-        return " after its gates" if self._settings.gates else ": no gate is set"
+        return " after its gates" if self._settings.gates or self._settings.gate else ": no gate is set"
 
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
         self._loop.stop()

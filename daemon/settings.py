@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, ByteSize, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, ByteSize, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from ..state.errors import Misconfigured
@@ -13,6 +13,7 @@ from .settings_tables import (
     Counting,
     Duration,
     Folder,
+    GateSettings,
     HookSettings,
     HubSettings,
     Limits,
@@ -129,6 +130,8 @@ class Settings(Table):
     """Where Prometheus finds the figures of the daemon: in a file, or at a port that only this machine reaches."""
     gates: tuple[str, ...] = ()
     """Gates of installed packages that judge each drafted version, by name, in order."""
+    gate: dict[Name, GateSettings] = Field(default_factory=dict)
+    """Gates that are programs of yours, each a table with a name: they measure each drafted version, in order."""
     hooks: tuple[str, ...] = ()
     """Hooks of installed packages that are told each move of the head, by name."""
     hook: dict[Name, HookSettings] = Field(default_factory=dict)
@@ -157,6 +160,13 @@ class Settings(Table):
             found = "hub.webhook_secret needs metrics.listen, where the Hub's calls come in, and hub.namespace"
             raise ValueError(found, "set both, or leave hub.webhook_secret empty")
         return self
+
+    @field_validator("gate")
+    @classmethod
+    def _has_names_of_its_own(cls, gate: dict[str, GateSettings], info: ValidationInfo) -> dict[str, GateSettings]:
+        if both := gate.keys() & set(info.data.get("gates", ())):
+            raise ValueError(f"a gate of the setting gates is called {min(both)} too")
+        return gate
 
     @field_validator("weight_range")
     @classmethod

@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -70,6 +70,7 @@ Share = Annotated[float, BeforeValidator(switched), Field(ge=0, le=1)]
 Counting = Annotated[  # some rules fold it so many times
     float, BeforeValidator(_counted), Field(gt=0, le=1000, allow_inf_nan=False)
 ]
+Loss = Annotated[float, BeforeValidator(_counted), Field(ge=0, allow_inf_nan=False)]
 
 
 class Table(BaseModel):
@@ -165,6 +166,31 @@ class HubSettings(Table):
     def _may_write(self) -> Self:
         if self.publish_to and not self.write_token:
             raise ValueError("publish_to needs write_token: the file with the token that may write there")
+        return self
+
+
+class GateSettings(Table):
+    """A gate: a program that measures each drafted version."""
+
+    command: tuple[str, ...] = ()
+    """The program and its arguments; it runs as the daemon's user, as a child. The program is an absolute path."""
+    socket: Annotated[str, Field(pattern=r"^(/.*)?$")] = ""
+    """The socket of a systemd unit that runs it instead, as a user of its own; either this or `command`."""
+    deadline: Duration = Field(default=1800.0, gt=0, allow_inf_nan=False)
+    """How long it may take, such as `30m`; then it is ended, and the checkpoint held."""
+    drop: Loss = 0.01
+    """How far a metric may be below the head's; above it, for one that is better when lower."""
+    total_drop: Loss = 0.03
+    """How far a metric may be below its best on the way from the base model to the head."""
+    mode: Literal["enforce", "observe"] = "enforce"
+    """Whether it holds and refuses checkpoints, or only measures: `enforce`, `observe`."""
+
+    @model_validator(mode="after")
+    def _runs_one(self) -> Self:
+        if bool(self.command) == bool(self.socket):
+            raise ValueError("give either command or socket")
+        if self.command and not self.command[0].startswith("/"):
+            raise ValueError("the first word of command is no absolute path")
         return self
 
 

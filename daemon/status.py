@@ -48,6 +48,7 @@ def status(history: History, store: Store, live: Mapping[str, Any] | None = None
         "totals": asdict(head.totals) if head else None,
         "scale": head.scale if head else None,
         "latency": latency(head) if head else None,
+        "measured": measured(head, history) if head else {},
         "versions": {"all": history.count_versions(), "kept": sum(version.kept for version in kept)},
         "base_model": pins.get("base_model"),
         "base_digest": pins.get("base_digest"),
@@ -64,6 +65,12 @@ def latency(version: Version) -> dict[str, float]:
     return {"in_all": round(sum(version.seconds.values()), 3), **version.seconds}
 
 
+def measured(version: Version, history: History) -> dict[str, dict[str, float]]:
+    """Return what gates measured of a version: each metric's value, by the gate's name."""
+    gates = history.evaluations.of(version.digest)
+    return {gate: {name: m.value for name, m in found.metrics.items()} for gate, found in gates.items()}
+
+
 def _parameters(head: Version | None, pins: Mapping[str, Any]) -> Any:
     """Return the parameters of the rule by which the head is read."""
     if head is None:
@@ -74,7 +81,8 @@ def _parameters(head: Version | None, pins: Mapping[str, Any]) -> Any:
 
 def known(settings: Settings) -> dict[str, Any]:
     """Return what the configuration adds to the status."""
-    return {"gates": list(settings.gates), "budget": int(settings.disk)}
+    programs = [name if table.mode == "enforce" else f"{name} (only observes)" for name, table in settings.gate.items()]
+    return {"gates": [*settings.gates, *programs], "budget": int(settings.disk)}
 
 
 def describe_version(version: Version, history: History, head: int | None) -> dict[str, Any]:
@@ -103,6 +111,7 @@ def describe_version(version: Version, history: History, head: int | None) -> di
         "slots_kept": version.slots_kept,
         "tags": history.tags.of(version.number),
         "pushed": history.pushes.commits(version.number),
+        "measured": measured(version, history),
         "head": version.number == head,
     }
 

@@ -36,6 +36,7 @@ from .ancestry import Lines
 from .disk import RETRY_AFTER, Disk
 from .drafting import Made, Outcome
 from .dropping import decide, drop
+from .evaluating import measured_before
 from .front_matter import licence_in
 from .judging import Job, Known, Past, Turned, contribution_of, known_content
 from .opening import Merge
@@ -286,7 +287,7 @@ def job_for(row: Checkpoint, candidate: Candidate, history: History, settings: S
     elif not again:
         known |= history.checkpoints.folded_digests()
     brought, last_day = history.contributions.in_line(line, LOOKS_BACK), history.contributions.count_since(DAY)
-    past = Past(brought, last_day, history.decided.all())
+    past = Past(brought, last_day, history.decided.all(), measured_before(settings, history, start.head))
     counts = counted(candidate.here, settings)
     return Job(0, row, candidate, history.next_number(), start, here, known, past, counts.share, counts.doubt)
 

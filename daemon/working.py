@@ -4,12 +4,14 @@ One piece of work runs at a time, on the folding thread. It is begun here, looke
 """
 
 import logging
+import sqlite3
 from collections.abc import Callable, Container
 from functools import partial
 
 from ..plugins.sources.interface import Sight
 from ..state.committing import Commit
-from ..state.errors import DamagedFiles
+from ..state.disk_errors import meaning
+from ..state.errors import DamagedFiles, DiskFails, DiskFull
 from ..state.history import History
 from ..state.records import Version
 from ..state.store import Store
@@ -149,6 +151,7 @@ class Working:
 
     def take(self) -> Job | Remake:
         """Make true what has ended, or record why it came to nothing; returns what it was."""
+        self._record_measured()
         job, outcome = self._hands.take()
         try:
             self._finish(job, outcome)
@@ -177,8 +180,22 @@ class Working:
         self._ended.append((job, error))
         self.record_ends()
 
+    def _record_measured(self) -> None:
+        """Record what gates measured, whatever becomes of the draft that it was measured for."""
+        fresh, evaluations = self._drafting.gating.measured, self._history.evaluations
+        try:
+            while fresh:
+                evaluations.add(fresh[0])
+                fresh.popleft()
+                evaluations.prune()
+        except (OSError, sqlite3.Error) as error:
+            if not isinstance(meaning(error), DiskFull | DiskFails):
+                raise
+            log.warning("what a gate measured is written down once there is room: %s", error)
+
     def record_ends(self) -> None:
-        """Record how work ended; what the history has no room for stays here until it has."""
+        """Record how work ended, and what was measured for it; what the history has no room for stays here until it has."""
+        self._record_measured()
         while self._ended:
             job, error = self._ended[0]
             try:

@@ -67,7 +67,8 @@ def copy_source(place: Path, stamps: Iterable[FileStamp], draft: Draft) -> Itera
     """
     whole = place.is_dir()
     target = draft.source / place.name if whole else draft.source
-    target.mkdir(mode=PRIVATE, parents=True)
+    draft.source.mkdir(mode=PRIVATE)  # others may pass through the draft's own folder
+    target.mkdir(mode=PRIVATE, exist_ok=True)
     for stamp in (stamp for stamp in stamps if stamp.size >= 0):
         yield from _copy(place / stamp.name if whole else place, target / stamp.name)
     for folder in {target, draft.source, draft.folder}:

@@ -21,6 +21,7 @@ from .contributions import Contributions
 from .database import IN_MODEL, LINE, check_all, inserted, open_reader, open_writer, transaction
 from .decided import Decided
 from .errors import Busy
+from .evaluations import Evaluations
 from .notices import Notices
 from .pushes import Pushes
 from .records import MADE_BY_ITSELF, Checkpoint, Contribution, Files, Move, Totals, Version, WeightReport
@@ -33,8 +34,9 @@ class History:
     """The versions, the head and its moves, the pins, the pauses and the requests.
 
     `checkpoints` has the rows of checkpoints, `contributions` what they brought, `decided` what people decided on them,
-    `tags` the names of versions, `pushes` what went to the Hub, `tasks` what is still to be done for people, `checks`
-    what is known of versions' files, `notices` what the configuration's hooks are told, `tallies` what all of it comes to.
+    `evaluations` what gates measured, `tags` the names of versions, `pushes` what went to the Hub, `tasks` what is still
+    to be done for people, `checks` what is known of versions' files, `notices` what the configuration's hooks are told,
+    `tallies` what all of it comes to.
     """
 
     def __init__(self, path: Path, write: bool = False) -> None:
@@ -42,6 +44,7 @@ class History:
         self.checkpoints = Checkpoints(self._db)
         self.contributions = Contributions(self._db)
         self.decided = Decided(self._db)
+        self.evaluations = Evaluations(self._db)
         self.tags = Tags(self._db)
         self.pushes = Pushes(self._db)
         self.tasks = Tasks(self._db)

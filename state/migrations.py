@@ -225,6 +225,19 @@ def m011_notices(db: Database) -> None:
 
 
 @migrations()
+def m012_evaluations(db: Database) -> None:
+    """What gates measured, by the digest of the model and by what measured it."""
+    db.table("evaluations").create(
+        {"digest": str, "identity": str, "gate": str, "metrics": str, "seconds": float, "at": str},  # metrics: JSON
+        pk=("digest", "identity"),
+        not_null={"gate", "metrics", "seconds", "at"},
+        strict=True,
+    )
+    db.table("evaluations").create_index(["identity"])
+    db.table("versions").create_index(["digest"])
+
+
+@migrations()
 def m013_licences_and_owed_news(db: Database) -> None:
     """Which licence a checkpoint's owner claims; and what is owed is found without reading what was told."""
     db.table("checkpoints").add_column("licence", str)

@@ -154,6 +154,30 @@ ADMITTED = Verdict("admitted")
 
 
 @dataclass(frozen=True)
+class Metric:
+    """What a gate's program measured of a model by one yardstick."""
+
+    value: float
+    higher_is_better: bool
+    n: int  # examples that it was measured on
+
+
+Metrics = Mapping[str, Metric]  # by name
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one gate measured of one model."""
+
+    digest: str  # of the model: a version's, a draft's or the base model's
+    gate: str  # its name
+    identity: str  # of what measured: numbers of two identities are not compared
+    metrics: Metrics
+    seconds: float  # that it took
+    at: str  # UTC, ISO 8601
+
+
+@dataclass(frozen=True)
 class FileStamp:
     """What tells that a file is still the same one, without reading it."""
 

@@ -21,7 +21,7 @@ from .records import FileDigest, Files, Layout
 
 PARTS: tuple[Files, ...] = ("slots", "model")
 FOLDERS: Mapping[Files, str] = {"slots": "versions", "model": "models"}
-PRIVATE, PUBLIC = 0o700, 0o755  # folders
+PRIVATE, PASSABLE, PUBLIC = 0o700, 0o711, 0o755  # folders; a gate that is another user passes to a draft's model
 PRIVATE_FILE, PUBLIC_FILE = 0o400, 0o444  # nobody writes to what was renamed in
 BALLAST = 16 * 2**20  # bytes that are held back for the history, so that commands work on a full disk
 TIGHT = 2**20  # bytes: with fewer that are free, a database may not even be opened
@@ -49,7 +49,7 @@ class Store:
             (self.root, PUBLIC),
             (self.models, PUBLIC),
             (self.versions, PRIVATE),
-            (self.drafts, PRIVATE),
+            (self.drafts, PASSABLE),
         ):
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(mode)
@@ -99,6 +99,7 @@ class Store:
 
     def draft(self, number: int, step: str = "") -> "Draft":
         """Open an empty draft for a version, or for a step on the way to it."""
+        self.drafts.chmod(PASSABLE)  # an older mergd made it
         folder = self.drafts / (folder_name(number) + step)
         shutil.rmtree(folder, ignore_errors=True)
         return Draft(folder)
@@ -333,7 +334,7 @@ class Draft:
         self.slots = folder / "slots"
         self.model = folder / "model"
         self.source = folder / "source"  # of the checkpoint, if it is to be pinned
-        for path, mode in ((folder, PRIVATE), (self.slots, PRIVATE), (self.model, PUBLIC)):
+        for path, mode in ((folder, PASSABLE), (self.slots, PRIVATE), (self.model, PUBLIC)):
             path.mkdir(mode=mode)
             path.chmod(mode)
 

@@ -53,7 +53,7 @@ def test_a_default_is_read_back_as_the_page_writes_it(name: str) -> None:
     value = {"true": True, "false": False, "[]": [], "the rule's own": {}}.get(shown, shown)
     value = json.loads(shown) if shown.startswith("[") else value
     *tables, key = name.split(".")
-    one: dict[str, Any] = {"hook": {"NAME": {"command": ["true"]}}} if tables == ["hook", "NAME"] else {}
+    one: dict[str, Any] = {tables[0]: {"NAME": {"command": ["/true"]}}} if tables[1:] == ["NAME"] else {}
     given = place = deepcopy(needed | one)
     for table in tables:
         place = place.setdefault(table, {})

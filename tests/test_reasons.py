@@ -14,6 +14,7 @@ import torch
 from fakehub import FakeHub
 from support.command_line import check_command
 from support.commands import start_forking
+from support.gates import write_gate
 from support.hub import NAMESPACE, OF_BASE, hub_merge
 from support.merges import NO_LIMITS, Sandbox, make_merge
 from support.models import CONFIG, Model, drop_adapter, fine_tuned, save_lone, save_model, save_sharded, tiny_base
@@ -286,6 +287,18 @@ def refused_by_hand(make: Make) -> Checkpoint:
     return after(merge)
 
 
+# ------------------------------------------------------------------------------------------- what a gate's program says
+
+
+def said_by_a_gate(make: Make, then: str, **table: Any) -> Checkpoint:
+    """Return the row of what a gate's program looked at, whose only metric is 1 for the base model."""
+    merge = make()
+    gate = write_gate(merge.root / "gate.py", f"metrics['bias']['value'] = 1\nif asked['version']: {then}") | table
+    entries = "\n".join(f"{key} = {json.dumps(value)}" for key, value in gate.items())
+    merge.config.write_text(f"{merge.config.read_text()}\n[gate.eval]\n{entries}\n")
+    return dropped(merge)
+
+
 def incomplete(make: Make) -> Checkpoint:
     root = make().root / "far"
     root.mkdir()
@@ -339,6 +352,14 @@ CASES: dict[str, tuple[str, Case]] = {
     "near-copy": ("held", lambda make, _: near_copy(make)),
     "too-much-of-one": ("held", lambda make, _: too_much_of_one(make)),
     "too-many": ("held", lambda make, _: too_many(make)),
+    "gate-refused": ("refused", lambda make, _: said_by_a_gate(make, "sys.exit(65)")),
+    "gate-failed": ("held", lambda make, _: said_by_a_gate(make, "sys.exit(1)")),
+    "metric-missing": ("held", lambda make, _: said_by_a_gate(make, "metrics = {'new': metrics['bias']}")),
+    "metric-drop": ("held", lambda make, _: said_by_a_gate(make, "metrics['bias']['value'] = 0.98")),
+    "metric-total-drop": (
+        "held",
+        lambda make, _: said_by_a_gate(make, "metrics['bias']['value'] = 0.9", drop=0.5),
+    ),
     "cannot-read": ("blocked", cannot_read),
     "known-content": ("folded", lambda make, _: known_content(make)),
 }

@@ -116,6 +116,12 @@ BAD: dict[str, list[Any]] = {
     "archive.adapters": ["perhaps", 7],
     "archive.full": [-1, "much"],
     "gates": ["one", 7, [1]],
+    "gate.NAME.command": ["/bin/true", 7, [1]],
+    "gate.NAME.socket": ["run/gate.sock", 7, None],
+    "gate.NAME.deadline": [0, "soon", -1, "inf", None],
+    "gate.NAME.drop": [-0.01, "much", "nan", True, None],
+    "gate.NAME.total_drop": [-0.01, "much", "inf", True, None],
+    "gate.NAME.mode": ["hold", "", None],
     "hooks": ["one", 7, [1]],
     "hook.NAME.command": ["restart", [7], ["bin/restart"], 7],
     "hook.NAME.socket": ["run/hook.sock", 7],
@@ -311,6 +317,39 @@ def test_what_init_writes_is_read_back_as_it_was(tmp_path: Path) -> None:
     assert found.parameters == {"alpha": 0.25, "variant": "block", "others": "sum"}
     text = merge.config.read_text()
     assert all(re.search(rf"^(# )?{key} = |^\[{key}\]", text, re.MULTILINE) for key in Settings.model_fields)
+
+
+def test_tables_with_names_are_written_down_and_read_back(least: Values, tmp_path: Path) -> None:
+    gates = {"a": {"command": ["/bin/a", "it's"], "deadline": "2h"}, "b-2": {"socket": "/run/b", "mode": "observe"}}
+    settings = validate(least | {"gate": gates}, "")
+    config = tmp_path / "mergd.toml"
+    config.write_text(config_text(settings))
+    assert read_settings(config) == settings
+    assert list(settings.gate) == ["a", "b-2"]
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({}, "either command or socket"),
+        ({"command": ["/bin/true"], "socket": "/run/gate"}, "either command or socket"),
+        ({"command": ["true"]}, "no absolute path"),
+    ],
+)
+def test_a_gate_is_one_program(least: Values, table: Values, words: str) -> None:
+    with pytest.raises(Misconfigured, match=f"gate.mine: .*{words}"):
+        validate(least | {"gate": {"mine": table}}, "mergd.toml")
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a.b", "ü", "a" * 41])
+def test_a_gates_name_can_stand_in_a_units_name(least: Values, name: str) -> None:
+    with pytest.raises(Misconfigured, match=r"mergd\.toml: gate"):
+        validate(least | {"gate": {name: {"command": ["/bin/true"]}}}, "mergd.toml")
+
+
+def test_no_two_gates_have_one_name(least: Values) -> None:
+    with pytest.raises(Misconfigured, match="gates is called mine too"):
+        validate(least | {"gate": {"mine": {"command": ["/bin/true"]}}, "gates": ["mine"]}, "mergd.toml")
 
 
 @pytest.mark.parametrize("name", ['quo"te', "back\\slash", "ünïcode", "new\nline", "tab\t"])

@@ -15,6 +15,8 @@ import pytest
 import torch
 from settings import of_observing, of_the_hooks, of_the_hub
 from support.commands import eventually
+from support.gates import drop as drop_scoring
+from support.gates import gated, write_gate
 from support.merges import NO_LIMITS, Sandbox, make_merge, set_in
 from support.models import CONFIG, Model, drop_adapter, fine_tuned, load_model, norm, save_model, task_vector, tiny_base
 
@@ -687,10 +689,53 @@ def archive_full(bench: Bench) -> None:
         assert len(Archive(merge.store).entries()) == found
 
 
+def with_a_gate(bench: Bench, values: Sequence[float], then: str = "", **table: Any) -> list[str]:
+    """Return the codes that checkpoints get whose metric is 1 for the base model and has these values."""
+    merge = gated(bench.place(), then, **table)
+    for number, value in enumerate(values):
+        drop_scoring(merge, f"{number}", value)
+    return [", ".join(reason.code for reason in row.reasons) for row in merge.fold_all()]
+
+
+def gate_NAME_command(bench: Bench) -> None:
+    other = write_gate(bench.place() / "other.py", "sys.exit(65)")
+    assert with_a_gate(bench, [1.0]) == [""]
+    assert with_a_gate(bench, [1.0], **other, mode="enforce") == ["gate-failed"]  # it refuses the base model
+
+
+def gate_NAME_socket(bench: Bench) -> None:
+    assert with_a_gate(bench, [1.0], command=[], socket=str(bench.root / "nobody")) == ["gate-failed"]
+
+
+def gate_NAME_deadline(bench: Bench) -> None:
+    slow = "time.sleep(SLEEP)"
+    assert with_a_gate(bench, [1.0], slow.replace("SLEEP", "600"), deadline="200ms") == ["gate-failed"]
+    assert with_a_gate(bench, [1.0], slow.replace("SLEEP", "0.3"), deadline="60s") == [""]
+
+
+def gate_NAME_drop(bench: Bench) -> None:
+    for most, code in ((0.1, "metric-drop"), (0.3, "")):
+        assert with_a_gate(bench, [0.75], drop=most, total_drop=1) == [code]
+
+
+def gate_NAME_total_drop(bench: Bench) -> None:
+    for most, code in ((0.3, "metric-total-drop"), (0.5, "")):
+        assert with_a_gate(bench, [0.75, 0.5], drop=0.25, total_drop=most) == ["", code]
+
+
+def gate_NAME_mode(bench: Bench) -> None:
+    for mode, codes in (("enforce", "metric-drop, metric-total-drop"), ("observe", "")):
+        assert with_a_gate(bench, [0.5], mode=mode) == [codes]
+
+
 TABLES: tuple[Case, ...] = (
     *(limits_norm, limits_weight_norm, limits_sigmas, limits_cosine, limits_near_copy, limits_share),
     *(limits_per_day, limits_adapter_rank, limits_adapter_scale),
     *(archive_adapters, archive_full, lines_alpha, lines_beta),
+)
+GATES: tuple[Case, ...] = (
+    *(gate_NAME_command, gate_NAME_socket, gate_NAME_deadline),
+    *(gate_NAME_drop, gate_NAME_total_drop, gate_NAME_mode),
 )
 OTHERS: tuple[Case, ...] = (
     *(
@@ -731,6 +776,7 @@ OTHERS: tuple[Case, ...] = (
     ),
 )
 CASES = {case.__name__: case for case in OTHERS} | {case.__name__.replace("_", ".", 1): case for case in TABLES}
+CASES |= {case.__name__.replace("_", ".", 2): case for case in GATES}
 CASES |= {
     name: partial(lambda case, bench: case(bench.place), case)
     for name, case in (of_the_hub.CASES | of_the_hooks.CASES | of_observing.CASES).items()

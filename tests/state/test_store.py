@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import save_file
 from support.merges import writable
 
+from mergd.state.archive import copy_source
 from mergd.state.digests import digest_of_file
 from mergd.state.errors import Damaged
-from mergd.state.records import FileDigest
+from mergd.state.records import FileDigest, FileStamp
 from mergd.state.store import BALLAST, Draft, Store, disk_bytes, replace_file, version_digest, write_file
 
 
@@ -72,8 +73,22 @@ def test_models_are_for_all_and_everything_else_for_the_owner_whatever_the_umask
     store.create()
     install(store, 1)
     assert [mode(path) for path in (store.root, store.models, store.model(1))] == [0o755] * 3
-    assert [mode(path) for path in (store.versions, store.versions / "000001", store.drafts)] == [0o700] * 3
+    assert [mode(path) for path in (store.versions, store.versions / "000001")] == [0o700] * 2
     assert mode(store.versions / "000001" / "manifest.json") == 0o400
+
+
+@pytest.mark.usefixtures("umask")
+def test_others_may_pass_to_the_model_of_a_draft_and_see_nothing_else_there(store: Store) -> None:
+    store.drafts.chmod(0o700)  # as an older mergd made it
+    draft = drafted(store, 1)
+    assert [mode(path) for path in (store.drafts, draft.folder)] == [0o711] * 2
+    assert (mode(draft.model), mode(draft.slots)) == (0o755, 0o700)
+    source = store.root / "watch" / "a"
+    source.mkdir(parents=True)
+    (source / "config.json").write_text("{}")
+    stamps = [FileStamp.of("config.json", (source / "config.json").stat())]
+    assert list(copy_source(source, stamps, draft)) == [2]
+    assert [mode(path) for path in (draft.source, draft.source / "a")] == [0o700] * 2
 
 
 def test_to_create_again_changes_nothing(store: Store) -> None:
