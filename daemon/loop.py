@@ -73,6 +73,7 @@ class Loop:
         self.prepares = False  # for the next fold, while nothing else is to be done
         self.taken: Callable[[Settings], None] = lambda settings: None  # after one
         self.told: Told = lambda found, history, given: None  # with the status, at each time that it is told
+        self.kept: Callable[[MergdError], None] = lambda error: None  # after one that brought a bad configuration
         self.turned: Callable[[], None] = lambda: None  # after each turn
         self._doing, self._show = doing, show
         self._store = Store(settings.state)
@@ -377,14 +378,15 @@ class Loop:
             self._pushing.take(settings)
         except MergdError as error:
             log.error("the new configuration is not taken: %s (%s)", error, error.hint)
+            self.kept(error)
             return
         self._hooking.take(settings)
         self._merge, self.settings = merge, settings
         self._work.take_settings(settings, merge)
         self._preparing.again()
         self._desk.hooks, self._desk.keep, self._intake.settings = list(merge.hooks), Keep.of(settings), settings
-        self.taken(settings)
         log.info("the configuration was read again")
+        self.taken(settings)
         self._rescan()
 
     def _rescan(self) -> None:
@@ -456,6 +458,27 @@ class Loop:
     def trouble(self) -> str:
         """What keeps it from going on by itself: a full disk, a watched folder that is gone."""
         return self._work.worker.trouble or self._scanning.trouble or self._scrubbing.trouble
+
+    @property
+    def steps(self) -> int | None:
+        """How many steps was taken by what is waited for: the work under way, or what gives way to it; None if nothing is."""
+        if (running := self._work.running) is not None:
+            return running.steps
+        return self._preparing.steps if self._preparing.busy and self._work.waits() else None
+
+    @property
+    def deadline(self) -> float | None:
+        """Until when (monotonic seconds) a program of the user's is waited for, if one is."""
+        running = self._work.running
+        return running.deadline if running is not None else None
+
+    @property
+    def brief(self) -> str:
+        """What is going on, in a few words."""
+        paused, head = self._history.paused(), self._history.head()
+        stands = self.trouble or (f"folding is paused: {paused['why'] or paused['who']}" if paused else "")
+        waiting = f"waiting for checkpoints; the head is {head or 'the base model'}"
+        return self._work.brief or stands or str(self._preparing) or waiting
 
     def _live(self) -> dict[str, Any]:
         """Return what only this process knows."""

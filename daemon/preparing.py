@@ -64,6 +64,11 @@ class Preparing:
         """Whether something is being prepared."""
         return self._future is not None and not self._future.done()
 
+    @property
+    def steps(self) -> int:
+        """How many weights are prepared, of those that have something to prepare."""
+        return self._ready
+
     def __str__(self) -> str:
         return f"preparing {self._ready}/{self._all} weights" if self.busy else ""
 

@@ -34,6 +34,7 @@ class Progress:
         self._show = show  # called at each step, for work that nobody watches from another thread
         self.abandon = threading.Event()
         self.doing = ""
+        self.steps = 0  # that were taken, of whatever kind: as long as this grows, nothing hangs
         self.wait: Wait | None = None  # while others are at work: no step of ours is to be expected before it ends
         self.weights = self.all_weights = 0
         self.nbytes = self.all_bytes = 0
@@ -45,6 +46,7 @@ class Progress:
     def begin(self, doing: str, weights: int, nbytes: int) -> None:
         """Begin a piece of work of so many weights and bytes; the one before has ended."""
         self.end()
+        self.steps += 1
         self.doing, self._since = doing, time.monotonic()
         self.weights = self.nbytes = 0
         self.all_weights, self.all_bytes = weights, nbytes
@@ -59,6 +61,7 @@ class Progress:
             for step, busy in (self._busy if whole else {self.doing: 1.0}).items():
                 self.seconds[step] = round(self.seconds.get(step, 0.0) + took * busy / (whole or 1.0), 3)
         self.doing, self._busy = "", {}
+        self.steps += 1
 
     @contextmanager
     def busy(self, step: str) -> Iterator[None]:
@@ -68,6 +71,7 @@ class Progress:
             yield
         finally:
             with self._adding:
+                self.steps += 1
                 self._busy[step] = self._busy.get(step, 0.0) + time.monotonic() - began
 
     @contextmanager
@@ -77,7 +81,7 @@ class Progress:
         try:
             yield
         finally:
-            self.wait = None
+            self.steps, self.wait = self.steps + 1, None
 
     @property
     def deadline(self) -> float | None:
@@ -89,6 +93,7 @@ class Progress:
         if self.abandon.is_set():
             raise Abandoned
         self.nbytes += nbytes
+        self.steps += 1
         self._show(self)
 
     def next_weight(self) -> None:
@@ -100,13 +105,22 @@ class Progress:
         elapsed = time.monotonic() - self._since
         return elapsed * (self.all_bytes - self.nbytes) / self.nbytes if self.nbytes and elapsed > 1 else None
 
+    def of(self, name: str) -> str:
+        """Return in a few words how far what is being done to `name` is."""
+        if (wait := self.wait) is not None:
+            return f"{wait} ({name})"
+        doing = f"{self.doing or 'starting'} {name}"
+        return f"{doing} {self.weights}/{self.all_weights} weights{self._left()}" if self.all_weights else doing
+
+    def _left(self) -> str:
+        left = self.seconds_left()
+        return f", {left:.0f} s left" if left is not None else ""
+
     def __str__(self) -> str:
         if (wait := self.wait) is not None:
             return str(wait)
         if not self.all_weights:
             done = f": {size(self.nbytes)} of {size(self.all_bytes)}" if self.all_bytes else ""
             return f"{self.doing}{done}" if self.doing else "starting"
-        left = self.seconds_left()
-        ending = f", {left:.0f} s left" if left is not None else ""
         done = f"{self.weights}/{self.all_weights} weights, {self.nbytes / 1e6:.0f} of {self.all_bytes / 1e6:.0f} MB"
-        return f"{self.doing} {done}{ending}"
+        return f"{self.doing} {done}{self._left()}"

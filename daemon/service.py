@@ -12,9 +12,10 @@ from types import FrameType
 
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from ..state.errors import MergdError
 from .control import Control
 from .loop import Loop
-from .notify import notify, reloading
+from .notify import Status, Watchdog, notify, reloading, starts
 from .observing import Observing
 from .progress import Progress
 from .settings import Settings
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 UPKEEP_EVERY = 3600  # seconds
 SCRUB_EVERY = 3600  # seconds between looks at what is due
 LOG_EVERY = 10.0  # seconds between lines about a running fold
+STOPS_WITHIN = 8.0  # seconds: what then still runs is worth nothing, as after a kill
 JOB = {"misfire_grace_time": None, "coalesce": True, "max_instances": 1}  # late is better than never, once is enough
 
 
@@ -35,9 +37,12 @@ class Service:
         """`name` is the merge's, for those who look at the figures of several."""
         self._settings, self._reread = settings, reread
         self._loop = Loop(settings, "mergd run", show=self._show)
+        self._ready = False
+        self._watchdog, self._status = Watchdog(), Status()
+        self._refused = ""  # why the configuration that was read last is not in use, if so
         self._clock = BackgroundScheduler(timezone="UTC")
         self._observing = Observing(settings, name, Knocking(self._loop.poll, self._later).knock)
-        self._loop.told, self._loop.turned = self._observing.told, self._observing.turned
+        self._loop.told = self._observing.told
         self._logged_at = 0.0  # monotonic seconds
 
     def run(self) -> None:
@@ -46,19 +51,22 @@ class Service:
             self._loop.push()  # which needs its token: before there are threads that would have to end
             control = self._start()
             try:
-                notify("READY=1", "STATUS=waiting for checkpoints")
+                self._ready = True
+                notify("READY=1", f"STATUS={self._brief()}")
                 log.info("watching %s; every checkpoint that is admitted goes live%s", self._watched(), self._gated())
                 self._loop.run()
             finally:
-                notify("STOPPING=1")
+                notify("STOPPING=1", "STATUS=stopping")
                 self._stop(control)
 
     def _start(self) -> Control:
-        self._loop.reread, self._loop.taken, self._loop.prepares = self._read_again, self._take, True
+        self._loop.reread, self._loop.taken, self._loop.kept = self._read_again, self._take, self._keep
+        self._loop.turned, self._loop.prepares = self._turned, True
         for number, act in (
             (signal.SIGTERM, self._on_stop),
             (signal.SIGINT, self._on_stop),
             (signal.SIGHUP, self._on_reload),
+            (signal.SIGALRM, _end_now),
         ):
             signal.signal(number, act)
         control = Control(runtime_folder(self._settings), self._loop.post)
@@ -90,27 +98,40 @@ class Service:
 
     def _read_again(self) -> Settings:
         reloading()
-        try:
-            return self._reread()
-        finally:
-            notify("READY=1")
+        return self._reread()
+
+    def _keep(self, error: MergdError) -> None:
+        """Say that the old configuration stays, and why."""
+        self._refused = f"; the old configuration is kept: {error}"
+        notify("READY=1", f"STATUS={self._brief()}")
 
     def _take(self, settings: Settings) -> None:
-        self._settings = settings
+        self._settings, self._refused = settings, ""
         self._clock.reschedule_job("rescan", trigger="interval", seconds=settings.rescan)
         self._loop.watch(settings.events)
         self._observing.take(settings)
+        notify("READY=1", f"STATUS={self._brief()}")
 
     def _later(self, act: Callable[[], None], seconds: float) -> None:
         """Have one of the clock's threads do something."""
         self._clock.add_job(act, "date", run_date=datetime.now(UTC) + timedelta(seconds=seconds), **JOB)
 
+    def _turned(self) -> None:
+        """Tell systemd, and who looks at the figures, that the loop has come round; and what is going on."""
+        self._watchdog.beat(self._loop.steps, self._loop.deadline)
+        self._status.tell(self._brief)
+        self._observing.turned()
+
+    def _brief(self) -> str:
+        return self._loop.brief + self._refused
+
     def _show(self, progress: Progress) -> None:
-        """Log how far a long fold is."""
+        """Log how far a long fold is; while starting, tell systemd that it goes on."""
+        if not self._ready:
+            self._status.tell(lambda: str(progress), starts)
         if progress.doing and time.monotonic() - self._logged_at > LOG_EVERY:
             self._logged_at = time.monotonic()
             log.info("%s", progress)
-            notify(f"STATUS={progress}")
 
     def _watched(self) -> str:
         namespace = self._settings.hub.namespace
@@ -120,10 +141,17 @@ class Service:
         return " after its gates" if self._settings.gates or self._settings.gate else ": no gate is set"
 
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
+        signal.setitimer(signal.ITIMER_REAL, STOPS_WITHIN)
         self._loop.stop()
 
     def _on_reload(self, number: int, frame: FrameType | None) -> None:
         self._loop.post("reload")
+
+
+def _end_now(number: int, frame: FrameType | None) -> None:
+    """End in the middle of whatever does not end by itself: a decomposition, another package's gate."""
+    log.warning("what does not stop by itself is left; nothing is lost")
+    os._exit(0)
 
 
 def runtime_folder(settings: Settings) -> Path:

@@ -102,6 +102,16 @@ class Working:
     def __str__(self) -> str:
         return f"{self._hands.job.name}: {self._hands.progress}" if self._hands.job else self.tasks.resting
 
+    @property
+    def running(self) -> Progress | None:
+        """What the folding thread is at, also where it was told to stop and has not yet; None if nothing."""
+        return self._hands.progress if not (self.free or self.ended) else None
+
+    @property
+    def brief(self) -> str:
+        """What is being done, in a few words."""
+        return self._hands.progress.of(self._hands.job.name) if self._hands.job else ""
+
     def waits(self) -> bool:
         """Whether there is something to begin."""
         return self.tasks.waits() or self._may_fold()

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -75,6 +76,12 @@ class Listener:
         while line not in (lines := self._socket.recv(4096).decode().split("\n")):
             pass
         return lines
+
+    def hears_of(self, pattern: str) -> str:
+        """Wait for a message that a pattern fits."""
+        while not re.match(pattern, said := self._socket.recv(4096).decode()):
+            pass
+        return said
 
     def heard_nothing(self) -> bool:
         """Whether nothing was said."""
@@ -351,6 +358,23 @@ def test_a_bad_configuration_is_not_taken_at_sighup(merge: Sandbox, daemon: Comm
     assert status(merge)["gates"] == []
 
 
+def test_systemd_is_told_that_the_old_configuration_is_kept_until_a_good_one_comes(
+    merge: Sandbox, daemon: Command, systemd: Listener
+) -> None:
+    good = merge.config.read_text()
+    set_in(merge.config, quiet='"soon"')
+    daemon.send(signal.SIGHUP)
+    systemd.hears("RELOADING=1")
+    told = systemd.hears("READY=1")[1]
+    assert told.startswith("STATUS=waiting for checkpoints")
+    assert "the old configuration is kept" in told
+    assert "quiet" in told
+    merge.config.write_text(good)
+    daemon.send(signal.SIGHUP)
+    systemd.hears("RELOADING=1")
+    assert "kept" not in systemd.hears("READY=1")[1]
+
+
 # ------------------------------------------------------------------------------------- in the middle of a long fold
 
 
@@ -379,6 +403,12 @@ def test_the_status_says_what_is_done_while_it_is_done(long: Sandbox, systemd: L
             time.sleep(0.02)
         eventually(lambda: status(long)["doing"] == "")
     assert any(doing.startswith("b: folding") for doing in said), said
+
+
+def test_systemd_is_told_how_far_the_fold_is(long: Sandbox, systemd: Listener) -> None:
+    with started(long, systemd):
+        assert systemd.hears_of(r"STATUS=folding b \d+/10 weights")
+        assert systemd.hears_of(r"STATUS=waiting for checkpoints; the head is v2")
 
 
 def test_sigterm_abandons_a_fold_and_leaves_its_checkpoint_ready(long: Sandbox, systemd: Listener) -> None:
