@@ -8,7 +8,7 @@ PEERS := .peers
 MERGEKIT := mergekit==0.1.5
 FUSION_BENCH := fusion-bench==0.2.33 transformers<5
 
-.PHONY: help dev check lint fix test test-without-events test-hub-clients hub-kills demo bench bench-scale bench-quick bench-others hostile fuzz mutations kills arrivals faults full-disk powercut \
+.PHONY: help dev check lint fix test test-systemd test-without-events test-hub-clients hub-kills demo bench bench-scale bench-quick bench-others hostile fuzz mutations kills arrivals faults full-disk powercut \
   flips machine soak peers clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 22
@@ -36,6 +36,9 @@ WORKERS = $(shell echo $$(( $$(nproc) < 3 ? $$(nproc) + 1 : 4 )))
 
 test: $(READY)  ## the tests, warnings as errors
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal
+
+test-systemd: $(READY)  ## an installed service under a real systemd, booted in namespaces: some minutes; needs root
+	TEST_SYSTEMD=1 $(BIN)/pytest -q tests/systemd
 
 test-without-events: $(READY)  ## the tests, where the repeated scan alone finds what is new
 	TEST_WITHOUT_EVENTS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal

@@ -17,6 +17,7 @@ from .cli_options import ConfigOption, NameOption
 from .cli_reading import publish, remerge
 from .cli_rules import rules
 from .cli_service import init, rebuild, run
+from .cli_units import service
 from .cli_versions import card, export, log, pause, replay, resume, rollback, show, status, verify
 from .logs import log_to_stderr
 from .machine import settle_process
@@ -82,6 +83,7 @@ for command in (
     rules,
 ):
     app.command(command.__name__.rstrip("_"))(command)
+app.add_typer(service, name="service")
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from support.merges import Sandbox, set_in
 from support.models import Model, load_model, save_lone, save_model, task_vector, tiny_base, weight_errors
 
 PROJECT = tomllib.loads((repository.ROOT / "pyproject.toml").read_text())
-DATA = (".service", ".toml", ".yml", ".json")  # in systemd/
+DATA = (".conf", ".service", ".toml", ".yml", ".json")  # in systemd/
 WHEEL = ("-m", "build", "--wheel", "--outdir", "wheels")
 
 

@@ -23,6 +23,9 @@ def check_command(line: str) -> None:
         return
     assert rest[0] in COMMANDS, f"there is no command {rest[0]!r}"
     command = COMMANDS[rest[0]]
+    if isinstance(command, typer.core.TyperGroup) and len(rest) > 1:
+        assert rest[1] in command.commands, f"there is no command {rest[0]} {rest[1]!r}"
+        command, rest = command.commands[rest[1]], rest[1:]
     context = typer.Context(command, parent=CONTEXT, info_name=rest[0])
     _, left, _ = command.make_parser(context).parse_args(rest[1:])
     assert not left, f"{left} is too much"

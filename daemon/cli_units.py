@@ -1,0 +1,154 @@
+"""The commands that make a merge a service of systemd, and a user's program one that the service may have run."""
+
+import os
+import pwd
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..state.errors import MergdError, Misconfigured, Usage
+from . import display, installing
+from .cli_options import ConfigOption
+from .configuration import SYSTEM_FOLDER, read_settings
+from .settings import Settings
+from .units import KINDS, SYSTEM, USER, Kind, Program, program_files, service_files
+
+service = typer.Typer(
+    help="Make a merge a service of systemd, hardened, and take it away again.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+NameOption = Annotated[str, typer.Option("-n", "--name", metavar="NAME", help="The merge of /etc/mergd/NAME.toml.")]
+OwnOption = Annotated[bool, typer.Option("--user", help="A service of your own service manager, not the machine's.")]
+DryOption = Annotated[bool, typer.Option("--dry-run", help="Only print what would be written.")]
+ProgramOption = Annotated[str, typer.Option("--program", metavar="PROGRAM", help="Its name in the configuration.")]
+
+
+@service.command()
+def install(
+    name: NameOption,
+    user_name: Annotated[
+        str, typer.Option("--user-name", help="Run as this user, such as the trainer whose files nobody else may read.")
+    ] = USER,
+    own: OwnOption = False,
+    dry: DryOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Write the units of a merge that init made, and have it run, now and from every boot on. May be repeated."""
+    if not dry:
+        installing.check_may(own)
+    place = installing.place_of(name, config or _config(name), _me() if own else user_name, own)
+    files = service_files(place)
+    if dry:
+        _print(files)
+        return
+    if not own:
+        installing.check_interpreter(place)
+    _say(installing.install(place, files))
+
+
+@service.command()
+def uninstall(
+    name: NameOption,
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Also delete state and configuration, if you type the name.")
+    ] = False,
+    own: OwnOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Stop a merge's service, and remove what install wrote. State, configuration and the watched folder stay."""
+    installing.check_may(own)
+    path = config or _config(name)
+    settings = _settings_if_sound(path)
+    if purge:
+        settings = read_settings(path)
+        if typer.prompt(f"To delete {settings.state} and {path}, type {name}", err=True) != name:
+            raise Usage("nothing was removed: that was not its name", "without --purge, state and configuration stay")
+    done = installing.uninstall(name, own, _units(own))
+    if purge and settings is not None:
+        done.removed += installing.purge(settings, path, name)
+    else:
+        done.left += [f"the state: {settings.state}"] if settings else []
+        done.left.append(f"the configuration: {path}")
+    done.left += [f"the credential {secret}" for secret in sorted(SYSTEM_FOLDER.glob(f"{name}.*")) if secret != path]
+    done.left += [] if own else [f"the user {USER}, and what is in {installing.CACHES / name}"]
+    _say(done)
+
+
+def _program(kind: Kind) -> None:
+    """Add the command that writes the units of such a program."""
+
+    def write(
+        command: Annotated[
+            list[str], typer.Argument(help="The program, by its absolute path, and its arguments; after --.")
+        ],
+        name: NameOption,
+        program: ProgramOption,
+        user_name: Annotated[
+            str, typer.Option("--user-name", help="Run as this user; else as one that systemd makes up.")
+        ] = "",
+        memory: Annotated[str, typer.Option(help="The most memory that it may take.")] = "8G",
+        seconds: Annotated[int, typer.Option(help="The longest that it may run.")] = 3600,
+        network: Annotated[bool, typer.Option("--network", help="Let it use the network.")] = False,
+        gpu: Annotated[bool, typer.Option("--gpu", help="Let it use the GPUs.")] = False,
+        read: Annotated[list[Path] | None, typer.Option(help="What it may read though it lies in a home.")] = None,
+        dry: DryOption = False,
+        config: ConfigOption = None,
+    ) -> None:
+        settings = read_settings(config or _config(name))
+        installing.check_name(program)
+        if not Path(command[0]).is_absolute():
+            raise Misconfigured(f"{command[0]} is no absolute path", "say where the program lies")
+        asker = installing.asker_of(settings.state)
+        made = Program(
+            kind, name, program, command, sys.executable, settings.state, asker, user_name, memory, seconds, network, gpu,
+            tuple(read or ()),
+        )  # fmt: skip
+        if dry:
+            _print(program_files(made))
+            return
+        installing.check_may(own=False)
+        _say(installing.install_program(made, program_files(made)))
+
+    write.__doc__ = (
+        f"Write the units of a {kind}: a program outside the daemon's sandbox, which it may have run, not choose."
+    )
+    service.command(kind)(write)
+
+
+for kind in KINDS:
+    _program(kind)
+
+
+def _config(name: str) -> Path:
+    installing.check_name(name)
+    return SYSTEM_FOLDER / f"{name}.toml"
+
+
+def _me() -> str:
+    return pwd.getpwuid(os.getuid()).pw_name
+
+
+def _units(own: bool) -> Path:
+    return Path("~/.config/systemd/user").expanduser() if own else SYSTEM
+
+
+def _settings_if_sound(path: Path) -> Settings | None:
+    try:
+        return read_settings(path)
+    except MergdError:
+        return None
+
+
+def _print(files: dict[Path, str]) -> None:
+    for path, text in files.items():
+        sys.stdout.write(f"# {path}\n{text}\n")
+
+
+def _say(done: installing.Done) -> None:
+    display.lines(f"wrote {display.safe(path)}" for path in done.written)
+    display.lines(f"removed {display.safe(path)}" for path in done.removed)
+    display.lines(f"left: {display.safe(what)}" for what in done.left)
+    display.lines(map(display.safe, done.notes))

@@ -1,0 +1,314 @@
+"""Installing a merge's service on this machine: what stands in its way, the files, and what systemd is told."""
+
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from grp import getgrgid
+from pathlib import Path
+
+from ..state.errors import MergdError, Misconfigured, NotPermitted, Unavailable
+from ..state.history import History
+from ..state.lock import Lock
+from ..state.store import Store
+from ..state.users import name_of
+from .blocks import machine_of
+from .configuration import SYSTEM_FOLDER, read_settings
+from .device import resolve
+from .method import method_of
+from .opening import pinned_base
+from .progress import Progress
+from .settings import Settings
+from .units import KINDS, MARK, READ_TOKEN, SYSTEM, USER, USERS, Place, Program, credentials_of, drop_in, network_of
+
+BOOTED = Path("/run/systemd/system")
+HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # noqa: S108 - from the unit, which has its own
+NOBODY = 65534
+CACHES = Path("/var/cache/mergd")
+HOW = """make one that it can, and install from there:
+  /usr/bin/python3 -m venv /opt/mergd
+  /opt/mergd/bin/pip install mergd
+  sudo /opt/mergd/bin/mergd service install -n {name}"""
+
+
+@dataclass
+class Done:
+    """What was done, as a person is told it."""
+
+    written: list[Path] = field(default_factory=list)
+    removed: list[Path] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that could not be an instance's of a unit."""
+    if not re.fullmatch(r"[A-Za-z0-9_.]+(-[A-Za-z0-9_.]+)*", name):
+        raise Misconfigured(
+            f"{name!r} is no name of a service",
+            "letters, digits, dots, underscores, and single hyphens between them make one",
+        )
+
+
+def check_may(own: bool) -> None:
+    """Refuse where there is no systemd, or where it would not listen to us."""
+    if not BOOTED.is_dir() or shutil.which("systemctl") is None:
+        raise Misconfigured(
+            "this machine was not booted with systemd", "run it as you run other daemons: mergd run -n NAME"
+        )
+    if not own and os.geteuid() != 0:
+        raise NotPermitted("only root installs a service of the machine", "sudo; or --user for one of your own")
+
+
+def place_of(name: str, config: Path, user: str, own: bool) -> Place:
+    """Look up what a merge's service is made from. Raises Misconfigured, NotPermitted."""
+    check_name(name)
+    settings = read_settings(config)
+    state, account = settings.state, _account(user, own)
+    if not Store(state).database.exists():
+        raise Misconfigured(f"{state} holds no merge", Store(state).way_in())
+    if not own:
+        _check_owner(state, account)
+    return Place(
+        name=name,
+        config=config.resolve(),
+        python=sys.executable,
+        settings=settings,
+        buffers=buffers_of(settings),
+        systemd=systemd_version(),
+        user=user,
+        groups=tuple(getgrgid(g).gr_name for g in [account.pw_gid]) if account and user != USER else (),
+        credentials={} if own else _credentials(name, settings),
+        gpu=settings.device != "cpu" and resolve(settings.device) != "cpu",
+        units=Path("~/.config/systemd/user").expanduser() if own else SYSTEM,
+        own=own,
+    )
+
+
+def _account(user: str, own: bool) -> pwd.struct_passwd | None:
+    try:
+        return pwd.getpwnam(user)
+    except KeyError:
+        if user == USER or own:
+            return None  # it is made as the service is installed
+        raise Misconfigured(f"there is no user {user}", "name one that is there, or leave --user-name out") from None
+
+
+def _check_owner(state: Path, account: pwd.struct_passwd | None) -> None:
+    owner = state.stat().st_uid
+    if owner not in (0, account.pw_uid if account else 0):
+        name = name_of(owner)
+        hint = f"to run as that user: --user-name {name}; to hand it over: chown -R {USER}: {state}"
+        raise Misconfigured(f"{state} belongs to {name}", hint)
+
+
+def _credentials(name: str, settings: Settings) -> dict[str, Path]:
+    """Return the credentials, as files of root's. Raises Misconfigured where the configuration names one that is not there."""
+    named, found = credentials_of(settings), {}
+    if network_of(settings) == "all":
+        named = (READ_TOKEN, *named)
+    for credential in named:
+        places = [SYSTEM_FOLDER / f"{name}.{credential}", SYSTEM_FOLDER / credential]
+        there = next((path for path in places if path.exists()), None)
+        if there is not None:
+            found[credential] = there
+        elif credential != READ_TOKEN:
+            hint = f"put it into {places[0]}, for root alone (0600), then install again"
+            raise Misconfigured(f"the configuration names the credential {credential}, which is nowhere", hint)
+    return found
+
+
+def buffers_of(settings: Settings) -> int:
+    """Return the bytes of working buffers: as set, or as the largest matrix of the base model needs."""
+    if settings.memory:
+        return int(settings.memory)
+    with History(Store(settings.state).database) as history:
+        pins = history.pins()
+    base, method = pinned_base(settings, pins, Progress()), method_of(settings.method)
+    return machine_of(settings, base, method).memory
+
+
+def systemd_version() -> int:
+    """Return the version of the machine's systemd; 0 if there is none."""
+    try:
+        said = subprocess.run(["systemctl", "--version"], capture_output=True, text=True, check=False).stdout  # noqa: S607
+    except OSError:
+        return 0
+    match = re.match(r"systemd (\d+)", said)
+    return int(match[1]) if match else 0
+
+
+# ----------------------------------------------------------------------------------------------------- the interpreter
+
+
+def check_interpreter(place: Place) -> None:
+    """Refuse an interpreter that the unit's user cannot run, or cannot see. Raises Misconfigured, with how to make one."""
+    how = HOW.format(name=place.name)
+    parts = {Path(place.python), Path(place.python).resolve(), Path(sys.base_prefix), Path(__file__).resolve()}
+    for part in sorted(parts):
+        hidden = next((folder for folder in HIDDEN if part.is_relative_to(folder)), None)
+        if hidden is not None:
+            raise Misconfigured(f"{part} is in {hidden}, which the service does not see", how)
+    if os.geteuid() == 0 and (trouble := _try_as(place.user, place.python)):
+        raise Misconfigured(f"{place.user} cannot run {place.python}: {trouble}", how)
+
+
+def _try_as(user: str, python: str) -> str:
+    """Return what goes wrong when a user runs this mergd; nothing if all is well."""
+    try:
+        account = pwd.getpwnam(user)
+        uid, gid = account.pw_uid, account.pw_gid
+    except KeyError:
+        uid = gid = NOBODY
+    words = [python, "-c", "import mergd.daemon.cli"]
+    try:
+        done = subprocess.run(  # noqa: S603 - our own interpreter
+            words, user=uid, group=gid, extra_groups=[], cwd="/", env={}, capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        return str(error.strerror)
+    return done.stderr.strip().rpartition("\n")[2] if done.returncode else ""
+
+
+# ------------------------------------------------------------------------------------------------ files, and systemctl
+
+
+def write(files: Mapping[Path, str]) -> list[Path]:
+    """Write files that are not there as they are to be; returns which. Raises Misconfigured for one that others wrote."""
+    stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
+    for path in stale:
+        if path.exists() and not ours(path):
+            raise Misconfigured(f"{path} was not written by mergd service", "move it away, or keep your own")
+    for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.new")
+        aside.write_text(files[path])
+        aside.chmod(0o644)
+        aside.rename(path)
+    return stale
+
+
+def ours(path: Path) -> bool:
+    """Whether `mergd service` wrote a file."""
+    return path.is_file() and path.read_text(errors="replace").startswith(MARK)
+
+
+def hand_over(state: Path, user: str) -> None:
+    """Give the state to its user; what belongs to neither root nor that user stays as it is."""
+    account = pwd.getpwnam(user)
+    if state.stat().st_uid == account.pw_uid:
+        return
+    group = pwd.getpwnam(user).pw_gid
+    for folder, folders, names, at in os.fwalk(state, follow_symlinks=False):
+        for name in (*folders, *names):
+            if os.stat(name, dir_fd=at, follow_symlinks=False).st_uid == 0:
+                os.chown(name, account.pw_uid, group, dir_fd=at, follow_symlinks=False)
+        del folder
+    os.chown(state, account.pw_uid, group)  # last: while it is root's, nobody else changes what lies in it
+
+
+def systemctl(own: bool, *words: str) -> str:
+    """Tell systemd something; returns what it says. Raises Unavailable with its words."""
+    command = ["systemctl", *(["--user"] if own else []), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        raise Unavailable(
+            f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}", "journalctl -xe says more"
+        )
+    return done.stdout.strip()
+
+
+def install(place: Place, files: Mapping[Path, str]) -> Done:
+    """Write the files, make the user, hand over the state, and have it run."""
+    done = Done(written=write(files))
+    unit = f"mergd@{place.name}.service"
+    if not place.own:
+        if USERS in files:
+            subprocess.run(["systemd-sysusers", USERS], check=True)  # noqa: S603, S607
+        hand_over(place.settings.state, place.user)
+    systemctl(place.own, "daemon-reload")
+    systemctl(place.own, "enable", unit)
+    running = _is(place.own, "is-active", unit)
+    if done.written or not running:
+        try:
+            systemctl(place.own, "restart", unit)
+        except MergdError as error:
+            log = f"journalctl {'--user ' if place.own else ''}-u {unit}"
+            raise Unavailable(f"{unit} is installed and does not start: {error}", f"{log} says why") from None
+    done.notes.append(f"{unit} runs; what it is about: systemctl {'--user ' if place.own else ''}status {unit}")
+    return done
+
+
+def asker_of(state: Path) -> str:
+    """Return the user that a merge's daemon runs as: whose its state is, once it was handed over."""
+    owner = state.stat().st_uid
+    return USER if owner == 0 else name_of(owner)
+
+
+def install_program(program: Program, files: Mapping[Path, str]) -> Done:
+    """Write the units of a gate's or a hook's program, and have systemd listen for who asks."""
+    done, socket = Done(written=write(files)), f"{program.unit}.socket"
+    systemctl(False, "daemon-reload")
+    systemctl(False, "enable", socket)
+    if done.written or not _is(False, "is-active", socket):
+        systemctl(False, "restart", socket)
+    done.notes.append(f'[{program.kind}.{program.name}] of the configuration: socket = "{program.socket}"')
+    return done
+
+
+def _is(own: bool, what: str, unit: str) -> bool:
+    command = ["systemctl", *(["--user"] if own else []), what, "--quiet", unit]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603
+
+
+# ------------------------------------------------------------------------------------------------------- uninstalling
+
+
+def uninstall(name: str, own: bool, units: Path) -> Done:
+    """Stop a merge's service, and remove what was written for it; what others of its kind need stays."""
+    check_name(name)
+    done, unit = Done(), f"mergd@{name}.service"
+    if not drop_in(units, name).exists():
+        raise Misconfigured(f"{unit} was not installed by mergd service", f"systemctl status {unit} says what it is")
+    programs = sorted(path for kind in KINDS for path in units.glob(f"mergd-{kind}-{name}--*"))
+    for path in programs:
+        if path.suffix == ".socket":
+            systemctl(own, "disable", "--now", path.name)
+    systemctl(own, "disable", "--now", unit)
+    done.removed = [path for path in (*programs, *_written_for(name, units)) if remove(path)]
+    systemctl(own, "daemon-reload")
+    return done
+
+
+def _written_for(name: str, units: Path) -> Iterable[Path]:
+    yield drop_in(units, name)
+    others = [path for path in units.glob("mergd@*.service.d/mergd.conf") if path != drop_in(units, name)]
+    if not others:
+        yield from (units / "mergd@.service", USERS)
+
+
+def remove(path: Path) -> bool:
+    """Remove a file that `mergd service` wrote, and its folder if that is empty then; returns whether it did."""
+    if not ours(path):
+        return False
+    path.unlink()
+    if path.parent.name.endswith(".d") and path.parent != USERS.parent and not any(path.parent.iterdir()):
+        path.parent.rmdir()
+    return True
+
+
+def purge(settings: Settings, config: Path, name: str) -> list[Path]:
+    """Delete a merge's state, its cache and its configuration; returns them. Raises Busy if a daemon has the state."""
+    lock = Lock(Store(settings.state).lock)
+    lock.take("mergd service uninstall")
+    try:
+        shutil.rmtree(settings.state)
+    finally:
+        lock.release()
+    shutil.rmtree(CACHES / name, ignore_errors=True)
+    config.unlink()
+    return [settings.state, config]
