@@ -148,9 +148,15 @@ def _init_of(shell: "subprocess.Popen[bytes]", said: Path) -> int:
 
 
 def _remove_cgroups(pid: int) -> None:
-    for top in Path("/sys/fs/cgroup").rglob(f"mergd-test-{pid}"):
-        for folder in sorted((path for path in top.rglob("*") if path.is_dir()), reverse=True):
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        with contextlib.suppress(OSError):
-            top.rmdir()
+    """Remove the machine's control groups, once the kernel has ended all that was in them."""
+    for _ in range(100):
+        tops = list(Path("/sys/fs/cgroup").glob(f"*/mergd-test-{pid}")) + list(
+            Path("/sys/fs/cgroup").glob(f"mergd-test-{pid}")
+        )
+        if not tops:
+            return
+        for top in tops:
+            for folder in [*sorted((path for path in top.rglob("*") if path.is_dir()), reverse=True), top]:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+        time.sleep(0.1)

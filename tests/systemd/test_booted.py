@@ -241,10 +241,10 @@ def test_a_memory_limit_is_set_and_leaves_room(served: Served) -> None:
     cgroup = served.machine.root / "sys/fs/cgroup/memory" / served.machine.show(UNIT, "ControlGroup").lstrip("/")
     if not cgroup.exists():
         pytest.skip("this machine has one hierarchy")
-    most = int((cgroup / "memory.max_usage_in_bytes").read_text())
-    assert (
-        most < int(served.machine.show(UNIT, "MemoryMax")) == int((cgroup / "memory.limit_in_bytes").read_text()) // 1
-    )
+    most, limit = (int((cgroup / f"memory.{name}").read_text()) for name in ("max_usage_in_bytes", "limit_in_bytes"))
+    print(f"\npeak: {most / 1e6:.0f} MB of {limit / 1e6:.0f} MB")
+    assert 0 <= int(served.machine.show(UNIT, "MemoryMax")) - limit < 4096  # whole pages
+    assert most < 0.9 * limit
 
 
 def test_systemd_finds_the_installed_unit_sound_and_safe(served: Served) -> None:

@@ -32,7 +32,11 @@ def place(root: Path, base: str | None = None, **more: Any) -> Place:
     """Return a merge of folders, or of what `hub` says."""
     (root / "base").mkdir(exist_ok=True)
     given = {key: more.pop(key) for key in ("hub", "limits", "watch", "state", "memory", "hooks") if key in more}
-    values: dict[str, Any] = {"base_model": base or str(root / "base"), "watch": str(root / "watch"), "state": "/var/lib/mergd/llama"}
+    values: dict[str, Any] = {
+        "base_model": base or str(root / "base"),
+        "watch": str(root / "watch"),
+        "state": "/var/lib/mergd/llama",
+    }
     settings = validate(values | given, "a test")
     config = Path("/etc/mergd/llama.toml")
     facts: dict[str, Any] = {"name": "llama", "config": config, "python": sys.executable, "settings": settings}
