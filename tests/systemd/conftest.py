@@ -7,7 +7,7 @@ import pytest
 from support.systemd_machine import Machine, booted, why_not
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def machine() -> Iterator[Machine]:
     """A machine with mergd, and no merge."""
     if not os.environ.get("TEST_SYSTEMD"):

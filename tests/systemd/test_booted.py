@@ -181,7 +181,8 @@ def test_a_reload_keeps_the_daemon_and_its_queue(served: Served) -> None:
 
 def hang_in_a_fold(served: Served) -> None:
     (served.srv / "hang").touch()
-    served.drop()
+    name = served.drop()
+    served.machine.eventually(lambda: served.status()["doing"].startswith(f"{name}: gates"))
 
 
 def hang_whole(served: Served) -> None:
@@ -197,10 +198,12 @@ def test_what_hangs_is_restarted_within_twice_the_watchdogs_time(
     restarts = served.restarts
     time.sleep(WATCHDOG + 1)  # it lives longer than that while it has nothing to do
     assert served.restarts == restarts
-    began = time.monotonic()
     hang(served)
+    began = time.monotonic()
     served.machine.eventually(lambda: served.restarts > restarts)
-    assert WATCHDOG * 0.5 < time.monotonic() - began < 2 * WATCHDOG
+    took = time.monotonic() - began
+    print(f"\nrestarted after {took:.1f} s; WatchdogSec={WATCHDOG}")
+    assert WATCHDOG * 0.5 < took < 2 * WATCHDOG
     (served.srv / "hang").unlink(missing_ok=True)
     served.quiet()
 
@@ -231,7 +234,9 @@ def test_a_stop_in_the_middle_of_a_fold_takes_less_than_ten_seconds(served: Serv
     served.machine.eventually(lambda: served.status()["doing"].startswith("c"))
     began = time.monotonic()
     served.machine.run("systemctl", "stop", UNIT)
-    assert time.monotonic() - began < 10
+    took = time.monotonic() - began
+    print(f"\nstopped after {took:.1f} s")
+    assert took < 10
     assert served.machine.show(UNIT, "Result") == "success"
     assert served.machine.show(UNIT, "ActiveState") == "inactive"
     (served.srv / "hang").unlink()

@@ -1,0 +1,107 @@
+"""What stands in the way of an installation, and the files that it writes and removes, without systemd."""
+
+import os
+from pathlib import Path
+
+import pytest
+from support.commands import mergd, start_forking
+from support.merges import Sandbox
+
+from mergd.daemon import installing
+from mergd.daemon.units import MARK
+from mergd.state.errors import Misconfigured, NotPermitted
+
+
+def test_what_is_there_already_is_not_written_again(tmp_path: Path) -> None:
+    files = {tmp_path / "a.d" / "mergd.conf": f"{MARK} one\n", tmp_path / "b": f"{MARK} two\n"}
+    assert installing.write(files) == list(files)
+    assert installing.write(files) == []
+    assert installing.write(files | {tmp_path / "b": f"{MARK} three\n"}) == [tmp_path / "b"]
+    assert (tmp_path / "b").read_text() == f"{MARK} three\n"
+
+
+def test_what_somebody_else_wrote_is_neither_replaced_nor_removed(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text("[Service]\n")
+    with pytest.raises(Misconfigured, match="was not written by mergd service"):
+        installing.write({tmp_path / "ours": f"{MARK}\n", tmp_path / "theirs": f"{MARK}\n"})
+    assert not (tmp_path / "ours").exists()
+    assert not installing.remove(tmp_path / "theirs")
+    assert (tmp_path / "theirs").exists()
+
+
+def test_a_folder_of_drop_ins_goes_with_its_last(tmp_path: Path) -> None:
+    folder = tmp_path / "mergd@a.service.d"
+    installing.write({folder / "mergd.conf": MARK})
+    (folder / "override.conf").write_text("[Service]\n")
+    assert installing.remove(folder / "mergd.conf")
+    assert folder.exists()
+    (folder / "override.conf").unlink()
+    installing.write({folder / "mergd.conf": MARK})
+    assert installing.remove(folder / "mergd.conf")
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-3.1_8b", "a-b-c", "A.b"])
+def test_a_name_of_a_service(name: str) -> None:
+    installing.check_name(name)
+
+
+@pytest.mark.parametrize("name", ["", "a--b", "-a", "a-", "a/b", "a b", "a@b", "a:b", "a\nb", "é"])
+def test_no_name_of_a_service(name: str) -> None:
+    with pytest.raises(Misconfigured):
+        installing.check_name(name)
+
+
+def test_without_systemd_it_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installing, "BOOTED", tmp_path / "none")
+    with pytest.raises(Misconfigured, match="not booted with systemd"):
+        installing.check_may(own=False)
+
+
+def test_whoever_is_not_root_is_told_of_a_service_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(installing, "BOOTED", tmp_path)
+    monkeypatch.setattr(installing.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(NotPermitted) as refused:
+        installing.check_may(own=False)
+    assert "--user" in refused.value.hint
+    installing.check_may(own=True)
+
+
+def test_the_buffers_are_as_set_or_as_the_largest_matrix_needs(merge: Sandbox) -> None:
+    assert installing.buffers_of(merge.settings) == 80_000_000
+    assert installing.buffers_of(merge.settings.model_copy(update={"memory": 10**9})) == 10**9
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forking() -> None:
+    start_forking()
+
+
+def test_a_dry_run_prints_every_file_and_writes_none(merge: Sandbox) -> None:
+    ended = mergd("service", "install", "-n", "llama", "-c", merge.config, "--dry-run", at=merge.root)
+    assert ended.code == 0, ended.err
+    for path in ("mergd@.service", "mergd@llama.service.d/mergd.conf"):
+        assert f"# /etc/systemd/system/{path}\n" in ended.out
+    assert "# /etc/sysusers.d/mergd.conf\n" in ended.out
+    assert f"BindPaths={merge.state}" in ended.out
+    assert not Path("/etc/systemd/system/mergd@llama.service.d").exists()
+
+
+def test_a_program_of_which_nobody_knows_where_it_lies_is_refused(merge: Sandbox) -> None:
+    words = ("service", "gate", "-n", "llama", "-c", merge.config, "--program", "evals", "--dry-run", "judge")
+    ended = mergd(*words, at=merge.root)
+    assert ended.code == 78
+    assert "no absolute path" in ended.err
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_state_of_roots_is_handed_over_whole(merge: Sandbox) -> None:
+    outside = merge.root / "outside"
+    outside.touch()
+    (merge.state / "models" / "link").symlink_to(outside)
+    installing.hand_over(merge.state, "daemon")
+    owners = {path.lstat().st_uid for path in (merge.state, *merge.state.rglob("*"))}
+    assert owners == {1}
+    assert outside.stat().st_uid == 0
