@@ -101,7 +101,7 @@ def served(machine: Machine) -> Served:
     (site / "hanging-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: hanging\nVersion: 1\n")
     (site / "hanging-1.dist-info" / "entry_points.txt").write_text("[mergd.gates]\nhang = hanging:Hang\n")
     made = ("--base", "/srv/base", "--watch", "/srv/watch", "--state", STATE)
-    chosen = [word for setting in ("out_dtype=bfloat16", "quiet=0.1s", 'gates=["hang"]') for word in ("--set", setting)]
+    chosen = [word for setting in ("out_dtype=bfloat16", "quiet=0.1s", "quiet_unsure=0.1s", 'gates=["hang"]') for word in ("--set", setting)]
     machine.mergd("init", "-n", "llama", *made, *chosen)
     machine.mergd("service", "install", "-n", "llama")
     return served
