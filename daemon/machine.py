@@ -7,7 +7,7 @@ import resource
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -50,8 +50,12 @@ def with_threads(threads: int) -> Iterator[None]:
 
 
 def be_last() -> None:
-    """Let the calling thread have what processor time, and with some schedulers what disk time, others leave."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LAST)
+    """Let the calling thread have what processor time, and with some schedulers what disk time, others leave.
+
+    Not where that is forbidden, as in the service's unit: then it has its turn like any other.
+    """
+    with suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LAST)
 
 
 def settle_process() -> None:

@@ -57,7 +57,9 @@ class Machine:
             [*enter, *become, *map(str, words)], capture_output=True, text=True, check=False, timeout=PATIENCE, cwd="/",
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SYSTEMD_COLORS": "0", "LC_ALL": "C.UTF-8"},
         )  # fmt: skip
-        assert code is None or done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.log()}"
+        assert code is None or done.returncode == code, (
+            f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.log()}"
+        )
         return done.stdout + done.stderr
 
     def mergd(self, *words: object, code: int | None = 0, user: str = "") -> str:

@@ -101,7 +101,11 @@ def served(machine: Machine) -> Served:
     (site / "hanging-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: hanging\nVersion: 1\n")
     (site / "hanging-1.dist-info" / "entry_points.txt").write_text("[mergd.gates]\nhang = hanging:Hang\n")
     made = ("--base", "/srv/base", "--watch", "/srv/watch", "--state", STATE)
-    chosen = [word for setting in ("out_dtype=bfloat16", "quiet=0.1s", "quiet_unsure=0.1s", 'gates=["hang"]') for word in ("--set", setting)]
+    chosen = [
+        word
+        for setting in ("out_dtype=bfloat16", "quiet=0.1s", "quiet_unsure=0.1s", 'gates=["hang"]')
+        for word in ("--set", setting)
+    ]
     machine.mergd("init", "-n", "llama", *made, *chosen)
     machine.mergd("service", "install", "-n", "llama")
     return served
@@ -226,6 +230,9 @@ def test_twenty_kills_lose_nothing(served: Served) -> None:
     log = json.loads(served.machine.mergd("log", "-n", "llama", "--json"))
     assert sorted(entry["checkpoint"]["name"] for entry in log) == sorted(f"c{k + 1}" for k in range(folded))
     served.machine.mergd("verify", "-n", "llama")
+    said = served.machine.run("journalctl", "-u", UNIT, "--no-pager")
+    assert "Traceback" not in said
+    assert "unforeseen" not in said
 
 
 def test_a_stop_in_the_middle_of_a_fold_takes_less_than_ten_seconds(served: Served) -> None:
