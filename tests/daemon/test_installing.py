@@ -1,6 +1,7 @@
 """What stands in the way of an installation, and the files that it writes and removes, without systemd."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def test_without_systemd_it_is_said_so(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_whoever_is_not_root_is_told_of_a_service_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(installing, "BOOTED", tmp_path)
-    monkeypatch.setattr(installing.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(NotPermitted) as refused:
         installing.check_may(own=False)
