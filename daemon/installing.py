@@ -288,7 +288,9 @@ def _written_for(name: str, units: Path) -> Iterable[Path]:
     yield drop_in(units, name)
     others = [path for path in units.glob("mergd@*.service.d/mergd.conf") if path != drop_in(units, name)]
     if not others:
-        yield from (units / "mergd@.service", USERS)
+        yield units / "mergd@.service"
+        if units == SYSTEM:
+            yield USERS
 
 
 def remove(path: Path) -> bool:
