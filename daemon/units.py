@@ -66,17 +66,16 @@ def drop_in(units: Path, name: str) -> Path:
 def network_of(settings: Settings) -> Network:
     """Return what a merge needs of the network: nothing where it has its base model and its checkpoints from folders."""
     hub, base = settings.hub, Path(settings.base_model).expanduser()
-    urls = [getattr(hook, "url", "") for hook in getattr(settings, "hook", {}).values()]
+    urls = [hook.url for hook in settings.hook.values()]
     packages = settings.source != "directory" or settings.hooks  # which nobody knows
     if hub.namespace or hub.publish_to or any(urls) or packages or not base.exists():
         return "all"
-    return "loopback" if getattr(getattr(settings, "metrics", None), "port", 0) else "none"
+    return "loopback" if settings.metrics.listen else "none"
 
 
 def credentials_of(settings: Settings) -> tuple[str, ...]:
     """Return the names of the credentials that the configuration names; the token that reads from the Hub is one more."""
-    hooks = getattr(settings, "hook", {}).values()
-    named = [settings.hub.write_token, *(getattr(hook, "secret", "") for hook in hooks)]
+    named = [settings.hub.write_token, settings.hub.webhook_secret, *(hook.secret for hook in settings.hook.values())]
     return tuple(dict.fromkeys(name for name in named if name and not Path(name).is_absolute()))
 
 
@@ -126,6 +125,8 @@ def _paths(place: Place) -> Iterator[str]:
     state = place.settings.state
     if state != STATES / place.name:
         yield from ("StateDirectory=", f"BindPaths={quoted(state)}")
+    if place.settings.metrics.file:
+        yield f"ReadWritePaths={quoted(place.settings.metrics.file.parent, '-')}"
     read = [path for path in (place.settings.watch, _base(place)) if path is not None]
     if read:
         yield f"BindReadOnlyPaths={' '.join(quoted(path, '-') for path in read)}"

@@ -57,6 +57,11 @@ def drop_three(merge: Sandbox) -> None:
     merge.drop("c", {name: tensor for name, tensor in merge.fine_tuned(3).items() if "tall" not in name})
 
 
+def test_what_hooks_could_not_be_told_is_counted_over_all_of_them() -> None:
+    hooks = {"serving": {"undelivered": 2}, "chat": {"undelivered": 1}}
+    assert Facts({"hooks": hooks}, Tally(), {}, Given()).undelivered == 3
+
+
 def test_the_figures_are_those_of_the_history(merge: Sandbox) -> None:
     drop_three(merge)
     found, versions = figures(merge), merge.versions()

@@ -32,6 +32,7 @@ def of_a_busy_merge() -> Facts:
     found = {
         "head": 2, "trouble": "", "paused": None, "totals": {"folded": 2}, "versions": {"kept": 2}, "pushed": None,
         "disk": {"used": 1, "free": 1}, "settling": 0, "waiting": 0, "blocked": 0, "held": 1, "refused": 1, "folded": 2,
+        "hooks": {"serving": {"undelivered": 1}},
     }  # fmt: skip
     return Facts(found, Tally(steps={"fold": (1, 1.0)}), {}, Given({("refused", "shape"): 1, ("held", "norm"): 1}))
 

@@ -25,15 +25,16 @@ from mergd.daemon.units import (
 from mergd.state.errors import Misconfigured
 
 analysed = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
+GIVEN = ("hub", "limits", "watch", "state", "memory", "hooks", "hook", "metrics")
 WITHOUT_NETWORK, WITH_NETWORK = 5, 11  # tenths of a point of exposure, at most
 
 
-def place(root: Path, base: str | None = None, **more: Any) -> Place:
+def place(root: Path, **more: Any) -> Place:
     """Return a merge of folders, or of what `hub` says."""
     (root / "base").mkdir(exist_ok=True)
-    given = {key: more.pop(key) for key in ("hub", "limits", "watch", "state", "memory", "hooks") if key in more}
+    given = {key: more.pop(key) for key in GIVEN if key in more}
     values: dict[str, Any] = {
-        "base_model": base or str(root / "base"),
+        "base_model": more.pop("base", str(root / "base")),
         "watch": str(root / "watch"),
         "state": "/var/lib/mergd/llama",
     }
@@ -67,7 +68,10 @@ def test_a_merge_of_folders_has_no_network(tmp_path: Path) -> None:
     assert "LoadCredential" not in service
 
 
-@pytest.mark.parametrize("more", [{"hub": HUB}, {"hooks": ["theirs"]}, {"base": "acme/base"}], ids=str)
+CALLED: dict[str, Any] = {"hook": {"ops": {"url": "https://ops.example.com/mergd", "secret": "ops"}}}
+
+
+@pytest.mark.parametrize("more", [{"hub": HUB}, {"hooks": ["theirs"]}, {"base": "acme/base"}, CALLED], ids=str)
 def test_what_asks_others_has_network(tmp_path: Path, more: dict[str, Any]) -> None:
     made = place(tmp_path, **more)
     assert network_of(made.settings) == "all"
@@ -80,6 +84,24 @@ def test_tokens_come_as_credentials(tmp_path: Path) -> None:
     service = own_part(made)["Service"]
     assert service["LoadCredential"] == "hub-read:/etc/mergd/llama.hub-read"
     assert service["Environment"] == "HF_TOKEN_PATH=%d/hub-read"
+
+
+def test_what_signs_is_a_credential_too(tmp_path: Path) -> None:
+    assert credentials_of(place(tmp_path, **CALLED).settings) == ("ops",)
+    called = place(tmp_path, hub=HUB | {"webhook_secret": "knock"}, metrics={"listen": "127.0.0.1:9190"})
+    assert credentials_of(called.settings) == ("hub-write", "knock")
+
+
+def test_figures_are_served_to_this_machine_alone(tmp_path: Path) -> None:
+    service = own_part(place(tmp_path, metrics={"listen": "127.0.0.1:9190"}))["Service"]
+    assert (service["IPAddressDeny"], service["IPAddressAllow"]) == ("any", "localhost")
+    assert "PrivateNetwork" not in service
+
+
+def test_figures_go_into_a_file_without_network(tmp_path: Path) -> None:
+    service = own_part(place(tmp_path, metrics={"file": "/var/lib/node_exporter/mergd.prom"}))["Service"]
+    assert service["ReadWritePaths"] == "-/var/lib/node_exporter"
+    assert service["PrivateNetwork"] == "yes"
 
 
 def test_a_token_that_lies_in_a_file_is_no_credential(tmp_path: Path) -> None:
