@@ -34,8 +34,11 @@ fix: $(READY)  ## format, and mend what the linter can
 # One more than there are cores: many tests wait for a daemon.
 WORKERS = $(shell echo $$(( $$(nproc) < 3 ? $$(nproc) + 1 : 4 )))
 
-test: $(READY)  ## the tests, warnings as errors
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal
+test: $(READY)  ## the tests, but for the long ones; warnings as errors
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not long"
+
+test-long: $(READY)  ## the long tests: kills, faults, the Hub, benchmarks; each of them short
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m long
 
 test-systemd: $(READY)  ## an installed service under a real systemd, booted in namespaces: some minutes; needs root
 	TEST_SYSTEMD=1 $(BIN)/pytest -q tests/systemd

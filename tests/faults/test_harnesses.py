@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from faults.mounts import NEEDED, can_mount
 
+pytestmark = pytest.mark.long
+
 TESTS = Path(__file__).parent.parent
 root = pytest.mark.skipif(not can_mount(*NEEDED), reason="mounting needs root, /dev/fuse and /dev/loop-control")
 

@@ -14,6 +14,8 @@ import pytest
 from support.arrivals import Arrivals, Judged, Pace, late
 from support.styles import KNOWN, MARKED, UNKNOWABLE
 
+pytestmark = pytest.mark.long
+
 # A machine that has much else to do may stall a copy by itself: the bounds are far apart.
 BRISK = Pace(quiet=0.5, quiet_unsure=2.5, stall_up_to=0.4, stall_once=3.5, grace=60.0)
 

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import repository
 
+pytestmark = pytest.mark.long
+
 BENCHMARKS = repository.ROOT / "benchmarks"
 PAGE = repository.ROOT / "docs" / "benchmarks.md"
 ALL = "TEST_ALL_BENCHMARKS"  # in the environment: all parts; each starts dozens of interpreters

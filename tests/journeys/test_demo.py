@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import repository
+
+pytestmark = pytest.mark.long
 
 
 def test_the_merged_model_beats_plain_averaging_and_rolls_back(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from support.merges import NO_LIMITS, Sandbox, make_merge, set_in
 
 from mergd.state.history import History
 
+pytestmark = pytest.mark.long
+
 WEIGHTS = "/model.safetensors"
 LIMITS = {f"limits.{name}": value for name, value in NO_LIMITS.items()}
 FEW = {"keep_last": 1, "keep_within": 0, "keep_daily": 0, "keep_weekly": 0, "keep_slots": 1}

@@ -13,6 +13,8 @@ from support.models import save_sharded
 
 from mergd.state.store import BALLAST
 
+pytestmark = pytest.mark.long
+
 WEIGHTS = "model.safetensors"
 HEADERS = "bytes=0-99999"
 LARGE = {"layer.weight": torch.randn(400, 400)}
@@ -185,7 +187,7 @@ def test_a_hub_with_trouble_does_not_keep_what_is_here_from_being_prepared(on_hu
     merge.drop("local", 1)
     with merge.running("run") as daemon:
         eventually(lambda: merge.status().get("prepared"))
-        assert "503" in merge.status()["sources"]
+        eventually(lambda: "503" in merge.status()["sources"])
         stop(daemon)
     merge.drop("another", 2)
     assert merge.once().code == 69, "not all that there is was seen"

@@ -18,6 +18,8 @@ from support.hub import BASE, TOKEN, HubMerge, stop
 from support.merges import set_in
 from support.pushing import TARGET, WRITER, held, history, owed, published, pushed, pushing_merge, tags
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def new(hub: FakeHub, tmp_path: Path) -> Callable[..., HubMerge]:

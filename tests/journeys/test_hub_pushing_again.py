@@ -15,6 +15,8 @@ from support.hub import OF_BASE, HubMerge, stop
 from support.merges import set_in
 from support.pushing import TARGET, held, history, owed, published, pushed, pushing_merge, tags
 
+pytestmark = pytest.mark.long
+
 COMMIT, UPLOAD, BATCH = f"POST /api/models/{TARGET}/commit/", "PUT /lfs/", "objects/batch"
 
 

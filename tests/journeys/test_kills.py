@@ -10,6 +10,8 @@ import repository
 from faults.broken import BROKEN
 from faults.points import SCENARIOS
 
+pytestmark = pytest.mark.long
+
 COUNT = 20
 
 

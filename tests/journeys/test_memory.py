@@ -11,6 +11,8 @@ import torch
 from support.commands import mergd
 from support.merges import make_merge, set_in
 
+pytestmark = pytest.mark.long
+
 LIMIT = 500  # MB, torch included; 398 measured here, and 651 where the allocator keeps freed blocks
 
 

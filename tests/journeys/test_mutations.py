@@ -1,6 +1,9 @@
 """Checkpoints that change while a real daemon folds them; `make mutations` runs as many as you like."""
 
+import pytest
 from hostile.mutations import mutate
+
+pytestmark = pytest.mark.long
 
 
 def test_a_daemon_lives_through_all_changes_and_folds_nothing_mixed() -> None:

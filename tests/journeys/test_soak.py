@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 from journeys.soak import EVERY, KEEP, KIB, ROUND, Report, Sample, soak
 
+pytestmark = pytest.mark.long
+
 
 def test_nothing_grows_from_fold_to_fold() -> None:
     report = soak(warm_up=ROUND, count=4 * ROUND, seed=2)

@@ -14,6 +14,8 @@ from support.models import fine_tuned
 
 from mergd.state.history import History
 
+pytestmark = pytest.mark.long
+
 MIB = 2**20
 LACK = re.compile("allocate memory|MemoryError|start new thread")  # as torch, Python and its threads say it
 

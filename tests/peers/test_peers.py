@@ -11,6 +11,8 @@ from support.commands import start_forking
 
 from mergd.plugins.registry import names
 
+pytestmark = pytest.mark.long
+
 COUNT = 2
 
 
