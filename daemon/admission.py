@@ -60,6 +60,7 @@ class Admission:
             sighting.stamps,
             aliases=found.aliases,
             folder=sighting.folder,
+            feed=sighting.feed,
         )
         verdict = self.judge(contents, found)
         if verdict == ADMITTED:

@@ -138,7 +138,7 @@ class _Trip:
         self._model, self._head, self._method, self._act = base, head, method, act
         self._machine, self._progress = machine, progress
         self._base = stack.enter_context(Reader(base.layout))
-        self.candidate = stack.enter_context(Reader(candidate.contents.layout))
+        self.candidate = stack.enter_context(Reader(candidate.contents.layout, feed=candidate.feed))
         self.shipping = Shipping(candidate, stack)
         self._kept = KeptSlots(head.slots, stack, hashed=bool(head.sums))
         self._published = stack.enter_context(Reader(head.published)) if head.published else None

@@ -121,7 +121,7 @@ def content_digest(candidate: Candidate, memory: int, progress: Progress) -> str
     progress.begin("reading", len(layout.tensors), layout.nbytes)
     content = ContentDigest(candidate.contents.formulas)
     with ExitStack() as stack:
-        reader, shipping = stack.enter_context(Reader(layout)), Shipping(candidate, stack)
+        reader, shipping = stack.enter_context(Reader(layout, feed=candidate.feed)), Shipping(candidate, stack)
         for info in layout.tensors.values():
             gather(content, reader, info, memory, progress)
             progress.advance(info.nbytes)

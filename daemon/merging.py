@@ -66,7 +66,7 @@ class _Open:
 
     def __init__(self, base: Base, theta0: Reader, source: Source, method: Method, stack: ExitStack) -> None:
         self.candidate, self.share = source.candidate, source.share
-        self.reader = stack.enter_context(Reader(source.candidate.contents.layout))
+        self.reader = stack.enter_context(Reader(source.candidate.contents.layout, feed=source.candidate.feed))
         self.shipping = Shipping(source.candidate, stack)
         self._base, self._theta0, self._method = base, theta0, method
         self.vectors = self.again(hashed=True)

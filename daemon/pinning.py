@@ -29,7 +29,7 @@ def pin(candidate: "Candidate", draft: Draft, settings: ArchiveSettings, progres
         return
     nbytes, place = _nbytes(candidate), candidate.here
     progress.begin("archiving", 0, nbytes)
-    for done in copy_source(place, candidate.stamps, draft):
+    for done in copy_source(place, candidate.stamps, draft, candidate.feed):
         progress.advance(done)
     if not is_unchanged(place, candidate.stamps):
         log.warning("%s changed after it was folded: it is not archived", candidate.name)

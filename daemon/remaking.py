@@ -122,18 +122,18 @@ class Remaking:
 
     def _take_step(self, job: Remake, step: Step, head: Head, into: Draft, progress: Progress) -> FoldResult:
         base, method = self.merge.base, self.merge.method_of(step.method)
-        machine = machine_of(self.settings, base, method)
+        machine, abandoned = machine_of(self.settings, base, method), progress.abandon.is_set
         if step.act == "keep":
             return keep(base, head, method, into, machine, progress)
         if step.act == "merge":
-            sources = [Source(self._candidate(job, row, method), share) for row, share in step.merged]
+            sources = [Source(self._candidate(job, row, method).until(abandoned), share) for row, share in step.merged]
             batch, lines = self._batch(job, step) or (None, method.lines)
             result, digests = remerge(base, sources, replace(method, lines=lines), batch, into, machine, progress)
             for (row, _), either in zip(step.merged, digests, strict=True):
                 self._compare_source(job.rows[row], *either)
             return result
         assert step.checkpoint is not None
-        candidate = self._candidate(job, step.checkpoint, method)
+        candidate = self._candidate(job, step.checkpoint, method).until(abandoned)
         result = fold(base, candidate, head, method, into, machine, progress, step.act, step.share)
         self._compare_source(job.rows[step.checkpoint], result.digest, result.weights_digest)
         return result

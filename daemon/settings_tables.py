@@ -152,6 +152,8 @@ class HubSettings(Table):
     """The most that downloads take on disk at once, such as `50GB`; one, and what a person asks for, is always begun. 0: one at a time."""
     bandwidth: ByteSize = Field(default=ByteSize(0), ge=0)
     """The most that downloads take of the line, each second, such as `20MB`; 0: all."""
+    stream: bool = False
+    """Whether a checkpoint that `spool` has no room for is folded straight from the Hub, which costs the line twice or more."""
     publish_to: Annotated[str, Field(pattern=r"^([\w.-]+/[\w.-]+)?$")] = ""
     """The repository `org/name` that each move of the head is pushed to; none if empty. It is created private."""
     publish_private_sources: bool = False

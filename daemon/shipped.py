@@ -105,7 +105,8 @@ class Shipping:
     def __init__(self, candidate: Candidate, stack: ExitStack) -> None:
         self._candidate = candidate
         self._readers = {
-            name: stack.enter_context(Reader(shipped.layout)) for name, shipped in candidate.shipped.items()
+            name: stack.enter_context(Reader(shipped.layout, feed=candidate.feed))
+            for name, shipped in candidate.shipped.items()
         }
         self._content = ContentDigest()
 

@@ -109,7 +109,15 @@ def _remote(settings: Settings) -> Remote:
     hub, tokens = settings.hub, settings.vocabulary != "refuse"
     wanted = Wanted(hub.base or base_repository(settings), hub.allow, hub.deny, hub.publish_to)
     spool = Store(settings.state).spool
-    return Namespace(hub.namespace, wanted, spool, room=int(hub.spool), bandwidth=int(hub.bandwidth), tokens=tokens)
+    return Namespace(
+        hub.namespace,
+        wanted,
+        spool,
+        room=int(hub.spool),
+        bandwidth=int(hub.bandwidth),
+        tokens=tokens,
+        stream=hub.stream,
+    )
 
 
 def base_repository(settings: Settings) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from .feeding import Feed
 from .records import FileStamp
 from .store import PRIVATE, Draft, Store, sync_folder
 
@@ -60,25 +61,41 @@ class Archive:
                 shutil.rmtree(aside)
 
 
-def copy_source(place: Path, stamps: Iterable[FileStamp], draft: Draft) -> Iterator[int]:
+def copy_source(place: Path, stamps: Iterable[FileStamp], draft: Draft, feed: Feed | None = None) -> Iterator[int]:
     """Copy a checkpoint's files into a draft, synced; yields the bytes of each chunk. A link is copied as what it leads to.
 
-    What is no regular file is passed over: a pipe would never end.
+    What is no regular file is passed over: a pipe would never end. `feed` gives the bytes of files that have holes.
     """
     whole = place.is_dir()
     target = draft.source / place.name if whole else draft.source
     draft.source.mkdir(mode=PRIVATE)  # others may pass through the draft's own folder
     target.mkdir(mode=PRIVATE, exist_ok=True)
     for stamp in (stamp for stamp in stamps if stamp.size >= 0):
-        yield from _copy(place / stamp.name if whole else place, target / stamp.name)
+        source = place / stamp.name if whole else place
+        chunks = _fed(feed, source, stamp.size) if feed is not None and feed.knows(str(source)) else _chunks(source)
+        yield from _write(chunks, target / stamp.name)
     for folder in {target, draft.source, draft.folder}:
         sync_folder(folder)
 
 
-def _copy(source: Path, target: Path) -> Iterator[int]:
-    with source.open("rb") as reader, target.open("xb") as writer:
-        os.fchmod(writer.fileno(), 0o600)
+def _chunks(source: Path) -> Iterator[bytes]:
+    with source.open("rb") as reader:
         while chunk := reader.read(CHUNK):
+            yield chunk
+
+
+def _fed(feed: Feed, source: Path, size: int) -> Iterator[bytes]:
+    fill = feed.open()
+    for start in range(0, size, CHUNK):
+        chunk = bytearray(min(CHUNK, size - start))
+        fill(memoryview(chunk), str(source), start)
+        yield bytes(chunk)
+
+
+def _write(chunks: Iterable[bytes], target: Path) -> Iterator[int]:
+    with target.open("xb") as writer:
+        os.fchmod(writer.fileno(), 0o600)
+        for chunk in chunks:
             writer.write(chunk)
             yield len(chunk)
         writer.flush()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .digests import Digest
 from .errors import Busy
+from .feeding import Feed
 from .headers import open_regular, reading
 from .records import FileStamp, Layout, TensorInfo
 from .wording import shown
@@ -41,8 +42,10 @@ def memory_of(tensor: Tensor) -> memoryview:
 class Reader:
     """The tensors of one model on disk, read whole or by blocks of rows (of the first dimension)."""
 
-    def __init__(self, layout: Layout, hashed: bool = False) -> None:
+    def __init__(self, layout: Layout, hashed: bool = False, feed: Feed | None = None) -> None:
+        """`hashed`: whether the files are hashed as they are read; `feed`: what gives their bytes, if not the disk."""
         self.layout = layout
+        self._fed = feed.open() if feed is not None else None
         self.nbytes = 0  # read so far
         self._sums = {path: _Sum() for path in layout.files} if hashed else {}
         self._files: dict[str, int] = {}
@@ -70,7 +73,8 @@ class Reader:
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         """Return tensor `name`, or its rows `rows[0]` to `rows[1]` (exclusive), in the dtype it is stored in.
 
-        Raises Busy if the file ends before the tensor does: somebody truncated it; Unavailable if the disk cannot read it.
+        Raises Busy if the file ends before the tensor does: somebody truncated it; Unavailable if the disk, or what feeds
+        it, cannot give it.
         """
         info = self.layout.tensors[name]
         first, last = rows if rows is not None else (0, info.shape[0] if info.shape else 1)
@@ -107,6 +111,9 @@ class Reader:
     def _fill(self, tensor: Tensor, info: TensorInfo, offset: int) -> None:
         view = memory_of(tensor)
         done = 0
+        if self._fed is not None:
+            self._fed(view, info.file, offset)
+            done = len(view)
         while done < len(view):
             with reading(info.file):
                 got = os.preadv(self._files[info.file], [view[done : done + 2**30]], offset + done)

@@ -11,6 +11,7 @@ from math import prod, sqrt
 from pathlib import Path
 from typing import Any, Literal
 
+from .feeding import Feed
 from .wording import cut
 
 CheckpointState = Literal["settling", "ready", "folding", "folded", "refused", "held", "blocked", "vanished"]
@@ -213,6 +214,7 @@ class Sighting:
     files: str = ""  # what its source says that they hold: the same text, the same content
     public: bool | None = None  # whether everybody may see it where it lies, if that is known
     licence: str = ""  # which one its owner claims, where its source knows
+    feed: Feed | None = field(default=None, compare=False)  # what gives the bytes of files that have holes in `folder`
 
     @property
     def here(self) -> Path:

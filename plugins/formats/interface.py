@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
 
+from ...state.feeding import Feed
 from ...state.headers import MAX_TENSORS
 from ...state.records import FileStamp, Layout
 from ..rules.interface import LowRank
@@ -125,11 +126,16 @@ class Candidate:
         default_factory=dict
     )  # what the method needs besides, by its name ("fisher")
     folder: str = ""  # where its files lie on this disk, if that is not its place
+    feed: Feed | None = field(default=None, compare=False)  # what gives the bytes of files that have holes there
 
     @property
     def here(self) -> Path:
         """Where its files lie on this disk."""
         return Path(self.folder or self.place)
+
+    def until(self, stopped: Callable[[], bool]) -> "Candidate":
+        """Return it for work that may be told to stop while bytes are awaited."""
+        return replace(self, feed=self.feed.until(stopped)) if self.feed is not None else self
 
 
 class Format(Protocol):

@@ -90,6 +90,7 @@ BAD: dict[str, list[Any]] = {
     "hub.poll": [0, "0.5s", "often", None],
     "hub.spool": [-1, "much", None],
     "hub.bandwidth": [-1, "much", None],
+    "hub.stream": ["perhaps", 7],
     "hub.publish_to": ["merged", "org/merged@main", "https://hub/org/merged", 7],
     "hub.publish_private_sources": ["perhaps", 7],
     "hub.write_token": [7, None],

@@ -92,6 +92,16 @@ def hub_bandwidth(place: Place) -> None:
         assert merge.hub_states() == {"a": "folded"}
 
 
+def hub_stream(place: Place) -> None:
+    for stream, times in ((False, 1), (True, 2)):
+        with merge_of(place(), "a", **{"hub.stream": stream}) as merge:
+            merge.hub.requests.clear()
+            assert merge.once().code == 0
+            assert merge.hub_states() == {"a": "folded"}
+            asked = [one.range or "" for one in merge.hub.requests if "/a/" in one.path and ".safetensors" in one.path]
+            assert len(asked) == 1 + times  # the header, too
+
+
 @contextmanager
 def pushed_of(place: Path, public: bool, **settings: Any) -> Iterator[HubMerge]:
     """Give a merge that pushed what it folded of a folder, to a repository that is public or new."""
@@ -139,5 +149,5 @@ def hub_webhook_secret(place: Place) -> None:
 
 
 CASES = {case.__name__.replace("_", ".", 1): case
-         for case in (hub_namespace, hub_allow, hub_deny, hub_base, hub_poll, hub_spool, hub_bandwidth,
+         for case in (hub_namespace, hub_allow, hub_deny, hub_base, hub_poll, hub_spool, hub_bandwidth, hub_stream,
                       hub_publish_to, hub_publish_private_sources, hub_write_token, hub_webhook_secret)}  # fmt: skip

@@ -104,6 +104,7 @@ def hub_merge(
     watch: bool = False,
     model: Model | None = None,
     account: Account = OWNER,
+    rule: str = "opcm",
     **settings: Any,
 ) -> HubMerge:
     """Initialise, by the command, a merge of the namespace; the base model lies there too."""
@@ -115,7 +116,7 @@ def hub_merge(
     if watch:
         merge.watch.mkdir()
         words += ["--watch", str(merge.watch)]
-    done = mergd("init", "--base", BASE, "--hub", NAMESPACE, "--state", merge.state, "--config", merge.config, *words,
+    done = mergd("init", "--base", BASE, "--hub", NAMESPACE, "--rule", rule, "--state", merge.state, "--config", merge.config, *words,
                  at=root, environment=merge.environment)  # fmt: skip
     assert done.code == 0, done.err
     hub.asked.clear()

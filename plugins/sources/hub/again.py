@@ -16,6 +16,7 @@ from ..interface import Later, Lost
 from .backoff import Backoff
 from .client import Gone, Limited
 from .files import Repository, files_of
+from .line import Line
 from .namespace import SCHEME
 from .spool import Spool
 
@@ -27,7 +28,7 @@ class Again:
 
     def __init__(self, root: Path, *, bandwidth: int, tokens: bool, stopped: Event) -> None:
         """`bandwidth`: bytes a second, 0 for all there is; `tokens`: whether the vocabulary comes too; it ends soon after `stopped`."""
-        self._spool, self._tokens, self._stopped = Spool(root, bandwidth, stopped), tokens, stopped
+        self._spool, self._tokens, self._stopped = Spool(root, Line(bandwidth), stopped), tokens, stopped
 
     def bring(
         self,

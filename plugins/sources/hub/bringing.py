@@ -14,11 +14,12 @@ from ....state.records import Sighting
 from ....state.wording import size
 from ..directory import Directory
 from ..interface import Room
-from .backoff import LONGEST, Backoff, Quiet, Resting
+from .backoff import LONGEST, Backoff, Resting
 from .client import Gone, Limited
 from .files import files_of
 from .lanes import Bring, Brought, Lane
 from .spool import NoRoom, Spool, Unwanted, with_headers
+from .streaming import Vouching
 
 log = logging.getLogger(__name__)
 
@@ -29,16 +30,17 @@ class Bringing:
     """Brings repositories here."""
 
     def __init__(
-        self, spool: Spool, quiet: Quiet, most: int, *, tokens: bool, stopped: Callable[[], bool],
+        self, spool: Spool, most: int, *, tokens: bool, stream: bool, stopped: Callable[[], bool],
         gone: Callable[[str, str], None],
     ) -> None:  # fmt: skip
         """`most`: bytes that downloads may take at once, of which one is always begun.
 
-        `gone`: called with the repository and the commit of what is not there any more.
+        `stream`: whether what needs more than these never lies on this disk; `gone`: called with the repository and the commit of what is not there any more.
         """
         self.wake: Callable[[], None] = lambda: None
         self.room: Callable[[], Room] = Room
-        self._spool, self._quiet, self._most, self._tokens = spool, quiet, most, tokens
+        self._spool, self._quiet, self._most = spool, spool.line.quiet, most
+        self._tokens, self._stream = tokens, stream
         self._stopped, self._gone = stopped, gone
         self._lock = Lock()
         self._brought: dict[str, Brought] = {}
@@ -141,7 +143,9 @@ class Bringing:
 
     def _lacks(self, brought: Brought) -> str:
         """Return what room it waits for, if so. In the spool there always is for the first, and for what a person asked for."""
-        asked = [one for one in self._brought.values() if one.asked]
+        if self._is_streamed(brought):
+            return ""
+        asked = [one for one in self._brought.values() if one.asked and not self._is_streamed(one)]
         beside = bool(asked) and brought.urgent is None
         if beside and sum(one.nbytes for one in asked) + brought.nbytes > self._most:
             return "its turn to be downloaded"
@@ -154,6 +158,10 @@ class Bringing:
             return f"room (make room: its download takes {size(brought.nbytes)}, {ever})"
         left = f"and beside the next version {size(max(room.now - coming, 0))} are left"
         return f"room (make room: its download takes {size(takes)}, {left})"
+
+    def _is_streamed(self, brought: Brought) -> bool:
+        """Whether its weights never lie on this disk: they take no room on it, and wait for none."""
+        return self._stream and brought.nbytes > self._most
 
     def _room_now(self) -> Room:
         at, room = self._found_room
@@ -219,7 +227,8 @@ class Bringing:
         brought.confirmed = alike and str(refusal) == str(brought.refusal)
         if not brought.confirmed:
             with self._lock:
-                brought.folder = brought.refusal = None
+                brought.folder = brought.refusal = brought.vouching = brought.feed = None
+                brought.whole = brought.asked = False
             raise Unavailable(f"the headers of {brought.repo} to come twice with the same bytes", "they are read again")
 
     def _bring_content(self, brought: Brought) -> None:
@@ -237,7 +246,11 @@ class Bringing:
             if brought.dropped or other:
                 raise Unwanted
 
-        self._spool.bring(repository, folder, advance, keep_free=self._found_room[1].keep_free)
+        if self._is_streamed(brought):
+            brought.vouching = brought.vouching or Vouching(self._spool.line, repository, folder)
+            brought.feed = brought.vouching.go_on(advance, self._stopped)
+        else:
+            self._spool.bring(repository, folder, advance, keep_free=self._found_room[1].keep_free)
         with self._lock:
             brought.whole = True
 
@@ -269,8 +282,9 @@ class Bringing:
 
 
 def _here(sighting: Sighting, brought: Brought) -> Sighting:
-    """Return a sighting with where its files lie, with their stamps, and with what they hold."""
+    """Return a sighting with where its files lie, or what gives them, with their stamps, and with what they hold."""
     assert brought.folder is not None
     found = Directory(brought.folder.parent).sight(brought.folder)
     told = brought.repository.told if brought.repository else ""
-    return replace(sighting, folder=str(brought.folder), stamps=found.stamps if found else (), files=told)
+    stamps = found.stamps if found else ()
+    return replace(sighting, folder=str(brought.folder), stamps=stamps, files=told, feed=brought.feed)

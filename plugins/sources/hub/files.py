@@ -4,10 +4,11 @@ import hashlib
 import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from huggingface_hub import HfApi
 
-from ....state.errors import Refused
+from ....state.errors import Refused, Unavailable
 from ....state.records import Reason
 from ....state.wording import size
 from ...formats._files import never_read
@@ -36,6 +37,16 @@ class Remote:
     def has_weights(self) -> bool:
         """Whether weights are in it, by its name."""
         return self.name.endswith(WEIGHTS)
+
+    def begin_sum(self) -> Any:
+        """Begin the digest of its bytes, of the kind that the Hub gives."""
+        return hashlib.sha256() if self.sha256 else hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+
+    def check(self, repo: str, digest: Any) -> None:
+        """Raise Unavailable if what came is not what the Hub says that it is."""
+        if digest.hexdigest() != (self.sha256 or self.blob):
+            found = f"{self.name} of {repo} came with other bytes than the Hub's digest says"
+            raise Unavailable(found, "it is fetched again")
 
 
 @dataclass(frozen=True)

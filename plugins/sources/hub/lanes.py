@@ -8,6 +8,7 @@ from pathlib import Path
 from ....state.errors import MergdError, Refused
 from .backoff import Backoff
 from .files import Repository
+from .streaming import Stream, Vouching
 
 
 @dataclass
@@ -25,7 +26,9 @@ class Brought:
     confirmed: bool = False  # the headers were read twice
     asked: bool = False  # its content
     done: int = 0  # bytes of it
-    whole: bool = False  # with all the rest
+    whole: bool = False  # with all the rest, or with what gives that
+    vouching: Vouching | None = None  # what went by so far of what is never to lie here
+    feed: Stream | None = None  # what gives it then
     under_way: bool = False  # on a thread, or waiting for one
     dropped: bool = False  # nobody wants it any more
     error: MergdError | None = None  # what went wrong last

@@ -15,6 +15,7 @@ from ..interface import Room, Scan
 from .backoff import Backoff, Quiet
 from .bringing import Bringing
 from .client import Limited, within
+from .line import Line
 from .listing import Listed, Wanted, newest_first, own_names, since
 from .spool import Spool
 
@@ -31,17 +32,20 @@ class Namespace:
     name = "hub"
 
     def __init__(
-        self, namespace: str, wanted: Wanted, spool: Path, *, room: int = 0, bandwidth: int = 0, tokens: bool = False
-    ) -> None:
+        self, namespace: str, wanted: Wanted, spool: Path, *, room: int = 0, bandwidth: int = 0, tokens: bool = False,
+        stream: bool = False,
+    ) -> None:  # fmt: skip
         """`room`: bytes that downloads may take at once, of which one is always begun; `bandwidth`: bytes a second, 0 for all.
 
-        `tokens`: whether the vocabulary is compared too, token by token.
+        `tokens`: whether the vocabulary is compared too, token by token. `stream`: whether what needs more than `room`
+        never lies on this disk.
         """
         self._namespace, self._wanted = namespace, wanted
         self._closing, self._quiet = threading.Event(), Quiet()
-        self._spool = Spool(spool, bandwidth, self._closing, self._quiet)
+        self.line = Line(bandwidth, self._quiet)
+        self._spool = Spool(spool, self.line, self._closing)
         self._bringing = Bringing(
-            self._spool, self._quiet, room, tokens=tokens, stopped=self._closing.is_set, gone=self._note_gone
+            self._spool, room, tokens=tokens, stream=stream, stopped=self._closing.is_set, gone=self._note_gone
         )
         self._lock = threading.Lock()
         self._listed: dict[str, Listed] | None = None  # by repository; None before the first listing

@@ -7,30 +7,23 @@ where its numbers will be. So it is judged like a folder that was dropped, at th
 import errno
 import hashlib
 import os
-import random
 import shutil
-import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from threading import Event
-from typing import Any, BinaryIO
+from typing import Any
 
-from huggingface_hub import hf_hub_url
-
-from ....state.errors import Unavailable
+from ....state.errors import MergdError, Unavailable
 from ....state.wording import size
-from .backoff import Quiet, Resting
-from .client import Gone, Limited, answering, opened, within
+from .client import answering, opened, within
 from .files import STEP, Remote, Repository, too_much
+from .line import Line
 
 PREFIX = 100_000  # bytes of a weight file that are asked for first: most headers are shorter
 LONGEST_HEADER, MOST_HEADERS = 16 * 2**20, 64 * 2**20  # bytes of one, and of all: admission refuses what is longer
-PIECE = 2**20  # bytes
-CUTS = 5  # in a row, without a byte in between, after which a download is left for later
-PACE = 600.0  # seconds of one connection, after which another one goes on
 LOOK_AT_DISK, LOOKS = (
     16 * 2**20,
     10,
@@ -57,10 +50,11 @@ class _Came:
 class Spool:
     """The folder of what is here, or on its way."""
 
-    def __init__(self, root: Path, bandwidth: int, closing: Event, quiet: Quiet | None = None) -> None:
-        """`bandwidth`: bytes a second, 0 for all there is; all ends soon after `closing` is set; `quiet`: when to ask nothing."""
-        self._root, self._bandwidth, self._closing, self._stopped = root, bandwidth, closing, closing.is_set
-        self._quiet, self._numbers = quiet or Quiet(), count(1)
+    def __init__(self, root: Path, line: Line, closing: Event) -> None:
+        """`line`: which all share who fetch weights; all ends soon after `closing` is set."""
+        self.line = line
+        self._root, self._closing, self._stopped = root, closing, closing.is_set
+        self._numbers = count(1)
         self._came: dict[Path, _Came] = {}  # how far files are that nobody fetches at the moment
 
     def wipe(self) -> None:
@@ -103,11 +97,13 @@ class Spool:
     def _headers(self, repository: Repository, files: Iterable[Remote]) -> Iterator[tuple[Remote, bytes]]:
         left = MOST_HEADERS
         for file in files:
-            url = self._url(repository, file)
+            url = self.line.url(repository, file)
             with answering(repository.repo), within(STEP, self._stopped):
                 data = _header(url, file.size) if file.has_weights else _part(url, 0, file.size)
             if not file.has_weights:
-                _check(file, repository.repo, _sum(file, data))
+                digest = file.begin_sum()
+                digest.update(data)
+                file.check(repository.repo, digest)
             left -= len(data) if file.has_weights else 0
             if left < 0:
                 raise too_much(f"headers of more than {size(MOST_HEADERS)} in all", size(MOST_HEADERS))
@@ -138,26 +134,15 @@ class Spool:
         self, repository: Repository, file: Remote, path: Path, advance: Callable[[int], None],
         keep_free: Callable[[], int],
     ) -> None:  # fmt: skip
-        came = self._came.pop(path, None) or _Came(_sum(file))
-        advance(came.done)
-        cuts = 0
-        with path.open("r+b") as target:
-            target.seek(came.done)
-            while came.done < file.size:
-                before = came.done
-                try:
-                    self._go_on(repository, file, target, came, advance, keep_free)
-                except (NoRoom, Limited, Gone, Resting, Unwanted):
-                    self._came[path] = came
-                    raise
-                except Unavailable:
-                    cuts = 1 if came.done > before else cuts + 1
-                    if self._stopped() or cuts >= CUTS:
-                        self._came[path] = came
-                        raise
-                    self._closing.wait(random.uniform(0, 0.5 * 2**cuts))  # noqa: S311 - no secret
+        came = self._came.pop(path, None) or _Came(file.begin_sum())
         try:
-            _check(file, repository.repo, came.digest)
+            advance(came.done)
+            self._go_on(repository, file, path, came, advance, keep_free)
+        except (MergdError, Unwanted):
+            self._came[path] = came
+            raise
+        try:
+            file.check(repository.repo, came.digest)
         except Unavailable:
             os.truncate(path, 0)
             os.truncate(path, file.size)
@@ -165,11 +150,13 @@ class Spool:
         self._came[path] = came
 
     def _go_on(
-        self, repository: Repository, file: Remote, target: BinaryIO, came: "_Came", advance: Callable[[int], None],
+        self, repository: Repository, file: Remote, path: Path, came: "_Came", advance: Callable[[int], None],
         keep_free: Callable[[], int],
     ) -> None:  # fmt: skip
         """Write what is to come of a file. Raises Unavailable where it breaks off."""
-        with closing(self._pieces(repository, file, came.done)) as pieces:
+        span = came.done, file.size
+        with closing(self.line.pieces(repository, file, span, self._stopped)) as pieces, path.open("r+b") as target:
+            target.seek(came.done)
             for piece in pieces:
                 if came.done - came.looked_at >= LOOK_AT_DISK:
                     came.looked_at = came.done
@@ -178,8 +165,6 @@ class Spool:
                 came.digest.update(piece)
                 came.done += len(piece)
                 advance(len(piece))
-        if came.done < file.size:
-            raise Unavailable("it broke off")
 
     def _check_room(self, keep_free: Callable[[], int], nbytes: int) -> None:
         """Raise NoRoom where it stays that so many bytes would leave too few: retention may be about to free some."""
@@ -190,35 +175,6 @@ class Spool:
             self._closing.wait(1.0)
         found = f"{size(free)} are free, of which the next version needs {size(kept)}"
         raise NoRoom(f"room (make room: {found})", "make room on the disk")
-
-    def _pieces(self, repository: Repository, file: Remote, done: int) -> Generator[bytes, None, None]:
-        """Yield what is to come of a file, no faster than is allowed."""
-        began, got = time.monotonic(), 0
-        with (
-            answering(repository.repo),
-            within(PACE, self._stopped),
-            opened(self._url(repository, file), done) as (at, pieces),
-        ):
-            passed = done - at
-            for piece in pieces:
-                fresh = piece[passed:] if passed < len(piece) else b""
-                passed = max(passed - len(piece), 0)
-                if fresh:
-                    yield fresh[: file.size - done - got]
-                    got += len(fresh)
-                    self._slow_down(got, began)
-                if done + got >= file.size:
-                    return
-
-    def _slow_down(self, got: int, began: float) -> None:
-        """Wait as long as so many bytes may take."""
-        if self._bandwidth and (ahead := got / self._bandwidth - (time.monotonic() - began)) > 0:
-            time.sleep(min(ahead, 1.0))
-
-    def _url(self, repository: Repository, file: Remote) -> str:
-        """Return where to ask for a file. Raises Resting while nothing is to be asked."""
-        self._quiet.check()
-        return hf_hub_url(repository.repo, file.name, revision=repository.commit)
 
 
 def with_headers(repository: Repository, folder: Path) -> Repository:
@@ -256,21 +212,6 @@ def _room_for(folder: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise NoRoom(f"room (make room: {error.strerror} at {folder.parent})", "make room on the disk") from None
-
-
-def _sum(file: Remote, data: bytes = b"") -> Any:
-    """Begin the digest of a file of the kind that the Hub gives."""
-    begun = hashlib.sha256() if file.sha256 else hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
-    begun.update(data)
-    return begun
-
-
-def _check(file: Remote, repo: str, digest: Any) -> None:
-    """Raise Unavailable if a file is not what the Hub says that it is."""
-    if digest.hexdigest() != (file.sha256 or file.blob):
-        raise Unavailable(
-            f"{file.name} of {repo} came with other bytes than the Hub's digest says", "it is fetched again"
-        )
 
 
 def _header(url: str, size: int) -> bytes:

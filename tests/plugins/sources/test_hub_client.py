@@ -32,10 +32,11 @@ import json
 from pathlib import Path
 from threading import Event
 from mergd.plugins.sources.hub.files import files_of
+from mergd.plugins.sources.hub.line import Line
 from mergd.plugins.sources.hub.spool import Spool
 import sys
 commit, root = sys.argv[1:]
-spool = Spool(Path(root), 0, Event())
+spool = Spool(Path(root), Line(0), Event())
 repository = files_of("acme/a", commit)
 folder = spool.bring_headers(repository)
 holes = (folder / "model.safetensors").read_bytes()
@@ -161,12 +162,13 @@ import json, sys
 from pathlib import Path
 from threading import Event
 from mergd.plugins.sources.hub import files, spool
+from mergd.plugins.sources.hub.line import Line
 from mergd.state.errors import Refused, Unavailable
 commit, root, headers, small, keep_free = sys.argv[1:]
 spool.MOST_HEADERS, files.MOST_SMALL, spool.LOOKS = int(headers), int(small), 1
 said = {}
 try:
-    here = spool.Spool(Path(root), 0, Event())
+    here = spool.Spool(Path(root), Line(0), Event())
     repository = files.files_of("acme/a", commit)
     folder = here.bring_headers(repository)
     here.bring(repository, folder, lambda nbytes: None, keep_free=lambda: int(keep_free))
