@@ -106,6 +106,7 @@ class Parts:
         self._scanning = Scanning(self._sources, self._intake)
         sight, commit, hooks = self._sources.sight, Commit(store, history), list(merge.hooks)
         self._work = Working(settings, merge, store, history, commit, sight, self._doing)
+        self._work.share(self._sources.line)
         self._desk = Desk(history, store, self._intake, self._work.tasks, sight, hooks, Keep.of(settings))
         store.hold_ballast()
         recover(commit, history)

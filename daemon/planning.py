@@ -218,7 +218,7 @@ class Planning:
         at_once = "by" in (job.known or job).arguments  # then no read-out is a slot
         spilled = sum(float32_bytes(w.shape) for w in base.weights) if at_once else spilled_bytes(base, method)
         need = version + spilled + slots_bytes(base, method) * min(max(len(steps) - 1, 0), 2)
-        fetch = Fetch.of(job)
+        fetch = Fetch.of(job, self.settings.hub.never_here)
         need += fetch.at_once
         free = self._store.free()
         if free < need:

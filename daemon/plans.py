@@ -16,11 +16,12 @@ class Fetch:
     unknown: int  # checkpoints of which nobody noted how much they are
 
     @staticmethod
-    def of(job: Remake) -> "Fetch":
-        """Return what a job has to fetch, as far as its history knows."""
+    def of(job: Remake, most: int | None) -> "Fetch":
+        """Return what a job has to fetch, as far as its history knows; what is larger than `most` takes none of the disk."""
         each = [[job.rows[r].nbytes for r in step.rows if not job.sightings[r].lies_here] for step in job.route.steps]
-        sums = [sum(filter(None, step)) for step in each]
-        return Fetch(sum(sums), max(sums, default=0), sum(step.count(None) for step in each))
+        here = [[nbytes for nbytes in filter(None, step) if most is None or nbytes <= most] for step in each]
+        nbytes = sum(sum(filter(None, step)) for step in each)
+        return Fetch(nbytes, max(map(sum, here), default=0), sum(step.count(None) for step in each))
 
     def __str__(self) -> str:
         parts = [size(self.nbytes)] if self.nbytes else []

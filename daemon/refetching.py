@@ -6,7 +6,7 @@ It runs on the folding thread. One comes at a time, so that a replay of any leng
 import logging
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from .settings import Settings
 
 if TYPE_CHECKING:  # the Hub's client takes a second to import, and most merges need none
     from ..plugins.sources.hub.again import Again
+    from ..plugins.sources.hub.line import Line
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ class Refetching:
 
     def __init__(self, settings: Settings, store: Store) -> None:
         self.settings, self._root = settings, store.spool / "again"
+        self.line: Line | None = None  # that a watched namespace has: what the Hub asks of one is meant for the other
+        self.keep_free: Callable[[], int] = lambda: 0  # bytes of the disk that what comes has to leave
 
     def wipe(self) -> None:
         """Delete what a crash left, or work that was abandoned."""
@@ -72,10 +75,12 @@ class Refetching:
 
     def _again(self, progress: Progress) -> "Again":
         from ..plugins.sources.hub.again import Again
+        from ..plugins.sources.hub.line import Line
 
-        settings = self.settings
-        bandwidth, tokens = int(settings.hub.bandwidth), settings.vocabulary != "refuse"
-        return Again(self._root, bandwidth=bandwidth, tokens=tokens, stopped=progress.abandon)
+        hub, tokens = self.settings.hub, self.settings.vocabulary != "refuse"
+        self.line = self.line or Line(int(hub.bandwidth))
+        most, stopped = hub.never_here, progress.abandon
+        return Again(self._root, self.line, most=most, tokens=tokens, keep_free=self.keep_free, stopped=stopped)
 
 
 def _rest(progress: Progress, why: str) -> None:

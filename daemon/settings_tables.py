@@ -170,6 +170,11 @@ class HubSettings(Table):
             raise ValueError("publish_to needs write_token: the file with the token that may write there")
         return self
 
+    @property
+    def never_here(self) -> int | None:
+        """The bytes above which weights never lie on this disk; None where all may."""
+        return int(self.spool) if self.stream else None
+
 
 class GateSettings(Table):
     """A gate: a program that measures each drafted version."""

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..plugins.registry import load
 from ..plugins.sources.interface import Remote, Room, Scan, Source
@@ -12,14 +13,19 @@ from ..state.store import Store
 from .naming import ELSEWHERE
 from .settings import Settings
 
+if TYPE_CHECKING:  # the Hub's client takes a second to import, and most merges need none
+    from ..plugins.sources.hub.line import Line
+    from ..plugins.sources.hub.namespace import Namespace
+
 log = logging.getLogger(__name__)
 
 
 class Sources:
     """All sources of a merge, as one."""
 
-    def __init__(self, local: Source | None, remote: Remote | None = None) -> None:
-        self._local, self.remote = local, remote
+    def __init__(self, local: Source | None, remote: Remote | None = None, line: "Line | None" = None) -> None:
+        """`line`: over which the remote one fetches, for who else fetches from there."""
+        self._local, self.remote, self.line = local, remote, line
         self.mark: str | None = None  # of the remote one, for a later life
         self.trouble = ""  # why what lies elsewhere could not be asked last: all that is here goes on
 
@@ -89,7 +95,10 @@ class Sources:
 
 def make_sources(settings: Settings) -> Sources:
     """Return the sources that the settings name."""
-    return Sources(_local(settings), _remote(settings) if settings.hub.namespace else None)
+    if not settings.hub.namespace:
+        return Sources(_local(settings))
+    remote = _remote(settings)
+    return Sources(_local(settings), remote, remote.line)
 
 
 def here_alone(settings: Settings) -> Sources:
@@ -101,7 +110,7 @@ def _local(settings: Settings) -> Source | None:
     return load("sources", settings.source)(settings.watch) if settings.watch else None
 
 
-def _remote(settings: Settings) -> Remote:
+def _remote(settings: Settings) -> "Namespace":
     """Return the watched namespace; what it needs is imported only where there is one."""
     from ..plugins.sources.hub.listing import Wanted
     from ..plugins.sources.hub.namespace import Namespace

@@ -7,6 +7,7 @@ import logging
 import sqlite3
 from collections.abc import Callable, Container
 from functools import partial
+from typing import TYPE_CHECKING
 
 from ..plugins.sources.interface import Sight
 from ..state.committing import Commit
@@ -24,6 +25,9 @@ from .remaking import Remade, Remake, Remaking
 from .settings import Settings
 from .tasks import Tasks
 from .worker import Worker
+
+if TYPE_CHECKING:  # the Hub's client takes a second to import
+    from ..plugins.sources.hub.line import Line
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +58,10 @@ class Working:
         self._remaking.fetching.wipe()
         self._hands: Hands[Job | Remake] = Hands(lambda: self.wake())
         self._ended: list[tuple[Job | Remake, Exception]] = []  # work that came to nothing, of which rows are to tell
+
+    def share(self, line: "Line | None") -> None:
+        """Fetch over the line of a watched namespace, if there is one."""
+        self._remaking.fetching.line = line
 
     def take_settings(self, settings: Settings, merge: Merge) -> None:
         """Go on with other settings; what is being done keeps the old ones."""
@@ -129,6 +137,7 @@ class Working:
         task = self.tasks.begin()
         if task is not None:
             log.info("%s", task.name)
+            self._remaking.fetching.keep_free = self.worker.room().keep_free
             self._hands.start(task, partial(self._remaking.remake, task))
         elif not self.tasks.waits():
             self._begin_fold(again)

@@ -1,6 +1,7 @@
 """Checkpoints that lie on the Hub alone are fetched again when a removal, a replay or a re-merge needs them."""
 
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -227,6 +228,17 @@ def test_a_namespace_that_is_not_watched_any_more_is_asked_all_the_same(new: Cal
     assert merge.spooled() == []
 
 
+def test_what_comes_for_a_task_leaves_the_next_version_its_room(tmp_path: Path) -> None:
+    merge = folder_merge(tmp_path, {"layer.weight": torch.randn(400, 400)}, "abc", **FEW)
+    with merge.loop() as loop:
+        fetching = loop._work._remaking.fetching
+        assert fetching.keep_free() == 0, "no task was begun"
+        loop._work.tasks.add("replay", {"version": "1"}, "a test")
+        loop.run(until=loop.idle)
+        assert fetching.keep_free() >= loop._work.worker.disk.need > 0
+    assert merge.versions()[0].kept
+
+
 # ----------------------------------------------------------------------------------------------------- what is not there
 
 
@@ -357,6 +369,20 @@ def test_a_daemon_goes_on_meanwhile(new: Callable[..., HubMerge]) -> None:
         daemon.send(signal.SIGTERM)
         assert daemon.ended().code == 0, daemon.err
     assert waiting(merge) == 1
+
+
+def test_what_asks_a_task_to_wait_asks_the_watching_too(new: Callable[..., HubMerge]) -> None:
+    merge = new("abc", **FEW, **{"hub.poll": "1s"})
+    merge.hub.fault(f"GET .*/a/.*{WEIGHTS}", too_many(600), times=None)
+    with merge.running("run") as daemon:
+        eventually(lambda: "watching" in daemon.err)
+        assert merge.mergd("replay", "v1").code == 69
+        eventually(lambda: "the Hub is left alone" in merge.status()["sources"])
+        asked = len(merge.hub.requests)
+        time.sleep(3)  # some polls
+        assert len(merge.hub.requests) == asked
+        daemon.send(signal.SIGTERM)
+        assert daemon.ended().code == 0, daemon.err
 
 
 def test_how_far_a_download_is_and_requests_do_not_wait_for_it(new: Callable[..., HubMerge]) -> None:

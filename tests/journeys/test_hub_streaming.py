@@ -17,6 +17,7 @@ from hub_server.messages import Answer
 from safetensors.torch import save
 from support.commands import Command, eventually
 from support.hub import NAMESPACE, OF_BASE, HubMerge, files_of, hub_merge
+from support.merges import set_in
 from support.models import Model, save_sharded, tiny_base
 
 from mergd.plugins.sources.hub.line import SILENCE
@@ -184,6 +185,43 @@ def test_what_the_spool_has_room_for_comes_once(merge: HubMerge) -> None:
 def fetched(merge: HubMerge, name: str) -> list[str]:
     """Return the ranges of a repository's weights that were asked for."""
     return [one.range or "" for one in merge.hub.requests if f"/{name}/" in one.path and ".safetensors" in one.path]
+
+
+@pytest.fixture
+def dropped(hub: FakeHub, tmp_path: Path) -> HubMerge:
+    """Return a merge of which the first version's files were dropped, and its checkpoints lie on the Hub alone."""
+    few: dict[str, Any] = {"keep_last": 1, "keep_within": 0, "keep_daily": 0, "keep_weekly": 0, "keep_slots": 1}
+    merge = hub_merge(tmp_path, hub, model=large(), **few | {"hub.stream": True})
+    for seed in (1, 2, 3):
+        merge.push("abc"[seed - 1], seed)
+        assert merge.once().code == 0
+    assert not merge.versions()[0].kept
+    return merge
+
+
+def test_what_is_fetched_again_takes_none_of_the_disk_either(dropped: HubMerge) -> None:
+    disk = []
+    for stream in ("false", "true"):
+        set_in(dropped.config, **{"hub.stream": stream})
+        disk.append(dropped.mergd("remove", "acme/a", "-n", "--json").json["disk"])
+    assert disk[0] - disk[1] == dropped.checkpoints()[1].nbytes, "one at a time, or none"
+    with peak_of(dropped.store.spool) as peak:
+        done = dropped.mergd("remove", "acme/a")
+    assert done.code == 0, done.err
+    assert peak[0] < 200_000, "a header"
+    assert dropped.versions()[-1].totals.folded == 2
+    assert dropped.mergd("verify").code == 0
+
+
+def test_a_replay_whose_bytes_are_flipped_waits_for_the_right_ones(dropped: HubMerge) -> None:
+    flipped = dropped.hub.fault(rf"GET .*/a/.*{WEIGHTS}", Later(Flipped(), 1), times=None)
+    done = dropped.mergd("replay", "v1")
+    assert done.code == 69
+    assert "other bytes than before" in done.err
+    assert "it is written down" in done.err
+    flipped.end()
+    assert dropped.once().code == 0
+    assert dropped.versions()[0].kept
 
 
 # ------------------------------------------------------------------------------------------------------- a bad Hub

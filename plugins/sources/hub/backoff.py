@@ -48,6 +48,11 @@ class Quiet:
         """Whether nothing is to be asked now."""
         return self.backoff.rests(time.time())
 
+    @property
+    def until(self) -> float:
+        """Return until when nothing is to be asked, in wall-clock seconds; 0 if it may be now."""
+        return self.backoff.until if self.rests else 0.0
+
     def check(self) -> None:
         """Raise Resting where nothing is to be asked now."""
         if told := self.told:

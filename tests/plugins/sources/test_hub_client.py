@@ -197,3 +197,36 @@ def test_what_one_repository_may_cost_is_bounded(
     assert (found.get("error"), says in found.get("says", "")) == (error, True), found
     if error == "NoRoom":
         assert found["left"] == [], "what came is deleted, so that folding goes on"
+
+
+ONCE_MORE = """
+import json, sys
+from pathlib import Path
+from threading import Event
+from mergd.plugins.sources.hub import spool
+from mergd.plugins.sources.hub.again import Again
+from mergd.plugins.sources.hub.line import Line
+from mergd.plugins.sources.interface import Later
+from mergd.state.records import Sighting
+commit, root, keep_free = sys.argv[1:]
+spool.LOOKS = 1
+sighting = Sighting("hub", "hf://acme/a", "acme/a", (), revision=commit)
+bring = Again(Path(root), Line(0), most=None, tokens=False, keep_free=lambda: int(keep_free), stopped=Event()).bring
+said = ""
+try:
+    bring(sighting, lambda nbytes: None, lambda nbytes: None, print, 0.0)
+except Later as error:
+    said = str(error)
+print(json.dumps({"says": said, "left": [path.name for path in Path(root).rglob("*.safetensors")]}))
+"""
+
+
+@pytest.mark.parametrize(("keep_free", "says", "left"), [(0, "", 1), (2**60, "make room: ", 0)])
+def test_what_is_fetched_again_leaves_room_too(
+    hub: FakeHub, tmp_path: Path, keep_free: int, says: str, left: int
+) -> None:
+    commit = hub.push("acme/a", {"model.safetensors": weights(1000), "config.json": b"{}"})
+    found = run(hub, ONCE_MORE, commit, tmp_path / "spool", keep_free, home=tmp_path)
+    assert says in found["says"]
+    assert bool(found["says"]) == bool(says)
+    assert len(found["left"]) == left
