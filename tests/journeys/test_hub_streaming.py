@@ -17,11 +17,12 @@ from hub_server.messages import Answer
 from safetensors.torch import save
 from support.commands import Command, eventually
 from support.hub import NAMESPACE, OF_BASE, HubMerge, files_of, hub_merge
-from support.merges import set_in
+from support.merges import make_merge, set_in
 from support.models import Model, save_sharded, tiny_base
 
 from mergd.plugins.sources.hub.line import SILENCE
 from mergd.state.history import History
+from mergd.state.store import BALLAST
 
 WEIGHTS = r"\.safetensors"
 HEADER = "bytes=0-99999"
@@ -180,6 +181,22 @@ def test_what_the_spool_has_room_for_comes_once(merge: HubMerge) -> None:
     parts = {name: fetched(merge, name)[1:] for name in ("full", "adapter")}
     assert len(parts["full"]) > 2
     assert parts["adapter"] == ["bytes=0-"]
+
+
+def test_it_waits_for_no_room(hub: FakeHub, tmp_path: Path) -> None:
+    merge = hub_merge(tmp_path, hub, model=large())
+    with make_merge(tmp_path / "alike", large()).loop() as loop:
+        loop._work.worker.room()
+        need = loop._work.worker.disk.need
+    used = merge.mergd("status", "--json").json["disk"]["used"]
+    set_in(merge.config, disk=str(used + BALLAST + need + 300_000))
+    merge.push("a", 1)
+    done = merge.once()
+    assert done.code == 69
+    assert "make room: " in done.err
+    set_in(merge.config, **{"hub.stream": "true"})
+    assert merge.once().code == 0
+    assert merge.hub_states() == {"a": "folded"}
 
 
 def fetched(merge: HubMerge, name: str) -> list[str]:

@@ -25,16 +25,25 @@ from hashlib import sha256
 from pathlib import Path
 from mergd.plugins.sources.hub.files import files_of
 from mergd.plugins.sources.hub.line import Line
-from mergd.plugins.sources.hub.spool import Spool
+from mergd.plugins.sources.hub.spool import Spool, Unwanted
 from mergd.plugins.sources.hub.streaming import Vouching
 from mergd.state.errors import MergdError
-commit, root, spans = sys.argv[1:]
+commit, root, spans, ends = sys.argv[1:]
 line = Line(0)
 spool = Spool(Path(root), line, threading.Event())
 repository = files_of("acme/a", commit)
 folder = spool.bring_headers(repository)
 went_by = []
-stream = Vouching(line, repository, folder).go_on(went_by.append, lambda: False)
+vouching = Vouching(line, repository, folder)
+def advance(nbytes):
+    went_by.append(nbytes)
+    if sum(went_by) > int(ends):
+        raise Unwanted
+try:
+    stream = vouching.go_on(advance, lambda: False)
+except Unwanted:
+    went_by.clear()
+    stream = vouching.go_on(went_by.append, lambda: False)
 blocks = sum(path.stat().st_blocks for path in folder.iterdir())
 fill, found = stream.open(), []
 for name, offset, nbytes in json.loads(spans):
@@ -68,12 +77,14 @@ def hub() -> Iterator[FakeHub]:
         yield hub
 
 
-def read(hub: FakeHub, at: Path, spans: Sequence[Span], files: dict[str, bytes] = FILES) -> dict[str, Any]:
-    """Have these spans read, one after the other, by one reader."""
+def read(
+    hub: FakeHub, at: Path, spans: Sequence[Span], files: dict[str, bytes] = FILES, ends: int = 2**40
+) -> dict[str, Any]:
+    """Have these spans read, one after the other, by one reader; what goes by first gives way once, after so many bytes."""
     commit = hub.push("acme/a", files | {"config.json": b"{}"})
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
     done = subprocess.run(
-        [sys.executable, "-c", READ, commit, str(at / "spool"), json.dumps(spans)],
+        [sys.executable, "-c", READ, commit, str(at / "spool"), json.dumps(spans), str(ends)],
         env=kept | {"HF_ENDPOINT": hub.url, "HF_HOME": str(at / "hf")},
         capture_output=True,
         text=True,
@@ -116,6 +127,18 @@ def test_who_reads_from_front_to_back_asks_for_each_byte_once_and_more_of_them_e
     spans = [(NAMES[0], start, min(300_000, nbytes - start)) for start in range(0, nbytes, 300_000)]
     assert read(hub, tmp_path, spans)["found"] == right(spans)
     assert asked(hub) == [f"bytes=0-{MEBIBYTE - 1}", f"bytes={MEBIBYTE}-{3 * MEBIBYTE - 1}", f"bytes={3 * MEBIBYTE}-"]
+
+
+def test_what_gave_way_goes_on_where_it_was(hub: FakeHub, tmp_path: Path) -> None:
+    ends, spans = len(FILES[NAMES[0]]) + MEBIBYTE // 2, [(name, 0, len(data)) for name, data in FILES.items()]
+    found = read(hub, tmp_path, spans, ends=ends)
+    assert found["found"] == right(spans)
+    assert found["went_by"] == sum(map(len, FILES.values())), "what went by before counts"
+    ranges = [request.range or "" for request in hub.requests if request.path.endswith(NAMES[1])]
+    starts = [int(one.removeprefix("bytes=").split("-")[0]) for one in ranges if one.endswith("-")]
+    assert starts[0] == 0
+    assert starts[1] >= MEBIBYTE // 2
+    assert "bytes=0-" not in ranges[2:]
 
 
 class Flipped(Fault):
