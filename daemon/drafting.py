@@ -55,7 +55,7 @@ class Drafting:
         Whatever else ends it leaves no draft behind.
         """
         progress.seconds.clear()
-        job = replace(job, candidate=job.candidate.until(progress.abandon.is_set))
+        job = replace(job, candidate=job.candidate.until(progress.stopped))
         if job.folded_here:
             digest = content_digest(job.candidate, self.settings.buffers, progress)
             if (outcome := seen_here(job, digest, self.settings.on_change)) is not None:

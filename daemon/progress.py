@@ -96,6 +96,11 @@ class Progress:
         self.steps += 1
         self._show(self)
 
+    def stopped(self) -> bool:
+        """Whether somebody asked for the end; whoever reads from elsewhere asks at each piece that came, which is a step."""
+        self.steps += 1
+        return self.abandon.is_set()
+
     def next_weight(self) -> None:
         """One weight more is done."""
         self.weights += 1

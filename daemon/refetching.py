@@ -83,6 +83,8 @@ class Refetching:
         return Again(self._root, self.line, most=most, tokens=tokens, keep_free=self.keep_free, stopped=stopped)
 
 
-def _rest(progress: Progress, why: str) -> None:
-    log.warning("%s; it is asked again soon", why)
-    progress.begin("waiting for the Hub", 0, 0)
+def _rest(progress: Progress, why: str, seconds: float) -> None:
+    """Wait, in sight of whoever looks whether anything goes on."""
+    log.warning("%s; it is asked again in %.0f s", why, seconds)
+    with progress.waiting("the Hub", seconds):
+        progress.abandon.wait(seconds)

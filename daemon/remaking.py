@@ -122,7 +122,7 @@ class Remaking:
 
     def _take_step(self, job: Remake, step: Step, head: Head, into: Draft, progress: Progress) -> FoldResult:
         base, method = self.merge.base, self.merge.method_of(step.method)
-        machine, abandoned = machine_of(self.settings, base, method), progress.abandon.is_set
+        machine, abandoned = machine_of(self.settings, base, method), progress.stopped
         if step.act == "keep":
             return keep(base, head, method, into, machine, progress)
         if step.act == "merge":

@@ -42,13 +42,13 @@ class Again:
         sighting: Sighting,
         begin: Callable[[int], None],
         advance: Callable[[int], None],
-        rest: Callable[[str], None],
+        rest: Callable[[str, float], None],
         patience: float,
     ) -> Sighting:
         """Return the sighting with all of it here, or with what gives that.
 
-        `begin` is told the bytes to come, each time that it begins; `advance` those of each piece; `rest` why it waits for
-        the Hub, which it does for at most so many seconds. Raises Lost, Later or NotPermitted.
+        `begin` is told the bytes to come, each time that it begins; `advance` those of each piece. `rest` is told why
+        the Hub is waited for, and waits so many seconds; `patience`: at most so many in all. Raises Lost, Later or NotPermitted.
         """
         folder = self._spool.folder(sighting.name, sighting.revision)
         backoff, left = Backoff(), patience
@@ -65,8 +65,7 @@ class Again:
                 left -= (seconds := until - time.time())
                 if left < 0 or self._stopped.is_set():
                     raise Later(str(error), until) from None
-                rest(str(error))
-                self._stopped.wait(seconds)
+                rest(str(error), seconds)
             else:
                 self._line.quiet.went_well(before)
                 return found
