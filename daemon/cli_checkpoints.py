@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..state.errors import Usage
-from . import answers, asking, display
+from . import answers, asking, completing, display
 from .cli_options import (
     ConfigOption,
     JsonOption,
@@ -19,6 +19,10 @@ from .cli_options import (
 )
 
 CheckpointArgument = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A name, a path, or six digits.")]
+FoldedArgument = Annotated[
+    str,
+    typer.Argument(metavar="CHECKPOINT", help="A name, a path, or six digits.", autocompletion=completing.checkpoints),
+]
 
 
 def check(
@@ -127,7 +131,7 @@ def retry(
 
 def remove(
     context: typer.Context,
-    checkpoint: CheckpointArgument,
+    checkpoint: FoldedArgument,
     exact: Annotated[
         bool, typer.Option("--exact", help="Fold all others again, also where subtraction would do: the same bytes.")
     ] = False,

@@ -6,14 +6,20 @@ import typer
 
 from ..state.errors import Usage
 from . import answers_keeping as answers
-from . import asking
+from . import asking, completing
 from .cli_options import ConfigOption, JsonOption, LongNameOption, NameOption, settings_of, show_as
 
 
 def tag(
     context: typer.Context,
-    called: Annotated[str | None, typer.Argument(metavar="NAME", help="The name; lists all tags if left out.")] = None,
-    version: Annotated[str | None, typer.Argument(help="7, v7, head~2 or another tag; the head if left out.")] = None,
+    called: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="The name; lists all tags if left out.", autocompletion=completing.tags),
+    ] = None,
+    version: Annotated[
+        str | None,
+        typer.Argument(help="7, v7, head~2 or another tag; the head if left out.", autocompletion=completing.versions),
+    ] = None,
     delete: Annotated[bool, typer.Option("--delete", "-d", help="Take the name away.")] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Move a name that another version has.")] = False,
     as_json: JsonOption = False,

@@ -6,11 +6,14 @@ from typing import Annotated, Any
 import typer
 
 from ..state.errors import Usage
-from . import answers, asking
+from . import answers, asking, completing
 from .cli_options import ConfigOption, JsonOption, LongNameOption, PlanOption, settings_of, show_as
 from .configuration import values_of
 
-RuleOption = Annotated[str | None, typer.Option("--rule", metavar="RULE", help="By this rule; else by the head's.")]
+RuleOption = Annotated[
+    str | None,
+    typer.Option("--rule", metavar="RULE", help="By this rule; else by the head's.", autocompletion=completing.rules),
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the rule: --set lambda=0.4.")
 ]

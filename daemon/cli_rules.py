@@ -5,13 +5,17 @@ from typing import Annotated
 import typer
 
 from . import answers_rules as answers
+from . import completing
 from .cli_options import ConfigOption, JsonOption, LongNameOption, settings_if_any, show_as
 
 
 def rules(
     context: typer.Context,
     called: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="One rule in full; all of them if left out.")
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="One rule in full; all of them if left out.", autocompletion=completing.rules
+        ),
     ] = None,
     base: Annotated[
         str | None,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from . import answers, asking, display, learned
+from . import answers, asking, completing, display, learned
 from .cli_options import ConfigOption, JsonOption, LongNameOption, NameOption, PlanOption, settings_of, show_as
 
 
@@ -34,7 +34,12 @@ def log(
 def show(
     context: typer.Context,
     what: Annotated[
-        str, typer.Argument(metavar="VERSION|CHECKPOINT", help="7, v7, head, head~2, a tag; or a checkpoint.")
+        str,
+        typer.Argument(
+            metavar="VERSION|CHECKPOINT",
+            help="7, v7, head, head~2, a tag; or a checkpoint.",
+            autocompletion=completing.versions_and_checkpoints,
+        ),
     ],
     as_json: JsonOption = False,
     config: ConfigOption = None,
@@ -47,7 +52,7 @@ def show(
 
 def card(
     context: typer.Context,
-    version: Annotated[str, typer.Argument(help="7, v7, head, head~2, a tag.")],
+    version: Annotated[str, typer.Argument(help="7, v7, head, head~2, a tag.", autocompletion=completing.versions)],
     as_json: JsonOption = False,
     config: ConfigOption = None,
     name: NameOption = None,
@@ -60,7 +65,10 @@ def card(
 def rollback(
     context: typer.Context,
     version: Annotated[
-        str | None, typer.Argument(help="7, v7, head~2, a tag; where the head was before if left out.")
+        str | None,
+        typer.Argument(
+            help="7, v7, head~2, a tag; where the head was before if left out.", autocompletion=completing.versions
+        ),
     ] = None,
     pause: Annotated[
         bool, typer.Option("--pause", help="And pause, so that nothing is folded until mergd resume.")
@@ -99,7 +107,7 @@ def resume(context: typer.Context, config: ConfigOption = None, name: NameOption
 
 def replay(
     context: typer.Context,
-    version: Annotated[str, typer.Argument(help="7, v7, head~2.")],
+    version: Annotated[str, typer.Argument(help="7, v7, head~2.", autocompletion=completing.versions)],
     plan: PlanOption = False,
     as_json: JsonOption = False,
     config: ConfigOption = None,
@@ -118,7 +126,10 @@ def replay(
 
 def verify(
     context: typer.Context,
-    version: Annotated[str | None, typer.Argument(help="7, v7, head, a tag; every kept version if left out.")] = None,
+    version: Annotated[
+        str | None,
+        typer.Argument(help="7, v7, head, a tag; every kept version if left out.", autocompletion=completing.versions),
+    ] = None,
     replay: Annotated[
         bool, typer.Option("--replay", help="And make it once more from its sources: the same bytes must come of it.")
     ] = False,
@@ -143,7 +154,7 @@ def verify(
 
 def export(
     context: typer.Context,
-    version: Annotated[str, typer.Argument(help="7, v7, head, head~2.")],
+    version: Annotated[str, typer.Argument(help="7, v7, head, head~2.", autocompletion=completing.versions)],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder, or an empty one.")],
     lora: Annotated[
         int | None, typer.Option("--lora", metavar="RANK", min=1, help="As one PEFT adapter of this rank.")
