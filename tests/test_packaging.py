@@ -107,6 +107,10 @@ def build(source: Path) -> Path:
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
+        (manual,) = [name for name in found if ".data/" in name]
+        assert archive.read(manual) == (repository.ROOT / "docs" / "man" / "mergd.1").read_bytes()
+    assert manual.endswith(".data/data/share/man/man1/mergd.1")
+    found.remove(manual)
     data = [path for path in repository.files() if path.parts[0] == "systemd" and path.suffix in DATA]
     assert len(data) >= 2
     assert found == {f"mergd/{path}" for path in (*repository.module_files(), *data, Path("py.typed"))}
