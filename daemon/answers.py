@@ -149,6 +149,7 @@ def status(answer: Mapping[str, Any]) -> None:
             if paused
             else "",
             "checkpoints": counts or "none yet",
+            "blocked": "; ".join(answer.get("blocked_by") or []),
             "gates": ", ".join(answer.get("gates") or []) or "none is set: every checkpoint that is admitted goes live",
             "measured": "; ".join(measured(answer.get("measured") or {})),
             "rule": f"{answer.get('rule')} {answer.get('parameters') or ''}".strip(),

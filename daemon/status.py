@@ -20,6 +20,7 @@ from .settings import Settings
 LOG_LINES = 100  # newest versions in log.jsonl: it is written anew at each fold
 SHOWN_PINS = ("rule", "parameters", "base_model", "base_digest", "base_commit", "tied")
 READABLE = 0o644
+NAMED = 3  # blocked checkpoints that the status names: the list has all
 
 
 def status(history: History, store: Store, live: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -35,6 +36,7 @@ def status(history: History, store: Store, live: Mapping[str, Any] | None = None
         "refused": counts.get("refused", 0),
         "held": counts.get("held", 0),
         "blocked": counts.get("blocked", 0),
+        "blocked_by": list(_blocked(history)) if counts.get("blocked") else [],
         "paused": history.paused(),
         "doing": "",
         "prepared": None,
@@ -58,6 +60,12 @@ def status(history: History, store: Store, live: Mapping[str, Any] | None = None
         "disk": {"used": store.used(version.number for version in kept), "free": shutil.disk_usage(store.root).free},
         "daemon": None,
     } | dict(live or {})
+
+
+def _blocked(history: History) -> Iterator[str]:
+    """Yield what keeps checkpoints from being read, which only an operator mends."""
+    for row in history.checkpoints.in_state("blocked")[:NAMED]:
+        yield f"{row.name}: {'; '.join(reason.found for reason in row.reasons)}"
 
 
 def latency(version: Version) -> dict[str, float]:

@@ -53,3 +53,14 @@ def mounted(image: Path, at: Path) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", str(at)], check=True)
+
+
+@contextmanager
+def mounted_memory(at: Path, size: int) -> Iterator[None]:
+    """Mount a file system of so many bytes, in memory."""
+    at.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(at)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(at)], check=True)
