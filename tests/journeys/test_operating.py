@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakehub import Account
 from faults.mounts import can_mount
 from support.commands import Command, eventually
 from support.hub import TOKEN, HubMerge, stop
@@ -128,6 +129,23 @@ def test_a_watched_folder_that_is_gone(merge: Sandbox) -> None:
         assert eventually(lambda: status_says(merge, "trouble")) == "trouble: cannot list …: …"
         aside.rename(merge.watch)
         stop(daemon)
+
+
+def test_a_hook_that_fails(tmp_path: Path) -> None:
+    merge = make_merge(tmp_path, hook={"deploy": {"command": ["false"]}})
+    merge.drop("a", 1)
+    with merge.running("run") as daemon:
+        eventually(lambda: "last error" in merge.mergd("status").out)
+        assert status_says(merge, "hooks") == "hooks: …: … to be told, last error: …"
+        stop(daemon)
+
+
+def test_a_gated_repository(on_hub: Callable[..., HubMerge]) -> None:
+    merge = on_hub(**{"hub.allow": ["acme/*"]})
+    merge.hub.tokens[TOKEN] = Account("eve")
+    merge.push("a", 1, gated=True)
+    assert merge.once().code == 0
+    assert status_says(merge, "blocked") == "blocked: …: … is gated"
 
 
 @pytest.mark.parametrize("label", ["checkpoints", "paused", "gates"])
