@@ -27,7 +27,9 @@ def read_settings(path: Path) -> Settings:
     except PermissionError:
         raise NotPermitted(f"this user may not read {path}", "run as its owner, or with sudo") from None
     except OSError as error:
-        raise Misconfigured(f"cannot read {path}: {error.strerror}", "bring it back, or make one: mergd init --help") from None
+        raise Misconfigured(
+            f"cannot read {path}: {error.strerror}", "bring it back, or make one: mergd init --help"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Misconfigured(f"{path} is no TOML: {error}", "mend that line") from None
     for key in ("watch", "state"):  # a relative path means the same from wherever a command is run
