@@ -24,6 +24,7 @@ FRAME = 8 * ANSWER  # bytes of what a unit answers: JSON may take six for one
 KEPT = 1 << 20  # bytes of a log; as many again lie in what it was before
 TICK = 0.05  # seconds between looks at whether it is to end
 LAST = 4096  # bytes in which the last line is looked for
+BUSY = 10.0  # seconds for which a unit may still be ending what it was asked before: it turns others away meanwhile
 LEFT = 1.0  # seconds for which a killed program is waited for: what belongs to another user cannot be killed
 
 Stopped = Callable[[], bool]
@@ -224,17 +225,23 @@ class Unit:
 
     def run(self, request: bytes, seconds: float, stopped: Stopped) -> Ran:
         """Ask it. Hanging up is what ends the program there."""
-        until = time.monotonic() + seconds
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as unit:
-                unit.settimeout(TICK)
-                unit.connect(str(self.socket))
-                frame = _exchange(unit, request, until, stopped)
-        except OSError as error:
-            return Ran(None, b"", f"nobody answers at {shown(self.socket)}: {error.strerror or error}")
-        except _GaveUp as error:
-            return Ran(None, b"", str(error))
-        return read_frame(frame)
+        began = time.monotonic()
+        while True:
+            try:
+                return read_frame(self._ask(request, began + seconds, stopped))
+            except _GaveUp as error:
+                return Ran(None, b"", str(error))
+            except OSError as error:
+                turned_away = isinstance(error, ConnectionResetError | BrokenPipeError)
+                if not turned_away or stopped() or time.monotonic() > began + min(seconds, BUSY):
+                    return Ran(None, b"", f"nobody answers at {shown(self.socket)}: {error.strerror or error}")
+            time.sleep(TICK)
+
+    def _ask(self, request: bytes, until: float, stopped: Stopped) -> bytes:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as unit:
+            unit.settimeout(TICK)
+            unit.connect(str(self.socket))
+            return _exchange(unit, request, until, stopped)
 
 
 class _GaveUp(Exception):

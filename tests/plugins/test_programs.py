@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support.commands import eventually
 
+from mergd.plugins import programs
 from mergd.plugins.programs import ANSWER, FRAME, KEPT, Child, Log, Ran, Unit, frame_of, read_frame
 from mergd.plugins.run_program import PATIENCE, REQUEST, USAGE, answer
 
@@ -188,8 +189,8 @@ def test_its_last_line_can_do_nothing_to_a_terminal_or_a_log(tmp_path: Path) -> 
 
 
 @contextmanager
-def listening(tmp_path: Path, serve: Callable[[socket.socket], None]) -> Iterator[Unit]:
-    """Have one connection served as `serve` does."""
+def listening(tmp_path: Path, serve: Callable[[socket.socket], object], busy: int = 0) -> Iterator[Unit]:
+    """Have one connection served as `serve` does; `busy` others are turned away before it."""
     place = tmp_path / "unit"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(place))
@@ -197,6 +198,8 @@ def listening(tmp_path: Path, serve: Callable[[socket.socket], None]) -> Iterato
         server.settimeout(LONG)
 
         def take() -> None:
+            for _ in range(busy):
+                server.accept()[0].close()
             with server.accept()[0] as connection:
                 serve(connection)
 
@@ -240,8 +243,19 @@ def test_a_unit_where_nobody_listens_gives_no_answer(tmp_path: Path) -> None:
 
 
 def test_a_unit_that_closes_without_a_word_gives_no_answer(tmp_path: Path) -> None:
+    with listening(tmp_path, lambda connection: connection.recv(10)) as unit:
+        assert unit.run(b"{}", LONG, never) == Ran(None, b"", "the unit closed the connection without an answer")
+
+
+def test_a_unit_that_still_ends_what_it_was_asked_before_is_asked_again(tmp_path: Path) -> None:
+    with listening(tmp_path, lambda connection: running_program(connection, "/bin/cat"), busy=3) as unit:
+        assert unit.run(b"x" * 60_000, LONG, never).exit == 0
+
+
+def test_a_unit_that_turns_everybody_away_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "BUSY", -1.0)
     with listening(tmp_path, lambda connection: None) as unit:
-        assert unit.run(b"x" * 3_000_000, LONG, never).exit is None
+        assert unit.run(b"x" * 3_000_000, LONG, never).last_line.startswith("nobody answers at ")
 
 
 @pytest.mark.parametrize(("stops", "why"), [(False, "it took too long"), (True, "it was stopped")])
