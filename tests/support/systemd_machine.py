@@ -130,6 +130,9 @@ def entry_points() -> str:
 
 def _install(machine: Machine) -> None:
     """Make the virtual environment that a service runs from; its packages are those of this one."""
+    # Its shared library lies beside it, and where this machine's interpreter looks for it, a service may see nothing.
+    (machine.root / "etc/ld.so.conf.d/0-python.conf").write_text("/opt/python/lib\n")
+    machine.run("ldconfig")
     python = f"/opt/python/bin/python{sys.version_info[0]}.{sys.version_info[1]}"
     machine.run(python, "-m", "venv", "--without-pip", "/opt/mergd")
     folder = f"/opt/mergd/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
