@@ -4,109 +4,40 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from support.models import Model, fine_tuned, load_model, save_model
+from support.models import load_model
+from support.served import Served
 from support.systemd_machine import PYTHON, Machine
 
 pytestmark = [pytest.mark.systemd, pytest.mark.root]
-UNIT, WATCHDOG = "mergd@llama.service", 8  # seconds
-STATE, DROP_INS = "/var/lib/mergd/llama", "etc/systemd/system/mergd@llama.service.d"
+UNIT, STATE = "mergd@llama.service", "/var/lib/mergd/llama"
+WATCHDOG = 8  # seconds
 KILLS = 20
 HANGING = """
 import pathlib, time
 from mergd.state.records import ADMITTED
 class Hang:
     def judge(self, drafted):
-        while pathlib.Path("/srv/hang").exists():
+        while pathlib.Path("/srv/llama/hang").exists():
             time.sleep(0.05)
         return ADMITTED
 """
 
 
-class Served:
-    """One merge on the machine, and what lies around it."""
-
-    def __init__(self, machine: Machine) -> None:
-        self.machine, self.srv, self._dropped = machine, machine.root / "srv", 0
-        generator = torch.Generator().manual_seed(0)
-        self.base: Model = {
-            f"layer.{k}.weight": torch.randn(256, 256, generator=generator).to(torch.bfloat16) for k in range(4)
-        }
-
-    def drop(self, *, readable: bool = True) -> str:
-        """Put a checkpoint into the watched folder, there at once."""
-        self._dropped += 1
-        name = f"c{self._dropped}"
-        aside = save_model(self.srv / f"aside-{name}", fine_tuned(self.base, self._dropped))
-        open_up(aside) if readable else None
-        aside.rename(self.srv / "watch" / name)
-        return name
-
-    def status(self) -> dict[str, Any]:
-        """Return what status.json says."""
-        found: dict[str, Any] = json.loads((self.machine.root / STATE[1:] / "status.json").read_text())
-        return found
-
-    def heads(self, version: int) -> None:
-        """Wait for a version to be the head."""
-        self.machine.eventually(lambda: self.status()["head"] == version)
-
-    def quiet(self) -> int:
-        """Wait until nothing is to be done; returns how many are folded."""
-
-        def done() -> bool:
-            now = self.status()
-            return bool(now["daemon"]) and now["folded"] == self._dropped and not now["doing"].startswith("c")
-
-        self.machine.eventually(done)
-        return self._dropped
-
-    def set(self, **lines: str) -> None:
-        """Change the unit by a drop-in of the administrator's."""
-        text = "".join(
-            f"[{'Unit' if key.startswith('Start') else 'Service'}]\n{key}={value}\n" for key, value in lines.items()
-        )
-        (self.machine.root / DROP_INS / "test.conf").write_text(text)
-        self.machine.run("systemctl", "daemon-reload")
-
-    @property
-    def pid(self) -> int:
-        return int(self.machine.show(UNIT, "MainPID"))
-
-    @property
-    def restarts(self) -> int:
-        return int(self.machine.show(UNIT, "NRestarts"))
-
-
-def open_up(folder: Path) -> None:
-    """Let everybody read a checkpoint; safetensors makes its files 0600."""
-    for path in folder.iterdir():
-        path.chmod(0o644)
-    folder.chmod(0o755)
-
-
 @pytest.fixture(scope="module")
 def served(machine: Machine) -> Served:
     """A merge that was initialised and installed, as docs/service.md says; one checkpoint is folded."""
-    served = Served(machine)
-    open_up(save_model(served.srv / "base", served.base))
-    (served.srv / "watch").mkdir()
+    generator = torch.Generator().manual_seed(0)
+    weights = {f"layer.{k}.weight": torch.randn(256, 256, generator=generator).to(torch.bfloat16) for k in range(4)}
+    served = Served(machine, "llama", weights)
     site = next((machine.root / "opt/mergd/lib").glob("python3*")) / "site-packages"
     (site / "hanging.py").write_text(HANGING)
     (site / "hanging-1.dist-info").mkdir()
     (site / "hanging-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: hanging\nVersion: 1\n")
     (site / "hanging-1.dist-info" / "entry_points.txt").write_text("[mergd.gates]\nhang = hanging:Hang\n")
-    made = ("--base", "/srv/base", "--watch", "/srv/watch", "--state", STATE)
-    chosen = [
-        word
-        for setting in ("out_dtype=bfloat16", "quiet=0.1s", "quiet_unsure=0.1s", 'gates=["hang"]')
-        for word in ("--set", setting)
-    ]
-    machine.mergd("init", "-n", "llama", *made, *chosen)
+    served.init("--set", "out_dtype=bfloat16", "--set", 'gates=["hang"]')
     machine.mergd("service", "install", "-n", "llama")
     return served
 
@@ -118,8 +49,7 @@ def healthy(served: Served) -> Iterator[None]:
     served.quiet()
     yield
     (served.srv / "hang").unlink(missing_ok=True)
-    (served.machine.root / DROP_INS / "test.conf").unlink(missing_ok=True)
-    served.machine.run("systemctl", "daemon-reload")
+    served.unset()
     served.machine.run("systemctl", "reset-failed", code=None)
 
 
@@ -286,7 +216,7 @@ def test_uninstalling_leaves_what_is_the_users_and_purging_asks(served: Served) 
     said = served.machine.mergd("service", "uninstall", "-n", "llama")
     for left in (STATE, "/etc/mergd/llama.toml", "the user mergd"):
         assert left in said
-    assert (served.machine.root / DROP_INS / "test.conf").exists()  # the administrator's
+    assert (served.machine.root / served.drop_in).exists()  # the administrator's
     assert not (served.machine.root / "etc/systemd/system/mergd@.service").exists()
     assert served.machine.show(UNIT, "ActiveState") == "inactive"
     watched = sorted(path.name for path in (served.srv / "watch").iterdir())
@@ -298,8 +228,6 @@ def test_uninstalling_leaves_what_is_the_users_and_purging_asks(served: Served) 
     assert not (served.machine.root / STATE[1:]).exists()
     assert not (served.machine.root / "etc/mergd/llama.toml").exists()
     assert sorted(path.name for path in (served.srv / "watch").iterdir()) == watched
-    served.machine.mergd(
-        "init", "-n", "llama", "--base", "/srv/base", "--watch", "/srv/watch", "--state", STATE, "--existing", "ignore"
-    )
+    served.init("--existing", "ignore")
     served.machine.mergd("service", "install", "-n", "llama")
-    served._dropped = 0
+    served.dropped = 0
