@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from support.models import Model, fine_tuned, save_model
-from support.systemd_machine import Machine
+from support.systemd_machine import PYTHON, Machine
 
 AT_ONCE = ("--set", "quiet=0.1s", "--set", "quiet_unsure=0.1s")
 
@@ -23,10 +23,11 @@ class Served:
         open_up(save_model(self.srv / "base", base))
         (self.srv / "watch").mkdir()
 
-    def init(self, *words: str) -> None:
+    def init(self, *words: str, **environment: str) -> None:
         """Initialise it, as docs/service.md says."""
         places = ("--base", f"/srv/{self.name}/base", "--watch", f"/srv/{self.name}/watch", "--state", self.state)
-        self.mergd("init", *places, *AT_ONCE, *words)
+        given = [f"{key}={value}" for key, value in environment.items()]
+        self.machine.run("env", *given, PYTHON, "-m", "mergd", "init", "-n", self.name, *places, *AT_ONCE, *words)
 
     def mergd(self, *words: object, code: int | None = 0) -> str:
         """Run a command of mergd about it, as root; `service install` is one."""
