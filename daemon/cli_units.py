@@ -104,7 +104,7 @@ def _program(kind: Kind) -> None:
         asker = installing.asker_of(settings.state)
         made = Program(
             kind, name, program, command, sys.executable, settings.state, asker, user_name, memory, seconds, network, gpu,
-            tuple(read or ()),
+            (*_measured_too(kind, settings, own=user_name == asker), *(read or ())),
         )  # fmt: skip
         if dry:
             _print(program_files(made))
@@ -120,6 +120,20 @@ def _program(kind: Kind) -> None:
 
 for kind in KINDS:
     _program(kind)
+
+
+def _measured_too(kind: Kind, settings: Settings, own: bool) -> tuple[Path, ...]:
+    """Return the base model's folder, which a gate measures too. Raises Misconfigured where only the daemon's user sees it.
+
+    `own`: whether the gate runs as that user.
+    """
+    base = Path(settings.base_model).expanduser()
+    if kind == "gate" and not base.exists() and not own:
+        raise Misconfigured(
+            f"a gate measures the base model too, and {settings.base_model} lies in the service's own cache",
+            "make the merge from a folder that everybody may read: mergd init --base FOLDER --set hub.base=ORG/BASE",
+        )
+    return (base,) if kind == "gate" and base.exists() else ()
 
 
 def _config(name: str) -> Path:

@@ -167,6 +167,16 @@ def test_neither_the_configuration_nor_the_processes_show_a_token(hubbed: Served
     assert WRITE not in shown
 
 
+def test_a_gate_that_could_not_read_the_base_model_is_refused(hubbed: Served) -> None:
+    text = hubbed.config.read_text()
+    line = 'base_model = "/srv/hubbed/base"'
+    assert line in text
+    hubbed.config.write_text(text.replace(line, 'base_model = "acme/base"'))
+    words = ("service", "gate", "--program", "sizes", "--", PYTHON, "/srv/hub/judge.py")
+    assert "in the service's own cache" in hubbed.mergd(*words, code=78)
+    hubbed.config.write_text(text)
+
+
 def test_a_gate_of_that_merge_sees_neither_tokens_nor_spool(hubbed: Served) -> None:
     hubbed.mergd("service", "gate", "--program", "sizes", "--", PYTHON, "/srv/hub/judge.py")
     socket = "/run/mergd-programs/hubbed/gate-sizes.sock"
