@@ -130,6 +130,8 @@ def said(gated: Served, kind: str) -> str:
 def test_stock_torch_multiplies_the_drafted_model_in_bfloat16(gated: Served) -> None:
     goes_live(gated, "product")
     gated.machine.eventually(lambda: "a product in torch.bfloat16" in said(gated, "gate"))
+    shown = json.loads(gated.mergd("show", f"v{gated.status()['head']}", "--json"))
+    print(f"\nmeasured in {shown['seconds']['gates']:.1f} s")
 
 
 def test_a_gate_finds_no_token_no_state_and_nothing_to_change(gated: Served) -> None:
