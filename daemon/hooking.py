@@ -1,5 +1,7 @@
 """Hooking: what the configuration's hooks are told, each by a courier of its own, and what is noted of that."""
 
+import logging
+import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +19,8 @@ from ..state.store import Store
 from .credentials import credential_path
 from .settings import Settings
 from .settings_tables import HookSettings
+
+log = logging.getLogger(__name__)
 
 LOOKS_UP = 2.0  # seconds for which an end waits for what is told now: what was not noted is told again
 TICK = 0.02  # seconds between looks at couriers that a command waits for
@@ -45,8 +49,8 @@ class Hooking:
 
     def take(self, settings: Settings) -> None:
         """Go on with other settings: what failed is tried again at once, by them."""
-        self.close()
         self._settings, self._opened = settings, False
+        self.close()
 
     def turn(self) -> bool:
         """Note what was told, and give each courier that is free the next notice; returns whether something was noted.
@@ -92,14 +96,17 @@ class Hooking:
         return {name: {"doing": it.doing, "trouble": it.trouble} for name, it in self._couriers.items()}
 
     def close(self) -> None:
-        """End what runs, and note what was told by then."""
-        for courier in self._couriers.values():
+        """End what runs, and note what was told by then; what there is no room to note is told again."""
+        couriers, self._couriers = self._couriers, {}
+        for courier in couriers.values():
             courier.close()
         until = time.monotonic() + LOOKS_UP
-        for name, courier in self._couriers.items():
+        for name, courier in couriers.items():
             courier.join(until - time.monotonic())
-            self._note(name, courier)
-        self._couriers = {}
+            try:
+                self._note(name, courier)
+            except (OSError, sqlite3.Error) as error:
+                log.warning("what hook %s was told last cannot be noted, and is told again: %s", name, error)
 
 
 def way_of(hook: HookSettings, log: Path) -> Way:

@@ -6,13 +6,12 @@ same loop until it has its answer.
 
 import logging
 import os
+import sqlite3
 import time
 from collections.abc import Callable
 
-from ..state.errors import (
-    Abandoned,
-    MergdError,
-)
+from ..state.disk_errors import meaning
+from ..state.errors import Abandoned, MergdError, Unavailable
 from .control import Answer, Ask
 from .deciding import preempts
 from .hooking import check_keys
@@ -140,6 +139,7 @@ class Loop(Parts):
             self.tell()
         elif message == "upkeep":
             self._work.worker.after_move()
+            self._history.notices.prune()
             self._history.tidy()
             self._upkeep.begin()
             self.tell(log_too=True)
@@ -165,17 +165,23 @@ class Loop(Parts):
         self.tell(log_too=True)
 
     def _reload(self) -> None:
-        """Read the configuration again; a bad one is told of, and the old one stays."""
+        """Read the configuration again; one that cannot be taken whole is told of, and the old one stays."""
         try:
             settings = self.reread()
             merge = self._with_pushing(reopen_merge(self._merge, self.settings, settings, self._history.pins()))
             check_keys(settings)
             self._pushing.take(settings)
-        except MergdError as error:
-            log.error("the new configuration is not taken: %s (%s)", error, error.hint)
-            self.kept(error)
+        except (MergdError, OSError, sqlite3.Error) as error:
+            known = meaning(error)
+            why = (
+                known if isinstance(known, MergdError) else Unavailable(str(error), "reload again when that is mended")
+            )
+            log.error("the new configuration is not taken: %s (%s)", why, why.hint)
+            self.kept(why)
+            if known is not error:  # it is the disk, which is minded
+                raise
             return
-        self._hooking.take(settings)
+        self._hooking.take(settings)  # from here on nothing fails
         self._merge, self.settings = merge, settings
         self._work.take_settings(settings, merge)
         self._preparing.again()

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..plugins.gates.interface import Gate
 from ..plugins.hooks.interface import Hook
-from ..plugins.registry import load
+from ..plugins.registry import load, make
 from ..state.digests import DIGESTS, check_digests
 from ..state.errors import Misconfigured
 from ..state.history import History
@@ -93,7 +93,7 @@ def reopen_merge(merge: Merge, old: Settings, new: Settings, pins: Mapping[str, 
 def _judges_and_listeners(settings: Settings) -> dict[str, Any]:
     return {
         "sane": make_sane(settings),
-        "gates": {name: load("gates", name)() for name in settings.gates},
+        "gates": {name: make("gates", name) for name in settings.gates},
         "hooks": make_hooks(settings.hooks),
     }
 

@@ -217,7 +217,10 @@ class Parts:
     @property
     def brief(self) -> str:
         """What is going on, in a few words."""
-        paused, head = self._history.paused(), self._history.head()
+        try:
+            paused, head = self._history.paused(), self._history.head()
+        except (OSError, sqlite3.Error) as error:  # which a turn minds
+            return f"the history cannot be read: {error}"
         stands = self.trouble or (f"folding is paused: {paused['why'] or paused['who']}" if paused else "")
         waiting = f"waiting for checkpoints; the head is {head or 'the base model'}"
         return self._work.brief or stands or str(self._preparing) or waiting

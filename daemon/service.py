@@ -39,6 +39,7 @@ class Service:
         self._loop = Loop(settings, "mergd run", show=self._show)
         self._ready = False
         self._watchdog, self._status = Watchdog(), Status()
+        self._error: Exception | None = None  # that ends it
         self._refused = ""  # why the configuration that was read last is not in use, if so
         self._clock = BackgroundScheduler(timezone="UTC")
         self._observing = Observing(settings, name, Knocking(self._loop.poll, self._later).knock)
@@ -55,7 +56,12 @@ class Service:
                 notify("READY=1", f"STATUS={self._brief()}")
                 log.info("watching %s; every checkpoint that is admitted goes live%s", self._watched(), self._gated())
                 self._loop.run()
+            except Exception as error:
+                self._error = error
+                raise
             finally:
+                if not signal.getitimer(signal.ITIMER_REAL)[0]:  # no signal said to stop
+                    signal.setitimer(signal.ITIMER_REAL, STOPS_WITHIN)
                 notify("STOPPING=1", "STATUS=stopping")
                 self._stop(control)
 
@@ -66,7 +72,7 @@ class Service:
             (signal.SIGTERM, self._on_stop),
             (signal.SIGINT, self._on_stop),
             (signal.SIGHUP, self._on_reload),
-            (signal.SIGALRM, _end_now),
+            (signal.SIGALRM, self._end_now),
         ):
             signal.signal(number, act)
         control = Control(runtime_folder(self._settings), self._loop.post)
@@ -107,10 +113,12 @@ class Service:
 
     def _take(self, settings: Settings) -> None:
         self._settings, self._refused = settings, ""
-        self._clock.reschedule_job("rescan", trigger="interval", seconds=settings.rescan)
-        self._loop.watch(settings.events)
-        self._observing.take(settings)
-        notify("READY=1", f"STATUS={self._brief()}")
+        try:
+            self._clock.reschedule_job("rescan", trigger="interval", seconds=settings.rescan)
+            self._loop.watch(settings.events)
+            self._observing.take(settings)
+        finally:  # systemd waits for it
+            notify("READY=1", f"STATUS={self._brief()}")
 
     def _later(self, act: Callable[[], None], seconds: float) -> None:
         """Have one of the clock's threads do something."""
@@ -147,11 +155,12 @@ class Service:
     def _on_reload(self, number: int, frame: FrameType | None) -> None:
         self._loop.post("reload")
 
-
-def _end_now(number: int, frame: FrameType | None) -> None:
-    """End in the middle of whatever does not end by itself: a decomposition, another package's gate."""
-    log.warning("what does not stop by itself is left; nothing is lost")
-    os._exit(0)
+    def _end_now(self, number: int, frame: FrameType | None) -> None:
+        """End in the middle of whatever does not end by itself: a decomposition, another package's gate."""
+        log.warning("what does not stop by itself is left; nothing is lost")
+        if (error := self._error) is not None:  # which nobody gets to see any more
+            log.error("%s (%s)", error, getattr(error, "hint", ""), exc_info=not isinstance(error, MergdError))
+        os._exit(0 if error is None else getattr(error, "exit_code", 1))
 
 
 def runtime_folder(settings: Settings) -> Path:

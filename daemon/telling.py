@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 
 from ..plugins.hooks.interface import Hook
-from ..plugins.registry import load
+from ..plugins.registry import make
 from ..state.errors import Busy
 from ..state.records import News
 from .settings import Settings
@@ -23,8 +23,8 @@ def hook_names(settings: Settings) -> list[str]:
 
 
 def make_hooks(names: Iterable[str]) -> dict[str, Hook]:
-    """Return the hooks of these names. Raises Misconfigured for one that is not installed."""
-    return {name: load("hooks", name)() for name in names}
+    """Return the hooks of these names. Raises Misconfigured for one that is not installed, or cannot be made."""
+    return {name: make("hooks", name) for name in names}
 
 
 def tell_hooks(hooks: Mapping[str, Hook], owed: Iterable[tuple[str, News]], told: Callable[[str, int], None]) -> None:

@@ -5,7 +5,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
-from ..state.errors import Misconfigured
+from ..state.errors import MergdError, Misconfigured
 
 Group = Literal["formats", "rules", "sources", "gates", "hooks"]
 
@@ -27,6 +27,18 @@ def load(group: Group, name: str) -> Any:
                     f"the {group[:-1]} {name!r} cannot be loaded: {error}", "mend its package"
                 ) from None
     raise Misconfigured(f"no {group[:-1]} is called {name!r}", f"installed are: {', '.join(names(group)) or 'none'}")
+
+
+def make(group: Group, name: str) -> Any:
+    """Return a plugin that has no parameters. Raises Misconfigured where there is none, or it cannot be made."""
+    made = load(group, name)
+    try:
+        return made()
+    except MergdError:
+        raise
+    except Exception as error:  # noqa: BLE001 - as above
+        why = f"the {group[:-1]} {name!r} cannot be made: {error or type(error).__name__}"
+        raise Misconfigured(why, "mend its package") from None
 
 
 def package(group: Group, name: str) -> str:

@@ -10,6 +10,7 @@ from .database import transaction
 from .records import Checkpoint, Move, Notice
 from .wording import cut
 
+KEPT = 1000  # notices that all hooks are past; and of what one missed
 US = "mergd"  # who judges, where no person decided
 
 
@@ -66,6 +67,17 @@ class Notices:
             row = {"hook": hook, "notice": seq, "why": cut(why), "at": utc_now()}
             self._db.table("undelivered").insert(row)
             self.told(hook, seq)
+
+    def prune(self, keep: int = KEPT) -> None:
+        """Let go of all but the newest notices that every hook is past, and of all but the newest that one missed."""
+        with transaction(self._db):
+            rank = "row_number() over (partition by hook order by notice desc)"
+            old = f"select rowid from (select rowid, {rank} as place from undelivered) where place > ?"  # noqa: S608
+            self._db.execute(f"delete from undelivered where rowid in ({old})", [keep])  # noqa: S608
+            query = """delete from notices where seq <= (select max(seq) from notices) - ?
+                and seq <= coalesce((select min(done) from hooks), seq)
+                and seq not in (select notice from undelivered)"""
+            self._db.execute(query, [keep])
 
     def standing(self) -> dict[str, dict[str, Any]]:
         """Return how far each hook is: up to which notice, how many it is owed, and what could not be delivered."""

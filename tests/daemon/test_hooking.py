@@ -11,6 +11,7 @@ from support.merges import Sandbox, make_merge
 from support.recorder import Recorder, recording
 
 from mergd.daemon.hooking import Hooking, check_keys, keys_of
+from mergd.daemon.settings import Settings
 from mergd.daemon.settings_tables import HookSettings
 from mergd.state.errors import Misconfigured
 from mergd.state.history import History
@@ -97,6 +98,31 @@ def test_what_was_told_when_all_ends_is_noted(
     eventually(lambda: recorder.posts)
     hooking.close()
     assert history.notices.standing()["deploy"]["done"] == 1
+
+
+def test_a_reload_without_room_to_note_what_was_told_is_taken_whole_and_tells_it_again(
+    opened: Callable[..., tuple[Hooking, History]], recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*words: Any) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    hooking, history = opened()
+    hold(history, "a")
+    hooking.turn()
+    eventually(lambda: recorder.posts)
+    settings = Settings(
+        base_model="/base",
+        watch=Path("/watch"),
+        state=Path("/state"),
+        hook={"deploy": HookSettings(url=recorder.url)},
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(history.notices, "told", full)
+        hooking.take(settings)
+    assert not hooking.busy
+    hooking.finish()
+    assert [post.json["path"] for post in recorder.posts] == ["/watch/a"] * 2
+    assert history.notices.standing()["deploy"]["owed"] == 0
 
 
 def test_a_key_is_a_credential_or_a_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

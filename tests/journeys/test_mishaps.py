@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from support.models import fine_tuned, save_model, tiny_base
 
 from mergd.daemon.requests import Fold
 from mergd.plugins import registry
-from mergd.state.errors import Damaged, Misconfigured, Unavailable
+from mergd.state.errors import Damaged, DiskFull, MergdError, Misconfigured, Unavailable
 from mergd.state.history import History
 from mergd.state.store import Store
 
@@ -35,6 +36,43 @@ def test_a_word_that_is_no_path_is_answered_and_the_daemon_goes_on(merge: Sandbo
         eventually(lambda: status_head(merge) == 1)
         daemon.send(signal.SIGTERM)
         assert daemon.ended().code == 0
+
+
+def test_a_reload_that_cannot_read_the_history_keeps_the_old_configuration_and_says_so(
+    merge: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*names: str) -> None:
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    kept: list[MergdError] = []
+    with merge.loop() as loop:
+        before, loop.kept = loop.settings, kept.append
+        with monkeypatch.context() as patch:
+            patch.setattr(loop._history, "pins", full)
+            loop.post("reload")
+            loop.turn()
+        assert loop.settings is before
+    assert [type(error) for error in kept] == [DiskFull]
+
+
+def test_a_plugin_that_cannot_be_made_is_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise KeyError("TOKEN")
+
+    monkeypatch.setattr(registry, "load", lambda group, name: broken)
+    with pytest.raises(Misconfigured, match="the gate 'mine' cannot be made: 'TOKEN'"):
+        registry.make("gates", "mine")
+
+
+def test_what_is_going_on_is_told_without_the_history_too(merge: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with merge.loop() as loop, monkeypatch.context() as patch:
+        patch.setattr(loop._history, "paused", fail)
+        assert loop.brief == "the history cannot be read: disk I/O error"
 
 
 def test_a_configuration_that_is_gone_at_sighup_is_not_taken(merge: Sandbox) -> None:

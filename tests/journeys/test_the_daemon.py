@@ -7,6 +7,8 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from support.commands import Command, eventually
 from support.merges import Sandbox, make_merge, set_in
 from support.models import Model, fine_tuned, save_lone, save_model
 
+from mergd.state.errors import Damaged
 from mergd.state.history import History
 from mergd.state.records import Attempt, Move
 
@@ -509,3 +512,26 @@ def test_after_a_kill_in_the_middle_it_is_folded_exactly_once(long: Sandbox, sys
         assert [attempt.outcome for attempt in attempts(long, "b")] == [None, "folded"]
         assert long.mergd("verify").code == 0
         assert sorted(os.listdir(long.state / "models")) == ["000001", "000002", "current"]
+
+
+ENDS_ILL = """
+import sys, time
+from pathlib import Path
+from mergd.daemon import loop, service, working
+from mergd.daemon.configuration import read_settings
+from mergd.state.errors import Damaged
+def fail(self):
+    raise Damaged("bits rot", "look at the disk")
+service.STOPS_WITHIN = 0.2
+loop.Loop.run, working.Working.close = fail, lambda self: time.sleep(600)
+settings = read_settings(Path(sys.argv[1]))
+service.Service(settings, lambda: settings).run()
+"""
+
+
+def test_an_error_that_ends_it_waits_for_no_step_and_keeps_its_exit_code(merge: Sandbox) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", ENDS_ILL, str(merge.config)], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == Damaged.exit_code, ran.stderr
+    assert "bits rot (look at the disk)" in ran.stderr

@@ -123,3 +123,32 @@ def test_what_is_owed_and_what_was_lost_is_counted(history: History) -> None:
     assert last["notice"] == 2
     assert last["why"].startswith("it ended with 3")
     assert len(last["why"]) <= 4000
+
+
+def test_what_every_hook_is_past_is_let_go_of_but_for_the_newest(history: History) -> None:
+    history.notices.listen("fast", "slow")
+    for number in range(1, 9):
+        history.checkpoints.add(sighting(str(number)), "held", REASON)
+    for number in range(1, 7):
+        history.notices.give_up("slow", number, "down")
+        history.notices.told("fast", number)
+    history.notices.prune(keep=1)
+    notice = history.notices.next("slow")
+    assert notice is not None
+    assert notice.seq == 7  # which it is owed
+    assert history.notices.standing()["slow"]["undelivered"] == 1
+    (kept,) = history._db.execute("select group_concat(seq) from notices").fetchone()
+    assert kept == "6,7,8"
+
+
+def test_without_a_hook_only_the_newest_notices_stay(history: History) -> None:
+    for number in range(1, 9):
+        history.checkpoints.add(sighting(str(number)), "held", REASON)
+    history.notices.prune(keep=2)
+    history.notices.listen("new")
+    assert history.notices.standing()["new"] == {
+        "done": 8,
+        "owed": 0,
+        "undelivered": 0,
+        "last_undelivered": None,
+    }
