@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import inf
 
-from ...state.errors import MergdError
+from ...state.errors import MergdError, Misconfigured, NotPermitted
 from ...state.records import Notice
 from ...state.wording import cut
 from ..sources.hub.backoff import Backoff
@@ -36,6 +37,7 @@ class Courier:
         self.ended: Ended | None = None  # to be noted
         self.doing = ""
         self.trouble = ""  # what went wrong last
+        self._tried = False  # else it lacked what it signs with
 
     @property
     def free(self) -> bool:
@@ -90,14 +92,14 @@ class Courier:
                 return Ended(notice)
             if self._closing:
                 break
-            if (left := self._retry - age(notice)) <= 0:
+            if (left := self._retry - age(notice)) <= 0 and self._tried:
                 log.error("hook %s: notice %d (%s) is undelivered: %s", self._name, notice.seq, notice.kind, why)
                 return Ended(notice, why)
-            self._rest(left)
+            self._rest(left if left > 0 else inf)
         return None
 
     def _try(self, notice: Notice) -> str:
-        """Tell it once; returns what went wrong."""
+        """Tell it once; returns what went wrong. Without its key, which only the operator can mend, that was no try."""
         self.doing = f"telling it of notice {notice.seq}"
         try:
             said = self._way.tell(notice, self.stopped)
@@ -105,7 +107,7 @@ class Courier:
             why = cut(str(error)) if isinstance(error, MergdError) else f"an end of this error: {type(error).__name__}"
             if why != self.trouble and not self._closing:
                 log.warning("hook %s: notice %d (%s) is not told: %s", self._name, notice.seq, notice.kind, why)
-            self.trouble = why
+            self.trouble, self._tried = why, not isinstance(error, Misconfigured | NotPermitted)
             return why
         finally:
             self.doing = ""

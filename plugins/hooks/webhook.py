@@ -116,10 +116,14 @@ def _ended_in_time(connection: HTTPConnection, until: float, stopped: Callable[[
 
     def watch() -> None:
         while not done.wait(TICK):
-            if (stopped() or time.monotonic() > until) and connection.sock is not None:
+            late, sock = (
+                stopped() or time.monotonic() > until,
+                connection.sock,
+            )  # which the client may let go of meanwhile
+            if late and sock is not None:
                 over.set()
                 with suppress(OSError):
-                    socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     watcher = threading.Thread(target=watch, name="mergd-webhook", daemon=True)
     watcher.start()

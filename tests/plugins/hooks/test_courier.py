@@ -12,7 +12,7 @@ from support.notices import NOTICE
 
 from mergd.plugins.hooks.courier import Courier, Ended, age
 from mergd.plugins.sources.hub import backoff
-from mergd.state.errors import Unavailable
+from mergd.state.errors import Misconfigured, NotPermitted, Unavailable
 from mergd.state.records import Notice
 
 DAY = 86400.0
@@ -121,6 +121,15 @@ def test_one_that_is_too_old_is_tried_once_and_given_up(made: Callable[..., Cour
     courier.noted()
     courier.give(late := happened(DAY + 1))  # and the next one has its try at once
     eventually(lambda: courier.ended == Ended(late))
+
+
+@pytest.mark.parametrize("lacks", [Misconfigured("no key"), NotPermitted("no key")])
+def test_without_its_key_it_was_not_tried_however_old(made: Callable[..., Courier], ear: Ear, lacks: Exception) -> None:
+    ear.fail = [lacks] * 2
+    courier, notice = made(), happened(DAY + 1)
+    courier.give(notice)
+    eventually(lambda: courier.ended == Ended(notice))
+    assert ear.heard == [notice] * 3
 
 
 def test_one_is_given_up_when_its_time_is_over_however_long_the_rest(made: Callable[..., Courier], ear: Ear) -> None:
