@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..plugins.gates.tolerance import loss
+from ..plugins.gates.tolerance import comparable, loss
 from ..state.history import History
 from ..state.records import Metric, Metrics, Version
 
@@ -41,21 +41,17 @@ def rows_of(line: Sequence[Stop]) -> list[Row]:
 
 
 def _row(name: str, now: Metric, line: Sequence[Stop], base: Metric | None) -> Row:
-    there = [stop for stop in line[:-1] if stop.version and _comparable(stop.metrics.get(name), now)]
+    there = [stop for stop in line[:-1] if stop.version and comparable(stop.metrics.get(name), now)]
     its_own = [stop for stop in line if stop.version and is_of(name, stop.brought)]
     since = next((stop for stop in there if not its_own or stop.version >= its_own[0].version), None)
     then = since.metrics[name] if since else None
-    return Row(name, base if _comparable(base, now) else None, since.version if since else None, then, now)
+    return Row(name, base if comparable(base, now) else None, since.version if since else None, then, now)
 
 
 def is_of(metric: str, checkpoint: str) -> bool:
     """Whether a metric bears the name of a checkpoint: `mnist`, `mnist/accuracy` or `mnist.loss` of `team/mnist`."""
     name = checkpoint.rstrip("/").rpartition("/")[2].removesuffix(".safetensors")
     return bool(name) and (metric == name or metric.startswith((f"{name}/", f"{name}.", f"{name}:")))
-
-
-def _comparable(one: Metric | None, other: Metric) -> bool:
-    return one is not None and one.higher_is_better is other.higher_is_better
 
 
 def backward_transfer(rows: Sequence[Row]) -> float | None:

@@ -1,14 +1,13 @@
 """What a gate's program is asked, and what it may answer: protocol 1. What it says is not trusted."""
 
 import json
-from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
-from ...state.records import Metric, Metrics
+from ...state.records import Metric
+from ..programs import ANSWER
 
 PROTOCOL = 1
-MOST_BYTES = 64 * 2**10  # of an answer
 MOST_METRICS = 1000
 LONGEST_NAME = 200  # characters
 SHOWN = 60  # characters of what is no answer
@@ -22,8 +21,8 @@ def request(model: str, version: int | None, checkpoint: str | None, parent: int
 
 def metrics_in(answer: bytes) -> dict[str, Metric]:
     """Return what an answer says was measured. Raises ValueError, with what is wrong with it, for anything else."""
-    if len(answer) > MOST_BYTES:
-        raise ValueError(f"an answer of more than {MOST_BYTES} bytes")
+    if len(answer) > ANSWER:
+        raise ValueError(f"an answer of more than {ANSWER} bytes")
     try:
         said = json.loads(answer, parse_constant=_no_number)
     except (UnicodeDecodeError, RecursionError, json.JSONDecodeError):
@@ -69,13 +68,3 @@ def _is_finite(value: float) -> bool:
 def _some(answer: bytes) -> str:
     text = answer[: 4 * SHOWN].decode(errors="replace")
     return repr(text[:SHOWN]) + ("..." if len(text) > SHOWN else "")
-
-
-def as_text(metrics: Metrics) -> dict[str, Any]:
-    """Return metrics as an answer has them."""
-    return {name: vars(metric) for name, metric in metrics.items()}
-
-
-def from_text(said: Mapping[str, Mapping[str, Any]]) -> dict[str, Metric]:
-    """Return metrics that were an answer before."""
-    return {name: Metric(**metric) for name, metric in said.items()}

@@ -27,7 +27,7 @@ class Tolerance:
 
     def _doubts(self, draft: Metrics, head: Metrics, best: Metrics, gate: str, place: str) -> Iterator[Reason]:
         next_step, setting = decide(place), f"gate.{gate}"
-        lacking = [name for name, before in head.items() if not _comparable(draft.get(name), before)]
+        lacking = [name for name, before in head.items() if not comparable(draft.get(name), before)]
         if lacking:
             found = f"no {_some(lacking)}, by gate {gate}"
             yield Reason(
@@ -50,7 +50,7 @@ def best_of(way: Iterable[Metrics]) -> dict[str, Metric]:
     best: dict[str, Metric] = {}
     for metrics in way:
         for name, metric in metrics.items():
-            if name not in best or (_comparable(metric, best[name]) and loss(metric, best[name]) < 0):
+            if name not in best or (comparable(metric, best[name]) and loss(metric, best[name]) < 0):
                 best[name] = metric
     return best
 
@@ -60,13 +60,14 @@ def loss(now: Metric, before: Metric) -> float:
     return before.value - now.value if before.higher_is_better else now.value - before.value
 
 
-def _comparable(now: Metric | None, before: Metric) -> bool:
+def comparable(now: Metric | None, before: Metric) -> bool:
+    """Whether there are both, better in the same direction."""
     return now is not None and now.higher_is_better is before.higher_is_better
 
 
 def _losses(draft: Metrics, before: Metrics, most: float) -> list[str]:
     """Return in words which metrics lost more than this, the worst first."""
-    pairs = [(name, draft[name], then) for name, then in before.items() if _comparable(draft.get(name), then)]
+    pairs = [(name, draft[name], then) for name, then in before.items() if comparable(draft.get(name), then)]
     lost = [(loss(now, then), name, now, then) for name, now, then in pairs]
     worst = sorted((each for each in lost if each[0] > most + _rounding(each[2], each[3])), key=lambda each: -each[0])
     return [

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergd.plugins.gates.answers import MOST_BYTES, MOST_METRICS, metrics_in, request
+from mergd.plugins.gates.answers import MOST_METRICS, metrics_in, request
+from mergd.plugins.programs import ANSWER
 from mergd.state.records import Metric
 
 GOOD = {"value": 0.5, "higher_is_better": True, "n": 10}
@@ -54,7 +55,7 @@ LIES: dict[str, bytes] = {
     "no metric": answer({}),
     "a list of metrics": answer([GOOD]),
     "too many metrics": answer({str(k): GOOD for k in range(MOST_METRICS + 1)}),
-    "too long": answer() + b" " * MOST_BYTES,
+    "too long": answer() + b" " * ANSWER,
     "a bare number": answer({"a": 0.9}),
     "NaN": answer({"a": GOOD | {"value": float("nan")}}),
     "infinity": answer({"a": GOOD | {"value": float("-inf")}}),
