@@ -2,14 +2,16 @@
 
 import json
 import os
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from ..plugins.gates.program import Program
-from ..plugins.gates.tolerance import Tolerance
+from ..plugins.gates.tolerance import Tolerance, best_of
 from ..plugins.programs import Child, Unit
 from ..state.digests import digest_of, digest_of_file
 from ..state.history import History
-from ..state.records import Version
+from ..state.records import Metrics, Version
 from ..state.store import Store
 from .gating import Measured
 from .settings import Settings
@@ -48,11 +50,32 @@ def _is_small_file(word: str) -> bool:
 
 def measured_before(settings: Settings, history: History, head: Version | None) -> dict[str, Measured]:
     """Return the gates that are programs, by name, and what they measured before a draft on this head is begun."""
-    way = frozenset(history.evaluations.way(head.number if head else None, APPROVED)) if settings.gate else frozenset()
     store = Store(settings.state)
-    return {name: _measured(name, table, store, history, way) for name, table in settings.gate.items()}
+    return {name: _measured(name, table, store, history, head) for name, table in settings.gate.items()}
 
 
-def _measured(name: str, table: GateSettings, store: Store, history: History, way: frozenset[str]) -> Measured:
+def _measured(name: str, table: GateSettings, store: Store, history: History, head: Version | None) -> Measured:
     identity = identity_of(name, table)
-    return Measured(program_of(name, table, store), identity, history.evaluations.by(identity), way)
+    best, from_base = best_before(history, head, identity)
+    return Measured(program_of(name, table, store), identity, partial(_aside, store, identity), best, from_base)
+
+
+def _aside(store: Store, identity: str, digest: str) -> Metrics | None:
+    """Return what was measured of a content, from any thread: it has a connection of its own."""
+    with History(store.database) as history:
+        return history.evaluations.one(digest, identity)
+
+
+def best_before(history: History, head: Version | None, identity: str) -> tuple[Metrics, bool]:
+    """Return the best of each metric on the way to the head, and whether the base model, unmeasured as yet, is on it.
+
+    It is kept for the head, so that the next draft's way is one version long.
+    """
+    evaluations, base = history.evaluations, history.pins("base_digest").get("base_digest")
+    leg = evaluations.leg(head.number if head else None, identity, APPROVED)
+    found = ((digest, evaluations.one(digest, identity)) for digest in leg.digests)  # one at a time: a way may be long
+    best = best_of(metrics for metrics in chain([leg.before], (metrics for _, metrics in found)) if metrics)
+    unmeasured = base in leg.digests and evaluations.one(str(base), identity) is None
+    if head is not None and leg.digests and not unmeasured:
+        evaluations.keep_best(head.number, identity, best)
+    return best, unmeasured

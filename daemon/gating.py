@@ -7,7 +7,7 @@ history, whatever becomes of the draft, and never measured again.
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..plugins.gates.program import Model, Program
@@ -29,8 +29,9 @@ class Measured:
 
     program: Program
     identity: str  # of what measures now
-    metrics: Mapping[str, Metrics] = field(default_factory=dict)  # by digest of the model
-    way: frozenset[str] = frozenset()  # digests of the models that a draft's total drop is counted from
+    known: Callable[[str], Metrics | None] = lambda digest: None  # what it measured of a model, by its digest
+    best: Metrics = field(default_factory=dict)  # of each metric, on the way to the head
+    from_base: bool = False  # whether the way begins at the base model, that it never measured
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,16 @@ class Gating:
 
     def _ask(self, gate: Measured, models: Models, progress: Progress) -> Verdict:
         """Measure the base and the head, if that was never done, and then the draft."""
-        found, program = dict(gate.metrics), gate.program
+        program = gate.program
+        found: dict[str, Metrics] = {}
         head = models.head or models.base
         for model in (models.base, head, models.draft):
-            outcome = found.get(model.digest) or self._measure(gate, model, progress)
+            outcome = found.get(model.digest) or gate.known(model.digest) or self._measure(gate, model, progress)
             if isinstance(outcome, Verdict):
                 return outcome if model is models.draft else program.failed(model, _words(outcome.reasons))
             found[model.digest] = outcome
-        best = best_of(metrics for digest, metrics in found.items() if digest in gate.way)
+        first = [found[models.base.digest]] if gate.from_base else []
+        best = best_of([*first, gate.best, found[head.digest]])
         place, draft = models.draft.place, found[models.draft.digest]
         return program.tolerance.judge(draft, found[head.digest], best, program.name, place)
 

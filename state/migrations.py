@@ -226,7 +226,7 @@ def m011_notices(db: Database) -> None:
 
 @migrations()
 def m012_evaluations(db: Database) -> None:
-    """What gates measured, by the digest of the model and by what measured it."""
+    """What gates measured, by the digest of the model and by what measured it; and the best on the way to some versions."""
     db.table("evaluations").create(
         {"digest": str, "identity": str, "gate": str, "metrics": str, "seconds": float, "at": str},  # metrics: JSON
         pk=("digest", "identity"),
@@ -234,6 +234,13 @@ def m012_evaluations(db: Database) -> None:
         strict=True,
     )
     db.table("evaluations").create_index(["identity"])
+    db.table("bests").create(
+        {"version": int, "identity": str, "metrics": str},  # metrics: JSON
+        pk=("version", "identity"),
+        not_null={"metrics"},
+        foreign_keys=[("version", "versions", "number")],
+        strict=True,
+    )
     db.table("versions").create_index(["digest"])
 
 

@@ -15,10 +15,9 @@ from mergd.plugins.gates.program import Model, Program
 from mergd.plugins.gates.tolerance import Tolerance
 from mergd.plugins.programs import Ran
 from mergd.state.errors import Abandoned
-from mergd.state.records import ADMITTED, Metric, Verdict
+from mergd.state.records import ADMITTED, Metric, Metrics, Verdict
 
 BASE, HEAD, DRAFT = (Model(name, f"/{name}", name, "/watch/a") for name in ("base", "head", "draft"))
-WAY = frozenset({"base", "head"})
 Answers = Mapping[str, Ran]  # by the digest of the model
 
 
@@ -42,13 +41,20 @@ def says(value: float, **more: Any) -> Ran:
 
 
 def judge(
-    answers: Answers, known: Mapping[str, float] | None = None, head: Model | None = HEAD, **program: Any
+    answers: Answers,
+    known: Mapping[str, float] | None = None,
+    head: Model | None = HEAD,
+    best: Metrics | None = None,
+    from_base: bool = False,
+    **program: Any,
 ) -> tuple[Verdict, list[str], list[str]]:
     """Return the verdict, what the program was asked about, and what is to be written down."""
     runner, gating = Runner(answers), Gating()
     gate = Program("eval", runner, tolerance=Tolerance(0.1, 0.3), **program)
     metrics = {digest: {"a": Metric(value, True, 10)} for digest, value in (known or {}).items()}
-    verdict = gating.judge({"eval": Measured(gate, "it", metrics, WAY)}, Models(BASE, head, DRAFT), Progress())
+    verdict = gating.judge(
+        {"eval": Measured(gate, "it", metrics.get, best or {}, from_base)}, Models(BASE, head, DRAFT), Progress()
+    )
     return verdict, runner.asked, [evaluation.digest for evaluation in gating.measured]
 
 
@@ -72,9 +78,11 @@ def test_before_there_is_a_version_the_base_model_is_the_head() -> None:
     assert (codes(verdict), asked) == (["metric-drop"], ["base", "draft"])
 
 
-def test_what_is_not_on_the_way_does_not_count_as_the_best() -> None:
-    known = {"base": 0.5, "head": 0.5, "rolled back": 9.0}
-    assert judge({"draft": says(0.45)}, known)[0] == ADMITTED
+def test_a_total_drop_is_counted_from_the_best_on_the_way() -> None:
+    answers, best = {"base": says(0.9), "head": says(0.5), "draft": says(0.45)}, {"a": Metric(0.8, True, 10)}
+    assert judge(answers)[0] == ADMITTED  # the base model is not on the way
+    assert codes(judge(answers, from_base=True)[0]) == ["metric-total-drop"]
+    assert codes(judge(answers, best=best)[0]) == ["metric-total-drop"]
 
 
 @pytest.mark.parametrize("one", ["base", "head"])
@@ -136,9 +144,9 @@ def test_while_it_runs_the_progress_says_until_when() -> None:
 
 def test_a_refusal_ends_it_and_holds_are_gathered() -> None:
     answers = {"base": says(0.5), "head": says(0.5), "draft": says(0.1)}
-    drops = Measured(Program("drops", Runner(answers)), "drops", way=WAY)
-    fails = Measured(Program("fails", Runner(answers | {"draft": Ran(1, b"", "")})), "fails", way=WAY)
-    refuses = Measured(Program("refuses", Runner(answers | {"draft": Ran(65, b"", "no")})), "refuses", way=WAY)
+    drops = Measured(Program("drops", Runner(answers)), "drops", from_base=True)
+    fails = Measured(Program("fails", Runner(answers | {"draft": Ran(1, b"", "")})), "fails", from_base=True)
+    refuses = Measured(Program("refuses", Runner(answers | {"draft": Ran(65, b"", "no")})), "refuses", from_base=True)
     models = Models(BASE, HEAD, DRAFT)
     both = Gating().judge({"drops": drops, "fails": fails}, models, Progress())
     assert (both.decision, codes(both)) == ("held", ["metric-drop", "metric-total-drop", "gate-failed"])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mergd.state.evaluations import Leg
 from mergd.state.history import History
 from mergd.state.records import Evaluation, Metric, Totals, Version
 
@@ -53,8 +54,39 @@ def test_of_what_became_no_version_only_the_newest_stay(history: History) -> Non
     assert history.evaluations.by("v1 of it").keys() == {"base", "first", "held 3", "held 4"}
 
 
+def way(history: History, number: int | None) -> Leg:
+    return history.evaluations.leg(number, "v1 of it", "total")
+
+
 def test_the_way_leads_from_the_base_model_to_the_head(history: History) -> None:
     for number, digest in ((1, "a"), (2, "b"), (3, "c")):
         history.restore(version(number, digest))
-    assert history.evaluations.way(2, "total") == ["b", "a", "base"]
-    assert history.evaluations.way(None, "total") == ["base"]
+    assert way(history, 2) == Leg(["base", "a", "b"])
+    assert way(history, None) == Leg(["base"])
+
+
+def test_it_goes_on_from_where_the_best_is_kept(history: History) -> None:
+    for number, digest in ((1, "a"), (2, "b"), (3, "c")):
+        history.restore(version(number, digest))
+    history.evaluations.keep_best(2, "v1 of it", ONE.metrics)
+    assert way(history, 3) == Leg(["c"], ONE.metrics)
+    assert way(history, 2) == Leg([], ONE.metrics)
+    assert history.evaluations.leg(3, "v2 of it", "total") == Leg(["base", "a", "b", "c"])
+
+
+@pytest.mark.parametrize("digest", ["a", "base"])
+def test_what_is_measured_later_on_the_way_counts(history: History, digest: str) -> None:
+    history.restore(version(1, "a"))
+    history.evaluations.keep_best(1, "v1 of it", {})
+    history.evaluations.add(replace(ONE, digest="draft"))  # not on it
+    assert way(history, 1) == Leg([])
+    history.evaluations.add(replace(ONE, digest=digest))
+    assert way(history, 1) == Leg(["base", "a"])
+
+
+def test_the_best_is_kept_of_the_newest_alone(history: History) -> None:
+    for number, digest in ((1, "a"), (2, "b"), (3, "c")):
+        history.restore(version(number, digest))
+        history.evaluations.keep_best(number, "v1 of it", ONE.metrics, keep=2)
+    assert way(history, 1) == Leg(["base", "a"])
+    assert way(history, 2) == Leg([], ONE.metrics)
