@@ -4,15 +4,14 @@ One piece of work runs at a time, on the folding thread. It is begun here, looke
 """
 
 import logging
-import sqlite3
 from collections.abc import Callable, Container
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING
 
 from ..plugins.sources.interface import Sight
 from ..state.committing import Commit
-from ..state.disk_errors import meaning
-from ..state.errors import DamagedFiles, DiskFails, DiskFull
+from ..state.errors import DamagedFiles
 from ..state.history import History
 from ..state.records import Version
 from ..state.store import Store
@@ -158,7 +157,8 @@ class Working:
             self.settle(row.id)
             return
         log.info("folding %s", job.name, extra={"checkpoint": job.checkpoint.name})
-        self._hands.start(job, partial(self._drafting.draft, job))
+        drafting = copy(self._drafting)  # a reload meanwhile is for the next one
+        self._hands.start(job, partial(drafting.draft, job))
 
     def _head_has_slots(self) -> bool:
         """Whether something can be folded onto the head; slots that were dropped are made once more, if they can be."""
@@ -200,17 +200,12 @@ class Working:
         self.record_ends()
 
     def _record_measured(self) -> None:
-        """Record what gates measured, whatever becomes of the draft that it was measured for."""
+        """Record what gates measured, whatever becomes of the draft that it was measured for: that waits for it."""
         fresh, evaluations = self._drafting.gating.measured, self._history.evaluations
-        try:
-            while fresh:
-                evaluations.add(fresh[0])
-                fresh.popleft()
-                evaluations.prune()
-        except (OSError, sqlite3.Error) as error:
-            if not isinstance(meaning(error), DiskFull | DiskFails):
-                raise
-            log.warning("what a gate measured is written down once there is room: %s", error)
+        while fresh:
+            evaluations.add(fresh[0])
+            fresh.popleft()
+            evaluations.prune()
 
     def record_ends(self) -> None:
         """Record how work ended, and what was measured for it; what the history has no room for stays here until it has."""

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import sys
 import tempfile
 import threading
@@ -20,6 +21,7 @@ from support.commands import eventually
 from support.gates import BASE, PYTHON, asked, base_model, drop, gated, program, write_gate
 from support.merges import NO_LIMITS, Sandbox, make_merge, set_in
 
+from mergd.daemon.drafting import Drafting
 from mergd.daemon.settings_tables import GateSettings
 from mergd.plugins.run_program import answer
 from mergd.state.errors import Misconfigured
@@ -314,6 +316,42 @@ def test_what_was_measured_before_a_stop_is_not_measured_again(tmp_path: Path) -
     lets_go(merge)
     merge.fold_all()
     assert [told["version"] for told in asked(merge)] == [None, 1, 1]
+
+
+def test_what_there_is_no_room_to_write_down_is_a_full_disk_and_not_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(evaluation: Evaluation) -> None:
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    merge = gated(tmp_path)
+    drop(merge, "a", 1.0)
+    with merge.loop() as loop:
+        with monkeypatch.context() as patch:
+            patch.setattr(loop._history.evaluations, "add", full)
+            loop.post("rescan")
+            loop.run(until=lambda: bool(loop.trouble))
+        assert "disk full" in loop.trouble
+        loop.run(until=loop.idle)
+    assert merge.states() == {"a": "folded"}
+    assert len(asked(merge)) == 2  # the base model and the draft
+
+
+def test_a_fold_that_runs_keeps_the_configuration_that_it_began_with(
+    merge: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Drafting] = []
+    with merge.loop() as loop:
+        monkeypatch.setattr(loop._work._hands, "start", lambda job, draft: begun.append(draft.func.__self__))
+        merge.drop("a", 1)
+        loop.post("rescan")
+        loop.run(until=lambda: bool(begun))
+        before = loop.settings
+        loop._work.take_settings(before.model_copy(update={"archive": "none"}), loop._merge)
+        assert begun[0].settings is before
+        assert begun[0].gating is loop._work._drafting.gating  # whose measurements are written down
 
 
 def test_a_reload_takes_other_gates(hanging: Sandbox) -> None:
