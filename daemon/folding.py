@@ -33,6 +33,7 @@ from .progress import Progress
 from .shipped import Shipping
 from .sketch import Projection, Sketch
 from .slots import KeptSlots, SlotKey, factorable, pays
+from .stepping import Stepping
 from .surveying import Surveyed, survey
 
 Act = Literal["fold", "remove", "keep"]
@@ -248,7 +249,7 @@ class _Trip:
             return made
         after: dict[Statistic, Slots] = {}
         home = Home(self._machine.device)
-        with stream_on(self._machine.device):
+        with stream_on(self._machine.device), Stepping(self._progress):
             u = send_update(u, self._machine.device)
             for statistic in list(known):
                 kept, prepared = (send_slots(slots, self._machine.device) for slots in known.pop(statistic))

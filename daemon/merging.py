@@ -29,6 +29,7 @@ from .outgoing import Merged, Outgoing
 from .progress import Progress
 from .shipped import Shipping
 from .slots import zeros
+from .stepping import Stepping
 from .surveying import Surveyed, survey
 
 
@@ -175,10 +176,11 @@ class _Together:
     def _merged(self, w: Weight, taus: Sequence[Tensor], slots: Mapping[Statistic, Slots]) -> Tensor:
         """Return the read-out of one block, or of the whole weight."""
         shares = [source.share for source in self._sources]
-        if self._batch is None:
-            return self._method.merged(slots, w, Counts(len(shares), sum(shares)))
-        theta0 = self._base.read(w.name).float() if self._batch.needs_base else torch.empty(0)
-        return self._batch.merge(taus, w, shares, theta0)
+        with Stepping(self._progress):
+            if self._batch is None:
+                return self._method.merged(slots, w, Counts(len(shares), sum(shares)))
+            theta0 = self._base.read(w.name).float() if self._batch.needs_base else torch.empty(0)
+            return self._batch.merge(taus, w, shares, theta0)
 
     def finish(self) -> tuple[FoldResult, list[tuple[str, str]]]:
         """Close the files, and add up."""
