@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from ..state.errors import MergdError, Misconfigured
+from ..state.errors import MergdError, Misconfigured, Unavailable
 from ..state.history import History
 from ..state.tallies import Tally
 from .judging import Given
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 WRITE_EVERY = 15.0  # seconds between writings of the file while nothing happens
 WRITE_SOON = 1.0  # the same when something has
+LISTEN_AGAIN = 30.0  # seconds between tries at a port that cannot be had
 STALE = 60.0  # seconds without a turn after which the loop does not count as well
 
 
@@ -41,17 +42,22 @@ class Observing:
         self._written, self._soon, self._failing = float("-inf"), True, ""
         self._figures: Figures | None = None
         self._server: Server | None = None
+        self._tried, self._unheard = float("-inf"), ""  # monotonic seconds, and why there is no server
 
     def __enter__(self) -> Self:
-        self._open(self._settings)
+        """Listen; a port that is taken keeps nothing from being folded. Raises Misconfigured."""
+        try:
+            self._open()
+        except Unavailable as error:
+            self._complain(error)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._close()
 
-    def _open(self, settings: Settings) -> None:
+    def _open(self) -> None:
         """Listen where the settings say. Raises Misconfigured or Unavailable."""
-        self._settings = settings
+        settings, self._tried = self._settings, time.monotonic()
         if settings.metrics != MetricsSettings() and self._figures is None:
             from .figures import Figures
 
@@ -59,6 +65,21 @@ class Observing:
         if settings.metrics.address is not None:
             assert self._figures is not None
             self._server = serve(settings, self._figures.text, self.ailing, self._knock)
+            if self._unheard:
+                log.info("the figures are at %s", settings.metrics.listen)
+        self._unheard = ""
+
+    def _open_or_complain(self) -> None:
+        try:
+            self._open()
+        except MergdError as error:
+            self._complain(error)
+
+    def _complain(self, error: MergdError) -> None:
+        """Log why there is no server, once; it is tried again."""
+        if str(error) != self._unheard:
+            log.warning("nobody is told of the figures: %s (%s)", error, error.hint)
+        self._unheard = str(error)
 
     def _close(self) -> None:
         if self._server is not None:
@@ -66,17 +87,13 @@ class Observing:
         self._server = None
 
     def take(self, settings: Settings) -> None:
-        """Go on with other settings; where they cannot be followed, the log says why, and nothing is listened to."""
+        """Go on with other settings; where they cannot be followed, the log says why, and it is tried again."""
         before, self._settings, self._soon = self._settings, settings, True
         listens = [(one.metrics.listen, one.hub.webhook_secret, one.hub.namespace) for one in (before, settings)]
-        try:
-            if listens[0] != listens[1]:
-                self._close()
-                self._open(settings)
-            elif self._figures is None:
-                self._open(settings)
-        except MergdError as error:
-            log.error("nobody is told of the figures: %s (%s)", error, error.hint)
+        if self._server is None or listens[0] != listens[1]:
+            self._unheard = ""
+            self._close()
+            self._open_or_complain()
 
     # ------------------------------------------------------------------------------------------ on the loop's thread
 
@@ -93,8 +110,10 @@ class Observing:
         self._soon, self._key = self._soon or key != self._key, key
 
     def turned(self) -> None:
-        """Note that the loop turns, and write the file if that is due."""
+        """Note that the loop turns; write the file if that is due, and try again to listen."""
         now = self._turned = time.monotonic()
+        if self._unheard and now - self._tried > LISTEN_AGAIN:
+            self._open_or_complain()
         path = self._settings.metrics.file
         if path is not None and self._facts and now - self._written > (WRITE_SOON if self._soon else WRITE_EVERY):
             self._written, self._soon = now, False

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.merges import Sandbox, set_in
-from support.scraping import Scrape, scrape
+from support.scraping import Scrape, ask, free_port, scrape
 
 from mergd.daemon import observing
 from mergd.daemon.figures import FIGURES, STATES, Facts, unix
@@ -255,3 +256,18 @@ def test_nothing_is_read_where_nobody_looks(merge: Sandbox) -> None:
 )
 def test_the_name_of_a_merge_is_one_that_a_label_may_have(merge: Sandbox, given: str, shown: str) -> None:
     assert Observing(merge.settings, given)._name == shown
+
+
+def test_a_port_that_cannot_be_had_is_tried_again(
+    merge: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = free_port()
+    set_in(merge.config, **{"metrics.listen": f'"127.0.0.1:{port}"'})
+    with socket.create_server(("127.0.0.1", port)) as taken, Observing(merge.settings, "llama") as watcher:
+        monkeypatch.setattr(observing, "LISTEN_AGAIN", -1.0)
+        watcher.turned()
+        watcher.turned()
+        assert caplog.text.count("cannot be had") == 1
+        taken.close()
+        watcher.turned()
+        assert ask(port, "/healthz").status == 503

@@ -1,17 +1,21 @@
 """What the port of this machine serves, to whom, and what it makes of the Hub's calls."""
 
+import http.client
 import json
+import logging
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import eventually
 from support.scraping import ask, free_port
 
-from mergd.daemon.serving import AT_ONCE, Server, application
+from mergd.daemon import serving as serving_module
+from mergd.daemon.serving import AT_ONCE, RARELY, Server, application
 from mergd.daemon.settings_tables import HubSettings
 from mergd.daemon.webhook import APART, LONGEST, Knocking, Webhook
 from mergd.state.errors import Misconfigured, NotPermitted, Unavailable
@@ -111,12 +115,91 @@ def test_no_name_or_two_of_them_are_not_answered(port: int, hosts: str) -> None:
         assert b" 400 " in connection.recv(4096).splitlines()[0]
 
 
-def test_silent_connections_are_bounded_and_the_server_still_ends(told: Told) -> None:
+Connect = Callable[[int, int], list[socket.socket]]
+
+
+@pytest.fixture
+def silent() -> Iterator[Connect]:
+    """What opens so many connections to a port, which are closed after the test."""
+    with ExitStack() as opened:
+        yield lambda port, count: [
+            opened.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(count)
+        ]
+
+
+def has_ended(connection: socket.socket) -> bool:
+    """Whether the server ends a connection, or has."""
+    connection.settimeout(30)
+    try:
+        while connection.recv(4096):  # what was answered before
+            pass
+        return True
+    except ConnectionResetError:
+        return True
+
+
+def test_one_connection_too_many_is_closed_at_once_and_the_server_still_ends(
+    told: Told, silent: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving_module, "ASKS_WITHIN", 600.0)
+    monkeypatch.setattr(serving_module, "LIVES", 600.0)
     with serving(told) as port:
-        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(AT_ONCE + 8)]
-        assert ask(port, "/healthz").status == 503
-    for connection in silent:
-        connection.close()
+        there = silent(port, AT_ONCE)
+        assert all(has_ended(one) for one in silent(port, 50))
+        assert ask_of(there[0]).startswith(b"HTTP/1.1 200")
+        for connection in there[:8]:
+            connection.close()
+        eventually(lambda: bool(status_of(port)))
+
+
+def ask_of(connection: socket.socket) -> bytes:
+    connection.settimeout(30)
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    return connection.recv(4096)
+
+
+def status_of(port: int) -> int:
+    """Return the status of an answer; 0 where the connection was one too many."""
+    try:
+        return ask(port, "/healthz").status
+    except (ConnectionError, http.client.HTTPException):
+        return 0
+
+
+def test_whoever_asks_for_nothing_whole_is_closed_in_time(
+    told: Told, silent: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving_module, "ASKS_WITHIN", 0.2)
+    with serving(told) as port:
+        nothing, half = silent(port, 2)
+        half.sendall(b"GET /healthz HTTP/1.1\r\n")
+        assert has_ended(nothing)
+        assert has_ended(half)
+        assert ask(port, "/healthz").status == 200
+
+
+def test_a_connection_lasts_no_longer_than_it_may(told: Told, silent: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving_module, "LIVES", 0.3)
+    with serving(told) as port:
+        (one,) = silent(port, 1)
+        assert ask_of(one)
+        one.sendall(b"GET /healthz HTTP/1.1\r\n")  # nor by beginning another request
+        assert has_ended(one)
+
+
+def test_malformed_requests_do_not_fill_the_log(port: int, silent: Connect, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(20):
+        (one,) = silent(port, 1)
+        one.sendall(b"no request\r\n\r\n")
+        assert b" 400 " in one.recv(4096)
+    assert not caplog.records
+
+
+def test_errors_of_the_servers_packages_are_logged_at_times(port: int, caplog: pytest.LogCaptureFixture) -> None:
+    RARELY["asyncio"]._at = float("-inf")
+    for _ in range(20):
+        logging.getLogger("asyncio").error("socket.accept() out of system resource")
+    assert len(caplog.records) == 1
 
 
 def test_a_port_that_is_taken_is_told_of(told: Told) -> None:

@@ -22,7 +22,7 @@ from support.scraping import Answer, Scrape, ask, free_port, scrape
 from mergd.daemon.observing import serve
 from mergd.daemon.settings import validate
 from mergd.daemon.webhook import APART
-from mergd.state.errors import Misconfigured, Unavailable
+from mergd.state.errors import Misconfigured
 
 SECRET = "canary0123456789"
 CALL = {"event": {"action": "update", "scope": "repo.content"}, "repo": {"type": "model", "name": "acme/b"}}
@@ -133,11 +133,15 @@ def test_a_port_that_is_taken_at_sighup_stops_nothing(merge: Sandbox, port: int)
         eventually(lambda: len(merge.versions()) == 1)
 
 
-def test_a_port_that_is_taken_at_the_start_is_told_of(merge: Sandbox, port: int) -> None:
-    with socket.create_server(("127.0.0.1", port)):
-        done = merge.mergd("run")
-    assert done.code == Unavailable.exit_code
-    assert f"port {port} of 127.0.0.1 cannot be had" in done.err
+def test_a_port_that_is_taken_at_the_start_stops_nothing_and_is_taken_at_sighup(merge: Sandbox, port: int) -> None:
+    merge.drop("a", 1)
+    taken = socket.create_server(("127.0.0.1", port))
+    with taken, merge.running("run") as command:
+        eventually(lambda: len(merge.versions()) == 1)
+        assert f"nobody is told of the figures: metrics.listen: port {port} of 127.0.0.1 cannot be had" in command.err
+        taken.close()
+        command.send(signal.SIGHUP)  # with nothing changed
+        eventually(partial(healthy, port))
 
 
 def test_a_port_that_others_reach_is_refused(merge: Sandbox) -> None:
