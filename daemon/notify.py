@@ -8,7 +8,7 @@ from collections.abc import Callable
 PINGS = 10  # in the time after which systemd takes silence for a hang
 STATUS_EVERY = 1.0  # seconds between two statuses
 PATIENCE = 5.0  # seconds that a message may wait, where systemd has not read those before
-STARTS_FOR = 60.0  # seconds that a start may take until its next step
+STARTS_FOR = 300.0  # seconds that a start may take until its next step: a slow Hub's client tells of 10 MB at once
 
 
 def notify(*lines: str) -> None:
@@ -19,12 +19,12 @@ def notify(*lines: str) -> None:
     if address.startswith("@"):
         address = "\0" + address[1:]
     text = "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        sender.settimeout(PATIENCE)
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.settimeout(PATIENCE)
             sender.sendto(text.encode(errors="replace"), address)
-        except OSError:
-            pass  # systemd is gone or busy: it will ask in its own way
+    except OSError:
+        pass  # systemd is gone or busy, or no descriptor is free: it will ask in its own way
 
 
 def reloading() -> None:
@@ -72,11 +72,11 @@ class Status:
     def __init__(self) -> None:
         self._told, self._at = "", float("-inf")
 
-    def tell(self, status: Callable[[], str], say: Callable[[str], None] = _status) -> None:
-        """Tell it, if it is time; by `say`."""
+    def tell(self, status: Callable[[], str], say: Callable[[str], None] = _status, *, again: bool = False) -> None:
+        """Tell it, if it is time; by `say`. `again`: even if it is the same."""
         if "NOTIFY_SOCKET" not in os.environ or time.monotonic() - self._at < STATUS_EVERY:
             return
         self._at, text = time.monotonic(), status()
-        if text != self._told:
+        if again or text != self._told:
             self._told = text
             say(text)

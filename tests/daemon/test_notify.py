@@ -1,5 +1,6 @@
 """What systemd hears, on a real datagram socket."""
 
+import resource
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -49,6 +50,18 @@ def test_a_reload_bears_the_time_that_systemd_asks_for(
 def test_where_nobody_listens_nothing_happens(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     notify("READY=1")
+
+
+def test_where_no_descriptor_is_free_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "@nobody-listens-here")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            socket.socket()
+        notify("READY=1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_without_systemd_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +157,7 @@ def test_a_start_that_goes_on_asks_for_more_time(
     receiver.bind(str(tmp_path / "notify"))
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     starts("reading the base model")
-    assert receiver.recv(4096) == b"STATUS=reading the base model\nEXTEND_TIMEOUT_USEC=60000000"
+    assert receiver.recv(4096) == b"STATUS=reading the base model\nEXTEND_TIMEOUT_USEC=300000000"
 
 
 # ------------------------------------------------------------------------------------------------ what counts as steps
