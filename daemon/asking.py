@@ -119,12 +119,13 @@ def _tell(settings: Settings, store: Store, history: History, hooking: "Hooking"
         hooking.close()
 
 
-def run_once(settings: Settings) -> bool:
-    """Fold all that is ready or about to be; returns whether a checkpoint was refused."""
+def run_once(settings: Settings, name: str = "mergd") -> bool:
+    """Fold all that is ready or about to be; returns whether a checkpoint was refused. The figures are `name`'s."""
     from .loop import Loop
+    from .observing import at_the_end
 
     store_of(settings)
-    with display.shown_progress() as show, Loop(settings, "mergd run --once", show) as loop:
+    with display.shown_progress() as show, Loop(settings, "mergd run --once", show) as loop, at_the_end(loop, name):
         loop.push()
         loop.poll()
         loop.post("rescan")

@@ -68,7 +68,7 @@ def run(
         from .service import Service
 
         Service(settings, lambda: read_settings(path), path.stem).run()
-    elif asking.run_once(settings) and strict:
+    elif asking.run_once(settings, path.stem) and strict:
         raise typer.Exit(65)
 
 

@@ -3,7 +3,8 @@
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -18,6 +19,7 @@ from .status import tell_everybody
 
 if TYPE_CHECKING:  # imported only where something is observed
     from .figures import Facts, Figures
+    from .loop import Loop
     from .serving import Server
 
 log = logging.getLogger(__name__)
@@ -144,6 +146,21 @@ class Observing:
         if ago > STALE:
             return f"the loop has not turned for {ago:.0f} s"
         return " ".join(str(facts.found["trouble"]).split())
+
+
+@contextmanager
+def at_the_end(loop: "Loop", name: str) -> Iterator[None]:
+    """Write the file of the settings once a loop that is run once has ended, however it did; there is no port."""
+    settings = loop.settings
+    metrics = settings.metrics.model_copy(update={"listen": ""})
+    with Observing(settings.model_copy(update={"metrics": metrics}), name) as observing:
+        loop.told = observing.told
+        try:
+            yield
+        finally:
+            if metrics.file is not None:
+                loop.tell()
+                observing.turned()
 
 
 def serve(

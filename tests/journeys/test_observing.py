@@ -168,6 +168,18 @@ def test_a_file_that_cannot_be_written_stops_no_daemon(merge: Sandbox, port: int
         eventually(lambda: "is out of date" in command.err)
 
 
+def test_a_run_from_cron_writes_the_file_at_its_end_and_leaves_the_port(merge: Sandbox, port: int) -> None:
+    merge.drop("a", 1)
+    merge.drop("b", {name: tensor for name, tensor in merge.fine_tuned(3).items() if "tall" not in name})
+    with socket.create_server(("127.0.0.1", port)):
+        done = merge.mergd("run", "--once")
+    assert (done.code, "figures" in done.err) == (0, False)
+    found = scrape((merge.root / "mergd.prom").read_text())
+    assert found.value("mergd_head_version", merge="mergd") == found.value("mergd_folds_total") == 1
+    assert found.value("mergd_refusals_total", code="missing-weights") == 1
+    assert found.value("mergd_disk_used_bytes") > 0
+
+
 def test_nobody_pays_for_what_is_not_asked_for() -> None:
     script = "import sys, mergd.daemon.cli, mergd.daemon.service; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
