@@ -104,13 +104,22 @@ class Base:
         return read_config(self.folder)
 
 
-def locate(base_model: str, commit: str | None = None) -> tuple[Path, str | None]:
+def locate(base_model: str, commit: str | None = None, progress: Progress | None = None) -> tuple[Path, str | None]:
     """Return the path of the base model and, if it is a repository, its commit. A path that exists is a path."""
     if (path := _as_path(base_model)) is not None:
         return path, None
     from ..plugins.sources.hub import repository as hub  # the Hub's client takes a while to import
 
-    snapshot = hub.fetch(base_model, commit)
+    progress = progress or Progress()
+
+    def came(more: int, whole: int) -> None:
+        if not progress.doing:
+            progress.begin("fetching the base model", 0, 0)
+        progress.all_bytes = whole
+        progress.advance(more)
+
+    snapshot = hub.fetch(base_model, commit, came)
+    progress.end()
     return snapshot.folder, snapshot.commit
 
 

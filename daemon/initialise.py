@@ -58,7 +58,7 @@ def initialise(settings: Settings, config: Path, progress: Progress) -> Initiali
     if settings.state.exists() and any(settings.state.iterdir()):
         raise Misconfigured(f"{settings.state} is not empty", "choose a new folder for the state; it is created")
     method = method_of(settings.method)
-    place, commit = locate(settings.base_model)
+    place, commit = locate(settings.base_model, progress=progress)
     base = examine(place, progress, settings.convolutions)
     machine_of(settings, base, method)
     sightings = seen(settings)

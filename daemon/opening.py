@@ -145,7 +145,7 @@ def pinned_base(settings: Settings, pins: Mapping[str, Any], progress: Progress)
     Or if an older mergd read it, that kept no norms. Raises Misconfigured where its digest was another kind of digest.
     """
     check_digests(pins.get("digests"))
-    place, _ = locate(settings.base_model, pins["base_commit"])
+    place, _ = locate(settings.base_model, pins["base_commit"], progress)
     if "base_norms" in pins:
         base = open_base(place, pins)
         if file_stamps(base.layout) == pins["base_stamps"]:

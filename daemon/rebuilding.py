@@ -146,7 +146,7 @@ def _pinned(settings: Settings, manifests: Manifests, progress: Progress) -> tup
     newest = manifests[max(manifests)]
     method = method_of(settings.method)
     check_pins(settings, method, settings.pinned | pinned_in(newest))
-    place, commit = locate(settings.base_model, newest.get("base_commit"))
+    place, commit = locate(settings.base_model, newest.get("base_commit"), progress)
     base = examine(place, progress, settings.convolutions)
     progress.end()
     if base.digest != newest["base_digest"]:

@@ -136,7 +136,7 @@ class Service:
     def _show(self, progress: Progress) -> None:
         """Log how far a long fold is; while starting, tell systemd that it goes on."""
         if not self._ready:
-            self._status.tell(lambda: str(progress), starts)
+            self._status.tell(lambda: str(progress), starts, again=True)
         if progress.doing and time.monotonic() - self._logged_at > LOG_EVERY:
             self._logged_at = time.monotonic()
             log.info("%s", progress)

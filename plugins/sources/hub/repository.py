@@ -15,6 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from ....state.errors import Misconfigured
 from ....state.records import Layout, TensorInfo
 from .client import Gone, answering
+from .coming import Came, bar_that
 
 REPOSITORY = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 # Pickles, other frameworks' weights and code are never fetched: mergd reads safetensors, and copies what is small.
@@ -38,10 +39,11 @@ class Headers:
     config: Mapping[str, Any]  # its config.json
 
 
-def fetch(name: str, commit: str | None = None) -> Snapshot:
+def fetch(name: str, commit: str | None = None, came: Came = lambda more, whole: None) -> Snapshot:
     """Return `org/name` or `org/name@revision` at the commit that the revision means now, or at `commit` if given.
 
     What the cache holds already is not fetched again; with a commit given, nothing is asked of the Hub then.
+    `came` is told of bytes as they come, from any thread, one call at a time.
     Raises Misconfigured if there is no such repository or revision, NotPermitted where the token does not reach,
     Unavailable while the Hub does not answer.
     """
@@ -49,7 +51,7 @@ def fetch(name: str, commit: str | None = None) -> Snapshot:
     with _answering(name):
         held = _cached(repo, commit) if commit else None
         commit = commit or HfApi().model_info(repo, revision=revision, timeout=30).sha
-        folder = held or snapshot_download(repo, revision=commit, ignore_patterns=LEFT)
+        folder = held or snapshot_download(repo, revision=commit, ignore_patterns=LEFT, tqdm_class=bar_that(came))
     return Snapshot(Path(folder), str(commit))
 
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakehub import FakeHub
+from fakehub import FakeHub, Silence
 from support.merges import Sandbox, set_in
 from support.models import CONFIG, Model, load_model, save_model, tiny_base
 
@@ -286,6 +288,46 @@ def test_the_base_model_stays_at_the_commit_that_init_resolved(hubbed: Hubbed) -
     assert files == {"README.md", "config.json", "mergd_manifest.json", "model.safetensors"}
     assert not any(path.is_symlink() for path in merge.store.model(1).iterdir())
     assert len(commit) == 40
+
+
+def test_a_start_that_fetches_the_base_model_asks_systemd_for_more_time(hubbed: Hubbed) -> None:
+    merge = hubbed.merge
+    hubbed.push(merge.model)
+    assert hubbed.init("org/base@main").returncode == 0
+    shutil.rmtree(merge.root / "hf")
+    hubbed.hub.fault("GET .*/model.safetensors", Silence(3.0))  # what else there is has come by then
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(merge.root / "notify"))
+        systemd.settimeout(60)
+        given = environment(hubbed.hub.url, merge.root / "hf") | {"NOTIFY_SOCKET": str(merge.root / "notify")}
+        command = [sys.executable, "-m", "mergd", "run", "-c", str(merge.config)]
+        with subprocess.Popen(command, env=given, stderr=subprocess.DEVNULL) as daemon:
+            said: list[str] = []
+            try:
+                while not (said and said[-1].startswith("READY=1")):
+                    said.append(systemd.recv(4096).decode())
+            finally:
+                daemon.terminate()
+        assert daemon.returncode == 0
+    fetching = [line for line in said if line.startswith("STATUS=fetching the base model: ")]
+    assert len(fetching) >= 2
+    assert all(re.search(r" of \S+ \S?B\nEXTEND_TIMEOUT_USEC=[0-9]+$", line) for line in fetching)
+
+
+def test_bytes_are_told_of_as_they_come(hub: FakeHub, tmp_path: Path) -> None:
+    commit = hub.push("org/told", FILES)
+    script = """
+import sys
+from mergd.plugins.sources.hub.repository import fetch
+for _ in range(2):
+    seen = []
+    fetch(sys.argv[1], sys.argv[2], lambda more, whole: seen.append((more, whole)))
+    print(sum(more for more, whole in seen), seen[-1][1] if seen else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", script, "org/told", commit], env=environment(hub.url, tmp_path),
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    whole = sum(map(len, FILES.values()))
+    assert done.stdout.splitlines() == [f"{whole} {whole}", "0 0"]  # what the cache holds does not come
 
 
 def test_what_the_rules_would_take_is_told_by_headers_alone(hubbed: Hubbed) -> None:
