@@ -1,14 +1,18 @@
 """The lock of a state directory: one process writes, and a second one is told who it is."""
 
+import errno
 import fcntl
 import json
 import os
+import stat
 import time
 from pathlib import Path
 from typing import Any
 
 from .clock import utc_now
-from .errors import Busy, NotPermitted
+from .errors import Busy, Misconfigured, NotPermitted
+
+FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # whoever owns the folder may have put anything there
 
 
 class Lock:
@@ -20,10 +24,7 @@ class Lock:
 
     def take(self, doing: str, socket: str | None = None) -> None:
         """Take the lock and write who holds it, and where its control socket is. Raises Busy naming the holder."""
-        try:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except PermissionError:
-            raise NotPermitted(f"this user may not write {self._path.parent}", "run as the state's owner") from None
+        fd = _opened(self._path)
         if not _locked(fd):
             os.close(fd)
             holder = holder_of(self._path) or {"pid": "?", "doing": "?", "since": "?"}
@@ -49,6 +50,27 @@ class Lock:
             self._fd = -1
 
 
+def _opened(path: Path) -> int:
+    """Open the lock's file. Raises Misconfigured for what is another's file: root locks states of others, and writes there."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | FLAGS, 0o644)
+    except PermissionError:
+        raise NotPermitted(f"this user may not write {path.parent}", "run as the state's owner") from None
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+        raise _no_lock(path) from None
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(fd)
+        raise _no_lock(path)
+    return fd
+
+
+def _no_lock(path: Path) -> Misconfigured:
+    return Misconfigured(f"{path} is a link, or no file: mergd did not make it", "see who did, and remove it")
+
+
 def _locked(fd: int) -> bool:
     """Try for half a second: somebody who only asks who holds the lock holds it for a moment too."""
     for wait in (0.0, 0.1, 0.2, 0.2):
@@ -64,7 +86,7 @@ def _locked(fd: int) -> bool:
 def holder_of(path: Path) -> dict[str, Any] | None:
     """Return what the holder wrote ({pid, doing, since, socket}), or None if nobody holds the lock."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | FLAGS)
     except OSError:
         return None
     try:

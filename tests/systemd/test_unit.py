@@ -12,7 +12,7 @@ import pytest
 import repository
 
 from mergd.daemon.settings import Settings, validate
-from mergd.state.errors import Damaged, Misconfigured, NotPermitted, Refused, Unavailable
+from mergd.state.errors import Busy, Damaged, Misconfigured, NotPermitted, Refused, Unavailable
 
 FOLDER = repository.ROOT / "systemd"
 UNIT = FOLDER / "mergd@.service"
@@ -85,3 +85,13 @@ def test_the_example_keeps_its_state_where_the_unit_lets_it_write() -> None:
     written = unit()["Service"]["StateDirectory"].replace("%i", "NAME")
     assert Path(values["state"]) == Path("/var/lib") / written
     assert not Path(values["watch"]).is_relative_to("/var/lib")
+
+
+@pytest.mark.parametrize("name", ["mergd@.service", "mergd-user@.service"])
+def test_what_waiting_mends_is_waited_for_without_end(name: str) -> None:
+    parser = configparser.RawConfigParser(strict=False)
+    parser.read_string((FOLDER / name).read_text())
+    assert parser["Unit"]["StartLimitIntervalSec"] == "0"
+    assert "StartLimitBurst" not in parser["Unit"]
+    codes = {int(code) for code in parser["Service"]["RestartPreventExitStatus"].split()}
+    assert not codes & {Unavailable.exit_code, Busy.exit_code}
