@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from ..state.errors import MergdError, Misconfigured, Usage
-from . import display, installing
+from . import display, installing, uninstalling
 from .cli_options import ConfigOption
 from .configuration import SYSTEM_FOLDER, read_settings
 from .settings import Settings
+from .settings_tables import absolute
 from .units import KINDS, SYSTEM, USER, Kind, Program, program_files, service_files
 
 service = typer.Typer(
@@ -45,7 +46,8 @@ def install(
         _print(files)
         return
     if not own:
-        installing.check_interpreter(place)
+        installing.check_config(place.config)
+        installing.check_interpreter(name, place.python, place.user)
     _say(installing.install(place, files))
 
 
@@ -55,25 +57,37 @@ def uninstall(
     purge: Annotated[
         bool, typer.Option("--purge", help="Also delete state and configuration, if you type the name.")
     ] = False,
+    gate: Annotated[str, typer.Option("--gate", metavar="PROGRAM", help="Only the units of this gate.")] = "",
+    hook: Annotated[str, typer.Option("--hook", metavar="PROGRAM", help="Only the units of this hook.")] = "",
     own: OwnOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Stop a merge's service, and remove what install wrote. State, configuration and the watched folder stay."""
+    if sum(map(bool, (gate, hook, purge or own))) > 1:
+        raise Usage("only one of --gate and --hook, and neither --user nor --purge", "one after the other")
     installing.check_may(own)
+    installing.check_name(name)
+    if gate or hook:
+        _say(uninstalling.uninstall_program("gate" if gate else "hook", name, gate or hook))
+        return
     path = config or _config(name)
     settings = _settings_if_sound(path)
     if purge:
         settings = read_settings(path)
+        uninstalling.check_purge(settings)
         if typer.prompt(f"To delete {settings.state} and {path}, type {name}", err=True) != name:
             raise Usage("nothing was removed: that was not its name", "without --purge, state and configuration stay")
-    done = installing.uninstall(name, own, _units(own))
+    done = uninstalling.uninstall(name, own, _units(own))
     if purge and settings is not None:
-        done.removed += installing.purge(settings, path, name)
+        done.removed += uninstalling.purge(settings, path, name, own)
     else:
         done.left += [f"the state: {settings.state}"] if settings else []
         done.left.append(f"the configuration: {path}")
-    done.left += [f"the credential {secret}" for secret in sorted(SYSTEM_FOLDER.glob(f"{name}.*")) if secret != path]
-    done.left += [] if own else [f"the user {USER}, and what is in {installing.CACHES / name}"]
+    if not own:
+        secrets = sorted(set(SYSTEM_FOLDER.glob(f"{name}.*")) - {path})
+        done.left += [f"the credential {secret}" for secret in secrets]
+        cache = installing.CACHES / name
+        done.left.append(f"the user {USER}" + (f", and what is in {cache}" if cache.exists() else ""))
     _say(done)
 
 
@@ -98,18 +112,20 @@ def _program(kind: Kind) -> None:
         config: ConfigOption = None,
     ) -> None:
         settings = read_settings(config or _config(name))
+        installing.check_name(name)
         installing.check_name(program)
         if not Path(command[0]).is_absolute():
             raise Misconfigured(f"{command[0]} is no absolute path", "say where the program lies")
-        asker = installing.asker_of(settings.state)
+        asker = installing.asker_of(name)
         made = Program(
             kind, name, program, command, sys.executable, settings.state, asker, user_name, memory, seconds, network, gpu,
-            (*_measured_too(kind, settings, own=user_name == asker), *(read or ())),
+            (*_measured_too(kind, settings, own=user_name == asker), *(Path(absolute(path)) for path in read or ())),
         )  # fmt: skip
         if dry:
             _print(program_files(made))
             return
         installing.check_may(own=False)
+        installing.check_program(made)
         _say(installing.install_program(made, program_files(made)))
 
     write.__doc__ = (

@@ -1,4 +1,4 @@
-"""Installing a merge's service on this machine: what stands in its way, the files, and what systemd is told."""
+"""Installing a merge's service on this machine, or a program's: what stands in its way, the files, and what systemd is told."""
 
 import os
 import pwd
@@ -6,14 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from grp import getgrgid
 from pathlib import Path
 
 from ..state.errors import MergdError, Misconfigured, NotPermitted, Unavailable
 from ..state.history import History
-from ..state.lock import Lock
 from ..state.store import Store
 from ..state.users import name_of
 from .blocks import machine_of
@@ -23,7 +22,19 @@ from .method import method_of
 from .opening import pinned_base
 from .progress import Progress
 from .settings import Settings
-from .units import KINDS, MARK, READ_TOKEN, SYSTEM, USER, USERS, Place, Program, credentials_of, drop_in, network_of
+from .units import (
+    MARK,
+    READ_TOKEN,
+    SYSTEM,
+    USER,
+    USERS,
+    Place,
+    Program,
+    credentials_of,
+    drop_in,
+    memory_max,
+    network_of,
+)
 
 BOOTED = Path("/run/systemd/system")
 HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # noqa: S108 - from the unit, which has its own
@@ -46,8 +57,8 @@ class Done:
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that could not be an instance's of a unit."""
-    if not re.fullmatch(r"[A-Za-z0-9_.]+(-[A-Za-z0-9_.]+)*", name):
+    """Refuse a name that could not be an instance's of a unit, or would name a folder above."""
+    if not re.fullmatch(r"(?!\.+$)[A-Za-z0-9_.]+(-[A-Za-z0-9_.]+)*", name):
         raise Misconfigured(
             f"{name!r} is no name of a service",
             "letters, digits, dots, underscores, and single hyphens between them make one",
@@ -145,16 +156,37 @@ def systemd_version() -> int:
 # ----------------------------------------------------------------------------------------------------- the interpreter
 
 
-def check_interpreter(place: Place) -> None:
-    """Refuse an interpreter that the unit's user cannot run, or cannot see. Raises Misconfigured, with how to make one."""
-    how = HOW.format(name=place.name)
-    parts = {Path(place.python), Path(place.python).resolve(), Path(sys.base_prefix), Path(__file__).resolve()}
-    for part in sorted(parts):
-        hidden = next((folder for folder in HIDDEN if part.is_relative_to(folder)), None)
+def check_interpreter(name: str, python: str, user: str) -> None:
+    """Refuse an interpreter that a unit's user cannot run, or cannot see. Raises Misconfigured, with how to make one."""
+    how = HOW.format(name=name)
+    check_seen((Path(python), Path(python).resolve(), Path(sys.base_prefix), Path(__file__).resolve()), how)
+    if os.geteuid() == 0 and (trouble := _try_as(user, python)):
+        raise Misconfigured(f"{user or 'another user'} cannot run {python}: {trouble}", how)
+
+
+def check_config(config: Path) -> None:
+    """Refuse a configuration that the service would not see."""
+    check_seen([config], f"put it into {SYSTEM_FOLDER}, and install without -c")
+
+
+def check_program(program: Program) -> None:
+    """Refuse a program, or a file among its words, that its unit does not see, or whose interpreter does not run."""
+    check_interpreter(program.merge, program.python, program.user)
+    words = [Path(word) for word in program.command if word.startswith("/")]
+    seen = [
+        word
+        for word in (*words, *(word.resolve() for word in words))
+        if not any(word.is_relative_to(read) for read in program.reads)
+    ]
+    check_seen(seen, "move it, such as to /usr/local/bin, or show it: --read PATH")
+
+
+def check_seen(paths: Iterable[Path], hint: str) -> None:
+    """Refuse what lies where a unit sees nothing. Raises Misconfigured, with what to do."""
+    for path in sorted(set(paths)):
+        hidden = next((folder for folder in HIDDEN if path.is_relative_to(folder)), None)
         if hidden is not None:
-            raise Misconfigured(f"{part} is in {hidden}, which the service does not see", how)
-    if os.geteuid() == 0 and (trouble := _try_as(place.user, place.python)):
-        raise Misconfigured(f"{place.user} cannot run {place.python}: {trouble}", how)
+            raise Misconfigured(f"{path} is in {hidden}, which the service does not see", hint)
 
 
 def _try_as(user: str, python: str) -> str:
@@ -240,13 +272,28 @@ def install(place: Place, files: Mapping[Path, str]) -> Done:
             log = f"journalctl {'--user ' if place.own else ''}-u {unit}"
             raise Unavailable(f"{unit} is installed and does not start: {error}", f"{log} says why") from None
     done.notes.append(f"{unit} runs; what it is about: systemctl {'--user ' if place.own else ''}status {unit}")
+    done.notes += notes_on(place)
     return done
 
 
-def asker_of(state: Path) -> str:
-    """Return the user that a merge's daemon runs as: whose its state is, once it was handed over."""
-    owner = state.stat().st_uid
-    return USER if owner == 0 else name_of(owner)
+def notes_on(place: Place) -> Iterator[str]:
+    """Say what else is to be known of a service that is installed."""
+    children = [name for name, gate in place.settings.gate.items() if gate.command]
+    if children:
+        most = memory_max(place.buffers) >> 20
+        yield f"gate {', '.join(children)}: the daemon's child, in its memory of {most} MiB; mergd service gate gives its own"
+    for path in sorted(place.units.glob(f"mergd-*-{place.name}--*.socket")):
+        if ours(path) and f"\nSocketUser={place.user}\n" not in path.read_text():
+            yield f"{path.name} is for another user than {place.user}: make it again, mergd service gate or hook"
+
+
+def asker_of(name: str, units: Path = SYSTEM) -> str:
+    """Return the user that a merge's daemon was installed to run as. Raises Misconfigured where it was not."""
+    path = drop_in(units, name)
+    if not ours(path):
+        raise Misconfigured(f"the service of {name} is not installed", f"first: mergd service install -n {name}")
+    users = re.findall(r"^User=(.+)$", path.read_text(), re.MULTILINE)
+    return users[-1] if users else USER
 
 
 def install_program(program: Program, files: Mapping[Path, str]) -> Done:
@@ -263,54 +310,3 @@ def install_program(program: Program, files: Mapping[Path, str]) -> Done:
 def _is(own: bool, what: str, unit: str) -> bool:
     command = ["systemctl", *(["--user"] if own else []), what, "--quiet", unit]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603
-
-
-# ------------------------------------------------------------------------------------------------------- uninstalling
-
-
-def uninstall(name: str, own: bool, units: Path) -> Done:
-    """Stop a merge's service, and remove what was written for it; what others of its kind need stays."""
-    check_name(name)
-    done, unit = Done(), f"mergd@{name}.service"
-    if not drop_in(units, name).exists():
-        raise Misconfigured(f"{unit} was not installed by mergd service", f"systemctl status {unit} says what it is")
-    programs = sorted(path for kind in KINDS for path in units.glob(f"mergd-{kind}-{name}--*"))
-    for path in programs:
-        if path.suffix == ".socket":
-            systemctl(own, "disable", "--now", path.name)
-    systemctl(own, "disable", "--now", unit)
-    done.removed = [path for path in (*programs, *_written_for(name, units)) if remove(path)]
-    systemctl(own, "daemon-reload")
-    return done
-
-
-def _written_for(name: str, units: Path) -> Iterable[Path]:
-    yield drop_in(units, name)
-    others = [path for path in units.glob("mergd@*.service.d/mergd.conf") if path != drop_in(units, name)]
-    if not others:
-        yield units / "mergd@.service"
-        if units == SYSTEM:
-            yield USERS
-
-
-def remove(path: Path) -> bool:
-    """Remove a file that `mergd service` wrote, and its folder if that is empty then; returns whether it did."""
-    if not ours(path):
-        return False
-    path.unlink()
-    if path.parent.name.endswith(".d") and path.parent != USERS.parent and not any(path.parent.iterdir()):
-        path.parent.rmdir()
-    return True
-
-
-def purge(settings: Settings, config: Path, name: str) -> list[Path]:
-    """Delete a merge's state, its cache and its configuration; returns them. Raises Busy if a daemon has the state."""
-    lock = Lock(Store(settings.state).lock)
-    lock.take("mergd service uninstall")
-    try:
-        shutil.rmtree(settings.state)
-    finally:
-        lock.release()
-    shutil.rmtree(CACHES / name, ignore_errors=True)
-    config.unlink()
-    return [settings.state, config]

@@ -211,8 +211,9 @@ def program_files(program: Program, units: Path = SYSTEM) -> dict[Path, str]:
 
 def _socket(program: Program) -> Iterator[str]:
     yield from ("[Unit]", f"Description=mergd: where {program.merge} asks its {program.kind} {program.name}", "")
-    yield from ("[Socket]", f"ListenStream={quoted(program.socket)}", "Accept=yes", "MaxConnections=1")
-    yield from (f"SocketUser={program.asker}", f"SocketGroup={program.asker}", "SocketMode=0600", "DirectoryMode=0755")
+    yield from ("[Socket]", f"ListenStream={quoted(program.socket)}", "Accept=yes")
+    yield "MaxConnections=2"  # what was given up may still be ending when the next is asked
+    yield from (f"SocketUser={program.asker}", "SocketMode=0600", "DirectoryMode=0755")
     yield from ("RemoveOnStop=yes", "", "[Install]", "WantedBy=sockets.target")
 
 

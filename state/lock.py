@@ -68,7 +68,7 @@ def _opened(path: Path) -> int:
 
 
 def _no_lock(path: Path) -> Misconfigured:
-    return Misconfigured(f"{path} is a link, or no file: mergd did not make it", "see who did, and remove it")
+    return Misconfigured(f"{path} is a link, or no file of the daemon's", "see who did, and remove it")
 
 
 def _locked(fd: int) -> bool:

@@ -24,7 +24,7 @@ def test_what_is_no_file_of_its_own_is_refused_and_not_touched(tmp_path: Path, p
     target.write_text("another's")
     target.chmod(0o600)
     PUT[put](tmp_path / "lock", target)
-    with pytest.raises(Misconfigured, match="mergd did not make it"):
+    with pytest.raises(Misconfigured, match="no file of the daemon"):
         Lock(tmp_path / "lock").take("a test")
     assert holder_of(tmp_path / "lock") is None
     assert target.read_text() == "another's"
