@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 from ..state.errors import MergdError, Misconfigured, Usage
-from . import display, installing, uninstalling
+from . import display, installing, seeing, uninstalling
 from .cli_options import ConfigOption
 from .configuration import SYSTEM_FOLDER, read_settings
 from .settings import Settings
 from .settings_tables import absolute
-from .units import KINDS, SYSTEM, USER, Kind, Program, program_files, service_files
+from .units import CACHES, KINDS, SYSTEM, USER, Kind, Program, base_files, program_files, service_files
 
 service = typer.Typer(
     help="Make a merge a service of systemd, hardened, and take it away again.",
@@ -46,8 +46,8 @@ def install(
         _print(files)
         return
     if not own:
-        installing.check_config(place.config)
-        installing.check_interpreter(name, place.python, place.user)
+        seeing.check_config(place.config)
+        seeing.check_interpreter(name, place.python, place.user)
     _say(installing.install(place, files))
 
 
@@ -86,7 +86,7 @@ def uninstall(
     if not own:
         secrets = sorted(set(SYSTEM_FOLDER.glob(f"{name}.*")) - {path})
         done.left += [f"the credential {secret}" for secret in secrets]
-        cache = installing.CACHES / name
+        cache = CACHES / name
         done.left.append(f"the user {USER}" + (f", and what is in {cache}" if cache.exists() else ""))
     _say(done)
 
@@ -119,13 +119,13 @@ def _program(kind: Kind) -> None:
         asker = installing.asker_of(name)
         made = Program(
             kind, name, program, command, sys.executable, settings.state, asker, user_name, memory, seconds, network, gpu,
-            (*_measured_too(kind, settings, own=user_name == asker), *(Path(absolute(path)) for path in read or ())),
+            tuple(Path(absolute(path)) for path in read or ()), base_files(settings, name) if kind == "gate" else (),
         )  # fmt: skip
         if dry:
             _print(program_files(made))
             return
         installing.check_may(own=False)
-        installing.check_program(made)
+        seeing.check_program(made)
         _say(installing.install_program(made, program_files(made)))
 
     write.__doc__ = (
@@ -136,20 +136,6 @@ def _program(kind: Kind) -> None:
 
 for kind in KINDS:
     _program(kind)
-
-
-def _measured_too(kind: Kind, settings: Settings, own: bool) -> tuple[Path, ...]:
-    """Return the base model's folder, which a gate measures too. Raises Misconfigured where only the daemon's user sees it.
-
-    `own`: whether the gate runs as that user.
-    """
-    base = Path(settings.base_model).expanduser()
-    if kind == "gate" and not base.exists() and not own:
-        raise Misconfigured(
-            f"a gate measures the base model too, and {settings.base_model} lies in the service's own cache",
-            "make the merge from a folder that everybody may read: mergd init --base FOLDER --set hub.base=ORG/BASE",
-        )
-    return (base,) if kind == "gate" and base.exists() else ()
 
 
 def _config(name: str) -> Path:

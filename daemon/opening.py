@@ -64,6 +64,7 @@ def open_merge(settings: Settings, history: History, progress: Progress) -> Merg
     method = method_of(settings.method)
     check_pins(settings, method, pins)
     base = _open_pinned_base(settings, history, pins, progress)
+    _show_base(settings, base)
     machine_of(settings, base, method)
     return Merge(base=base, method=method, **_judges_and_listeners(settings))
 
@@ -87,7 +88,16 @@ def reopen_merge(merge: Merge, old: Settings, new: Settings, pins: Mapping[str, 
             raise Misconfigured(
                 f"{key} was {getattr(old, key)} when the daemon started", "restart the daemon to change it"
             )
+    _show_base(new, merge.base)
     return replace(merge, **_judges_and_listeners(new))
+
+
+def _show_base(settings: Settings, base: Base) -> None:
+    """Let a gate in a unit of its own, and so another user, read a base model that the daemon fetched from the Hub."""
+    if base.commit and base.folder and any(gate.socket for gate in settings.gate.values()):
+        from ..plugins.sources.hub import repository as hub  # the Hub's client takes a while to import
+
+        hub.let_others_read(base.folder)
 
 
 def _judges_and_listeners(settings: Settings) -> dict[str, Any]:

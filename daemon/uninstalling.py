@@ -7,9 +7,9 @@ from pathlib import Path
 from ..state.errors import Misconfigured
 from ..state.lock import Lock
 from ..state.store import Store
-from .installing import CACHES, Done, check_name, ours, systemctl
+from .installing import Done, check_name, ours, systemctl
 from .settings import Settings
-from .units import KINDS, SYSTEM, USERS, Kind, drop_in
+from .units import CACHES, KINDS, SYSTEM, USERS, Kind, drop_in
 
 
 def uninstall(name: str, own: bool, units: Path) -> Done:

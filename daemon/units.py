@@ -11,6 +11,7 @@ from .settings import Settings
 
 SYSTEM, USERS = Path("/etc/systemd/system"), Path("/etc/sysusers.d/mergd.conf")
 STATES, SOCKETS = Path("/var/lib/mergd"), Path("/run/mergd-programs")
+CACHES = Path("/var/cache/mergd")
 USER = "mergd"  # and the group that may ask the daemon
 MARK = "# Written by mergd service"  # what begins so is overwritten and removed by it, and nothing else is
 READ_TOKEN = "hub-read"  # noqa: S105 - the name of the credential with the token that reads from the Hub
@@ -71,6 +72,16 @@ def network_of(settings: Settings) -> Network:
     if hub.namespace or hub.publish_to or any(urls) or packages or not base.exists():
         return "all"
     return "loopback" if settings.metrics.listen else "none"
+
+
+def base_files(settings: Settings, merge: str) -> tuple[Path, ...]:
+    """Return where the base model's files really are; of one from the Hub, its repository in the service's cache."""
+    if not (base := Path(settings.base_model).expanduser()).exists():
+        repository = settings.base_model.partition("@")[0].replace("/", "--")
+        return (CACHES / merge / "hf" / "hub" / f"models--{repository}",)
+    real = base.resolve()
+    links = {path.resolve() for path in real.rglob("*") if path.is_symlink()}
+    return real, *sorted(path for path in links if path.exists() and not path.is_relative_to(real))
 
 
 def credentials_of(settings: Settings) -> tuple[str, ...]:
@@ -188,6 +199,7 @@ class Program:
     network: bool = False
     gpu: bool = False
     reads: tuple[Path, ...] = ()
+    base: tuple[Path, ...] = ()  # what a gate reads of the base model
 
     @property
     def unit(self) -> str:
@@ -228,8 +240,10 @@ def _service(program: Program) -> Iterator[str]:
     yield from (f"MemoryMax={program.memory}", "MemorySwapMax=0", f"RuntimeMaxSec={program.seconds}")
     yield "# Of the state it sees the models, and the one that is being judged; nothing can be changed."
     yield from ("ProtectSystem=strict", "ProtectHome=tmpfs", "PrivateTmp=yes", "PrivateMounts=yes")
-    yield f"TemporaryFileSystem={quoted(program.state)}:ro"
-    shown = [program.state / "models", program.state / "drafts", *program.reads]
+    cache = CACHES / program.merge  # closed to others, but for a base model from the Hub
+    over = [program.state, *([cache] if any(path.is_relative_to(cache) for path in program.base) else [])]
+    yield f"TemporaryFileSystem={' '.join(f'{quoted(path)}:ro' for path in over)}"
+    shown = [program.state / "models", program.state / "drafts", *program.base, *program.reads]
     yield f"BindReadOnlyPaths={' '.join(quoted(path, '-') for path in shown)}"
     yield "InaccessiblePaths=-/etc/mergd -/run/mergd -/run/credentials"
     yield from ("NoNewPrivileges=yes", "CapabilityBoundingSet=", "RestrictSUIDSGID=yes", "LockPersonality=yes")

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from support.commands import mergd, start_forking
 from support.merges import Sandbox
+from support.models import save_model, tiny_base
 
-from mergd.daemon import installing, uninstalling
+from mergd.daemon import installing, seeing, uninstalling
 from mergd.daemon.settings import validate
 from mergd.daemon.units import MARK, Place, Program, drop_in, program_files
 from mergd.state.errors import Misconfigured, NotPermitted
@@ -135,26 +136,44 @@ def test_one_program_is_taken_away_and_the_rest_stays(tmp_path: Path, told: list
 
 
 def test_a_program_that_its_unit_does_not_see_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installing, "check_interpreter", lambda *_: None)
+    monkeypatch.setattr(seeing, "check_interpreter", lambda *_: None)
     for words in (["/var/tmp/ada/judge"], ["/usr/bin/python3", "/run/user/1/judge.py"], ["/tmp/judge"]):
         with pytest.raises(Misconfigured, match="does not see"):
-            installing.check_program(program(command=words))
-    installing.check_program(program(command=["/var/tmp/ada/bin/judge"], reads=(Path("/var/tmp/ada/bin"),)))
-    installing.check_program(program(command=["/usr/bin/true", "home/judge"]))
+            seeing.check_program(program(command=words))
+    seeing.check_program(program(command=["/var/tmp/ada/bin/judge"], reads=(Path("/var/tmp/ada/bin"),)))
+    seeing.check_program(program(command=["/usr/bin/true", "home/judge"]))
+
+
+def test_a_base_model_that_others_may_not_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seeing, "check_interpreter", lambda *_: None)
+    base = save_model(tmp_path / "base", tiny_base())
+    weights = next(base.glob("*.safetensors"))
+    base.chmod(0o755)
+    for path in base.iterdir():
+        path.chmod(0o644)
+    seeing.check_program(program(base=(base,)))
+    for path, mode in ((weights, 0o600), (base, 0o700)):
+        before = path.stat().st_mode
+        path.chmod(mode)
+        with pytest.raises(Misconfigured, match="others may not read") as refused:
+            seeing.check_program(program(base=(base,)))
+        assert "--user-name" in refused.value.hint
+        seeing.check_program(program(base=(base,), user="judge"))
+        path.chmod(before)
 
 
 def test_an_interpreter_that_a_unit_does_not_see_is_refused() -> None:
     with pytest.raises(Misconfigured, match="does not see") as refused:
-        installing.check_interpreter("llama", "/var/tmp/ada/bin/python", "")
+        seeing.check_interpreter("llama", "/var/tmp/ada/bin/python", "")
     assert "python3 -m venv /opt/mergd" in refused.value.hint
     with pytest.raises(Misconfigured, match="does not see"):
-        installing.check_program(program(python="/var/tmp/ada/bin/python"))
+        seeing.check_program(program(python="/var/tmp/ada/bin/python"))
 
 
 def test_a_configuration_that_the_service_does_not_see_is_refused() -> None:
     with pytest.raises(Misconfigured, match="is in /var/tmp"):
-        installing.check_config(Path("/var/tmp/ada/mergd.toml"))
-    installing.check_config(Path("/srv/mergd.toml"))
+        seeing.check_config(Path("/var/tmp/ada/mergd.toml"))
+    seeing.check_config(Path("/srv/mergd.toml"))
 
 
 # ---------------------------------------------------------------------------------------------------------- purging

@@ -15,6 +15,7 @@ from mergd.daemon.settings import validate
 from mergd.daemon.units import (
     Place,
     Program,
+    base_files,
     credentials_of,
     memory_max,
     network_of,
@@ -245,6 +246,26 @@ def test_what_a_gates_program_is_given() -> None:
     assert service["TemporaryFileSystem"] == "/var/lib/mergd/llama:ro"
     assert service["PrivateNetwork"] == "yes"
     assert not {"LoadCredential", "MemoryDenyWriteExecute", "EnvironmentFile"} & set(service)
+
+
+def test_a_gate_sees_where_the_base_models_files_really_are(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "b1").touch()
+    base = tmp_path / "real"
+    base.mkdir()
+    (base / "model.safetensors").symlink_to("../blobs/b1")
+    (tmp_path / "link").symlink_to(base)
+    files = base_files(place(tmp_path, base=str(tmp_path / "link")).settings, "llama")
+    assert files == (base, tmp_path / "blobs" / "b1")
+    text = program_files(program(base=files))[Path("/etc/systemd/system/mergd-gate-llama--evals@.service")]
+    assert f"-{base} -{tmp_path}/blobs/b1\n" in text
+
+
+def test_a_gate_sees_of_the_services_cache_the_base_model_alone(tmp_path: Path) -> None:
+    files = base_files(place(tmp_path, base="acme/base@main").settings, "llama")
+    text = program_files(program(base=files))[Path("/etc/systemd/system/mergd-gate-llama--evals@.service")]
+    assert "TemporaryFileSystem=/var/lib/mergd/llama:ro /var/cache/mergd/llama:ro\n" in text
+    assert " -/var/cache/mergd/llama/hf/hub/models--acme--base\n" in text
 
 
 def test_more_is_given_only_where_it_is_asked_for() -> None:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,6 +53,15 @@ def fetch(name: str, commit: str | None = None, came: Came = lambda more, whole:
         commit = commit or HfApi().model_info(repo, revision=revision, timeout=30).sha
         folder = held or snapshot_download(repo, revision=commit, ignore_patterns=LEFT, tqdm_class=bar_that(came))
     return Snapshot(Path(folder), str(commit))
+
+
+def let_others_read(snapshot: Path) -> None:
+    """Open a snapshot's files to others, and the folders of its repository; what lies above is left as it is."""
+    inside = [snapshot, *snapshot.rglob("*")]
+    blobs = [path.resolve() for path in inside]
+    for path in {snapshot.parents[1], snapshot.parent, *inside, *blobs, *(blob.parent for blob in blobs)}:
+        with suppress(OSError):  # somebody else's cache
+            path.chmod(path.stat().st_mode & 0o777 | (0o055 if path.is_dir() else 0o044))
 
 
 def look(name: str) -> Headers:
