@@ -167,13 +167,15 @@ def test_neither_the_configuration_nor_the_processes_show_a_token(hubbed: Served
     assert WRITE not in shown
 
 
-def test_a_gate_that_could_not_read_the_base_model_is_refused(hubbed: Served) -> None:
+def test_a_gate_sees_a_base_model_of_the_hub_and_nothing_else_of_the_cache(hubbed: Served) -> None:
     text = hubbed.config.read_text()
     line = 'base_model = "/srv/hubbed/base"'
     assert line in text
     hubbed.config.write_text(text.replace(line, 'base_model = "acme/base"'))
-    words = ("service", "gate", "--program", "sizes", "--", PYTHON, "/srv/hub/judge.py")
-    assert "in the service's own cache" in hubbed.mergd(*words, code=78)
+    words = ("service", "gate", "--program", "sizes", "--dry-run", "--", PYTHON, "/srv/hub/judge.py")
+    written = hubbed.mergd(*words)
+    assert "/var/cache/mergd/hubbed/hf/hub/models--acme--base" in written
+    assert written.count("/var/cache/") == 1
     hubbed.config.write_text(text)
 
 
