@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..plugins.sources.interface import SCHEME
 from ..state.history import History
 from ..state.records import Checkpoint, Version
 from .replaying import share_of
 
 MOST = 1000  # versions that are looked back at, and checkpoints that are listed: so a card costs no more than that
-ELSEWHERE = "hf://"  # begins the place of what lies in a repository of the Hub
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -121,8 +121,8 @@ def named(row: Checkpoint) -> dict[str, Any]:
     """Return what a card may say of a checkpoint: where it lies only if that is a repository, which others have too."""
     known: dict[str, Any] = {"name": row.name, "digest": row.digest}
     known |= {"licence": row.licence} if row.licence else {}
-    if row.place.startswith(ELSEWHERE):
-        known["repository"] = row.place.removeprefix(ELSEWHERE)
+    if row.place.startswith(SCHEME):
+        known["repository"] = row.place.removeprefix(SCHEME)
         if COMMIT.fullmatch(row.fingerprint):
             known["commit"] = row.fingerprint
     return known

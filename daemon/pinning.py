@@ -7,13 +7,12 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from ..plugins.sources.directory import Directory  # of a merge that watches no folder too
-from ..plugins.sources.interface import Sight
+from ..plugins.sources.interface import SCHEME, Sight
 from ..state.archive import Archive, Pinned, copy_source, is_unchanged
 from ..state.checkpoints import Checkpoints
 from ..state.errors import MergdError
 from ..state.records import Checkpoint, Sighting
 from ..state.store import Draft
-from .ancestry import ELSEWHERE
 from .progress import Progress
 from .settings_tables import ArchiveSettings
 
@@ -87,7 +86,7 @@ class Sources:
 
         It is pinned to the commit that was folded. Nobody is asked whether it is still there.
         """
-        rows = (other for other in self._places(row) if other.place.startswith(ELSEWHERE) and other.fingerprint)
+        rows = (other for other in self._places(row) if other.place.startswith(SCHEME) and other.fingerprint)
         there = (other for other in rows if (other.place, other.fingerprint) not in self.lost)
         return next(
             (Sighting(o.source, o.place, o.name, (), revision=o.fingerprint, public=o.public) for o in there), None

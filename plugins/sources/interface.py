@@ -8,6 +8,8 @@ from typing import Protocol
 from ...state.errors import MergdError, Unavailable
 from ...state.records import Sighting
 
+SCHEME = "hf://"  # begins the place of what lies in a repository of the Hub
+
 
 @dataclass(frozen=True)
 class Scan:

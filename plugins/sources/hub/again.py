@@ -12,12 +12,11 @@ from threading import Event
 from ....state.errors import NotPermitted, Unavailable
 from ....state.records import Sighting
 from ..directory import Directory
-from ..interface import Later, Lost
+from ..interface import SCHEME, Later, Lost
 from .backoff import Backoff
 from .client import Gone, Limited
 from .files import files_of
 from .line import Line
-from .namespace import SCHEME
 from .spool import Spool
 from .streaming import Vouching
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ....state.errors import Unavailable
 
 FIRST, LONGEST = 5.0, 900.0  # seconds
+MOST_ASKED = 86400.0  # seconds: for no longer is anybody left alone who asks for that
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class Backoff:
 
     failures: int = 0
     until: float = 0.0  # wall-clock seconds, so that it outlives a restart
+    rest: float = LONGEST  # seconds from when it failed until then
 
     def failed(self, now: float, asked: float | None = None) -> "Backoff":
         """Return it after one more failure; `asked`: the seconds of rest that were asked for.
@@ -24,12 +26,12 @@ class Backoff:
         longest = min(LONGEST, FIRST * 2**self.failures)
         rest = random.uniform(0, longest)  # noqa: S311 - no secret
         if asked is not None:
-            rest = min(max(asked, 0.5 * longest), LONGEST) + random.uniform(0, FIRST)  # noqa: S311
-        return Backoff(min(self.failures + 1, 16), now + rest)
+            rest = min(max(asked, 0.5 * longest), MOST_ASKED) + random.uniform(0, FIRST)  # noqa: S311
+        return Backoff(min(self.failures + 1, 16), now + rest, rest)
 
     def rests(self, now: float) -> bool:
         """Whether it is to be left alone; a clock that was set back lengthens no rest."""
-        return now < self.until <= now + LONGEST + FIRST
+        return now < self.until <= now + max(self.rest, LONGEST) + FIRST
 
 
 class Resting(Unavailable):

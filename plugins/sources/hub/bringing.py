@@ -271,7 +271,8 @@ class Bringing:
             if isinstance(error, NotPermitted):
                 brought.backoff = Backoff(until=time.time() + LONGEST)  # a person must act first
             elif isinstance(error, Resting):
-                brought.backoff = replace(brought.backoff, until=self._quiet.backoff.until)
+                rests = self._quiet.backoff
+                brought.backoff = replace(brought.backoff, until=rests.until, rest=rests.rest)
             else:
                 seconds = error.seconds if isinstance(error, Limited) else None
                 brought.backoff, brought.waits_for = brought.backoff.failed(time.time(), seconds), str(error)

@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any
 
@@ -191,6 +193,8 @@ def _check_status(response: Any) -> None:
 def _seconds_of(headers: Any) -> float | None:
     """Return for how long the Hub wants to be left alone, if its headers say so."""
     info, after = parse_ratelimit_headers(headers), headers.get("Retry-After", "")
-    if after.isdecimal():
+    if after.isascii() and after.isdecimal():
         return float(after)
+    with suppress(ValueError):  # it may be a date
+        return max((parsedate_to_datetime(after).astimezone(UTC) - datetime.now(UTC)).total_seconds(), 0.0)
     return float(info.reset_in_seconds) if info is not None and info.remaining == 0 else None

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from ....state.errors import MergdError, NotPermitted
 from ....state.records import Sighting
-from ..interface import Room, Scan
-from .backoff import Backoff, Quiet
+from ..interface import SCHEME, Room, Scan
+from .aside import Aside
+from .backoff import LONGEST, Backoff, Quiet
 from .bringing import Bringing
 from .client import Limited, within
 from .line import Line
@@ -21,7 +22,6 @@ from .spool import Spool
 
 log = logging.getLogger(__name__)
 
-SCHEME = "hf://"
 POLL = 45.0  # seconds that a poll may take
 SWEEP = 3600.0  # seconds between listings of everything: so deletions are seen, and whatever a clock hid
 
@@ -47,12 +47,13 @@ class Namespace:
         self._bringing = Bringing(
             self._spool, room, tokens=tokens, stream=stream, stopped=self._closing.is_set, gone=self._note_gone
         )
-        self._lock = threading.Lock()
+        self._lock, self._polls, self._aside = threading.Lock(), threading.Lock(), Aside(self._closing)
         self._listed: dict[str, Listed] | None = None  # by repository; None before the first listing
         self._swept_at = float("-inf")  # monotonic seconds
         self._newest: datetime | None = None
         self._backoff = Backoff()  # of listings
         self._trouble = ""
+        self._gone: dict[tuple[str, str], float] = {}  # repository and commit -> until when (monotonic seconds)
         self._ours = bool(wanted.allow)  # whether it is known that the namespace may be watched
         self._begun = False
 
@@ -70,17 +71,25 @@ class Namespace:
             self._backoff, self._quiet.backoff = Backoff(*polls), Backoff(*everything)
 
     def poll(self) -> None:
-        """Ask what there is now, within a minute; what went wrong is told by the next scan."""
-        if self._closing.is_set():
+        """Ask what there is now, within a minute; what went wrong is told by the next scan.
+
+        One at a time: an older answer must not undo a newer one.
+        """
+        if not self._polls.acquire(timeout=POLL):
             return
+        try:
+            if not self._closing.is_set():
+                self._poll()
+        finally:
+            self._polls.release()
+
+    def _poll(self) -> None:
         if self._backoff.rests(time.time()) or self._quiet.rests:
             self._trouble = self._trouble or self._quiet.told or "the Hub is left alone for a while: it failed before"
             return
         before = self._quiet.backoff
         try:
-            with within(POLL, self._closing.is_set):
-                self._check_ours()
-                self._list()
+            self._list()
         except MergdError as error:
             seconds = error.seconds if isinstance(error, Limited) else None
             self._backoff = self._backoff.failed(time.time(), seconds)
@@ -109,9 +118,19 @@ class Namespace:
 
     def _list(self) -> None:
         sweeps = self._listed is None or time.monotonic() - self._swept_at > SWEEP
-        found = list(since(newest_first(self._namespace), None if sweeps else self._newest))
-        taken = {one.repo: one for one in found if self._wanted.takes(one)}
+        mark = None if sweeps else self._newest
+
+        def ask() -> list[Listed]:
+            with within(POLL, self._closing.is_set):
+                self._check_ours()
+                return list(since(newest_first(self._namespace), mark))
+
+        found = self._aside.ask(ask, POLL)
         with self._lock:
+            now = time.monotonic()
+            self._gone = {what: until for what, until in self._gone.items() if until > now}
+            there = (one for one in found if (one.repo, one.commit) not in self._gone)
+            taken = {one.repo: one for one in there if self._wanted.takes(one)}
             gone = {one.repo for one in found} - taken.keys()  # their cards say something else now
             before = {} if sweeps else {repo: one for repo, one in (self._listed or {}).items() if repo not in gone}
             self._listed = before | taken
@@ -159,8 +178,9 @@ class Namespace:
         self._bringing.leave(place.removeprefix(SCHEME))
 
     def _note_gone(self, repo: str, commit: str) -> None:
-        """Take from the list what is not there any more."""
+        """Take from the list what is not there any more; where it stays listed, it is not asked for at each poll."""
         with self._lock:
+            self._gone[repo, commit] = time.monotonic() + LONGEST
             listed = (self._listed or {}).get(repo)
             if self._listed and listed and listed.commit == commit:
                 del self._listed[repo]

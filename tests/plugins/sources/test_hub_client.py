@@ -7,12 +7,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakehub import Cdn, Drip, Elsewhere, FakeHub, Length, Reset, Silence, Status, Truncated, too_many
+from fakehub import Cdn, Drip, Elsewhere, FakeHub, Fault, Length, Request, Reset, Silence, Status, Truncated, too_many
+from hub_server.faults import Line
+from hub_server.messages import Answer
 
 LISTED = """
 import json, sys, time
@@ -230,3 +232,35 @@ def test_what_is_fetched_again_leaves_room_too(
     assert says in found["says"]
     assert bool(found["says"]) == bool(says)
     assert len(found["left"]) == left
+
+
+POLLED = """
+import json, sys, tempfile, threading, time
+from pathlib import Path
+from mergd.plugins.sources.hub import namespace
+from mergd.plugins.sources.hub.listing import Wanted
+from mergd.plugins.sources.interface import Room
+namespace.POLL = 1.0
+source = namespace.Namespace("acme", Wanted("", ("acme/*",)), Path(sys.argv[1]))
+source.begin(None, lambda: None, Room)
+source.poll()
+found = source.scan(None)
+print(json.dumps({"trouble": found.trouble, "left": [t.name for t in threading.enumerate() if t.name == "mergd-hub-poll"]}))
+"""
+
+
+class EndlessHeaders(Fault):
+    """The lines of a header, one after the other, without an end."""
+
+    def answer(self, line: Line, request: Request, serve: Callable[[], Answer]) -> Answer:
+        line.write(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            line.write(b"X-More: a\r\n")
+            line.wait(0.2)
+
+
+def test_a_header_that_never_ends_holds_up_neither_a_poll_nor_the_end(hub: FakeHub, tmp_path: Path) -> None:
+    hub.fault("GET /api/models", EndlessHeaders(), times=None)
+    found = run(hub, POLLED, tmp_path / "spool", home=tmp_path)
+    assert "took too long" in found["trouble"]
+    assert found["left"], "it still hangs, beneath every bound"
