@@ -3,7 +3,7 @@
 import logging
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -163,8 +163,8 @@ class Desk:
         for waiting in self.waiting:
             waiting.ask.progress(progress)
 
-    def answer(self, stuck: MergdError | None) -> None:
-        """Answer those whose task has ended, or whose folds have; and the others with what keeps them waiting."""
+    def answer(self, stuck: Callable[[Collection[int]], MergdError | None]) -> None:
+        """Answer those whose task has ended, or whose folds have; and the others with what keeps their checkpoints waiting."""
         self._answer_tasks()
         self._answer_folds(stuck)
 
@@ -183,14 +183,14 @@ class Desk:
             else:
                 waiting.ask.result(waiting.plan | outcome | {"planned": False})
 
-    def _answer_folds(self, stuck: MergdError | None) -> None:
-        """Answer those whose checkpoints all have a verdict; and the others with `stuck`, which keeps them queued."""
+    def _answer_folds(self, stuck: Callable[[Collection[int]], MergdError | None]) -> None:
+        """Answer those whose checkpoints all have a verdict; and the others with what `stuck` says keeps them queued."""
         for waiting in [waiting for waiting in self.waiting if not waiting.task]:
             rows = [self._history.checkpoints.get(row) for row in waiting.rows]
             if any(row.state in ("ready", "folding", "settling") for row in rows):
-                if stuck is not None:
+                if (why := stuck(waiting.rows)) is not None:
                     self.waiting.remove(waiting)
-                    waiting.ask.error(stuck)
+                    waiting.ask.error(why)
                 continue
             self.waiting.remove(waiting)
             head = self._history.head()

@@ -149,19 +149,19 @@ class Intake:
     def leave(self, row: Checkpoint) -> None:
         """Have deleted what was brought here of a checkpoint that is not to be folded any more."""
         if self._fetching is not None and self._is_remote(row) and row.state not in ("ready", "folding"):
+            self._fetching.forget(row.place)  # its headers are no longer here either
             self._fetching.remote.leave(row.place)
 
     def _is_remote(self, row: Checkpoint) -> bool:
         return self._fetching is not None and row.source == self._fetching.remote.name
 
-    def unfetched(self) -> str:
-        """Return why what lies elsewhere is not here, if nothing brings it now; empty if all is."""
+    def unfetched(self, rows: Collection[int] | None = None) -> str:
+        """Return why what lies elsewhere is not here, if nothing brings it now; empty if all is. `rows`: of these alone."""
         if self._fetching is None or self._fetching.remote.busy:
             return ""
-        rows = self._checkpoints.in_state("settling")
-        return "; ".join(
-            f"{row.name} waits for {self.waits.get(row.id, 'the Hub')}" for row in rows if self._is_remote(row)
-        )
+        settling = self._checkpoints.in_state("settling")
+        lacking = [row for row in settling if self._is_remote(row) and (rows is None or row.id in rows)]
+        return "; ".join(f"{row.name} waits for {self.waits.get(row.id, 'the Hub')}" for row in lacking)
 
     def row_of(self, sighting: Sighting) -> Checkpoint:
         """Return the row of a place: a new one if it is new, or if what was folded from there has changed since."""

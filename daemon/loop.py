@@ -85,7 +85,7 @@ class Loop(Parts):
             if self._hooking.turn():
                 self.tell()
         with self._minding_the_disk():  # whatever could not be written: nobody waits for ever
-            self._desk.answer(self._stuck())
+            self._desk.answer(self._stuck)
             if bool(self.trouble) != self._told_trouble:
                 self.tell()
 

@@ -4,7 +4,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -238,17 +238,19 @@ class Parts:
             "waits": {str(row): text for row, text in self._intake.waits.items()},
         }
 
-    def _stuck(self) -> MergdError | None:
-        """Return what keeps an asked fold from being done now."""
+    def _stuck(self, rows: Collection[int]) -> MergdError | None:
+        """Return what keeps a fold of these checkpoints, which was asked for, from being done now."""
         if self._work.busy:
             return None
         if self._work.worker.trouble:
             return Unavailable(self._work.worker.trouble, "it stays queued, and is folded when that is mended")
         if self._scrubbing.trouble:
             return self._damage()
-        if (why := self._intake.unfetched()) and self._inbox.empty() and not self._scanning.hinted:
+        if self._history.paused():
+            return Busy("folding is paused", "it stays queued; to go on: mergd resume")
+        if (why := self._intake.unfetched(rows)) and self._inbox.empty() and not self._scanning.hinted:
             return Unavailable(why, "it stays queued, and is folded when it is here")
-        return Busy("folding is paused", "it stays queued; to go on: mergd resume") if self._history.paused() else None
+        return None
 
     def left_over(self) -> MergdError | None:
         """Return what kept ready checkpoints from being folded; that it is paused is as somebody wanted it."""

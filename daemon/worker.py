@@ -39,6 +39,7 @@ from .dropping import decide, drop
 from .evaluating import measured_before
 from .front_matter import licence_in
 from .judging import Job, Known, Past, Turned, contribution_of, known_content
+from .naming import ELSEWHERE
 from .opening import Merge
 from .pinning import still_pinned
 from .preparing import Wanted, folder_of
@@ -109,7 +110,7 @@ class Worker:
         checkpoints = self._history.checkpoints
         candidate = self._candidate(row)
         if candidate is None:
-            checkpoints.set_state(row.id, "settling", urgent=None)
+            checkpoints.set_state(row.id, "settling", urgent=row.urgent if self._is_elsewhere(row) else None)
             return None
         row = replace(row, licence=row.licence or licence_in(candidate.here))
         job = job_for(row, candidate, self._history, self.settings, again=again)
@@ -128,6 +129,13 @@ class Worker:
         except (NotPermitted, Unavailable, OSError):
             return None
         return candidate if verdict == ADMITTED else None
+
+    def _is_elsewhere(self, row: Checkpoint) -> bool:
+        """Whether it is only to be brought here once more, as after a restart: whoever asked for it still does."""
+        if ELSEWHERE not in row.place:
+            return False
+        sighting = self._sight(row.place)
+        return sighting is None or not sighting.lies_here
 
     def _lacks(self) -> str:
         """Return why the settings have no room for another version, if so."""

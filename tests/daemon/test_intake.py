@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from support.commands import eventually
@@ -26,7 +26,8 @@ from mergd.daemon.intake import Intake
 from mergd.daemon.progress import Progress
 from mergd.daemon.requests import AnyRequest, Approve, Retry
 from mergd.plugins.sources.directory import Directory
-from mergd.plugins.sources.interface import Evidence
+from mergd.plugins.sources.interface import Evidence, Remote
+from mergd.state.errors import Unavailable
 from mergd.state.headers import open_regular
 from mergd.state.history import History
 from mergd.state.records import Sighting
@@ -538,6 +539,77 @@ def test_where_the_last_step_is_refused_the_one_before_counts(watch: Watch) -> N
     assert watch.see(run_quiet=0.0) == 0.0
     assert watch.see(run_quiet=0.0) is None
     assert watch.states() == {"alpha/checkpoint-500": "ready", "alpha/checkpoint-1000": "refused"}
+
+
+class Elsewhere:
+    """A source whose checkpoints have their headers here, and wait for room; it records what is to be deleted."""
+
+    name, busy = "hub", False
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.left: list[str] = []
+        self.looked = 0
+
+    def headers(self, sighting: Sighting, urgent: int | None = None) -> Sighting:
+        self.looked += 1
+        here = stamped(self.place)
+        return replace(sighting, folder=str(self.place), stamps=here.stamps, files="told")
+
+    def choose(self, sighting: Sighting, names: Any) -> Sighting:
+        return replace(sighting, files="told")
+
+    def confirm(self, sighting: Sighting) -> None:
+        pass
+
+    def content(self, sighting: Sighting, urgent: int | None = None) -> Sighting:
+        raise Unavailable("room")
+
+    def leave(self, place: str) -> None:
+        self.left.append(place)
+
+
+@pytest.fixture
+def elsewhere(merge: Sandbox) -> Elsewhere:
+    return Elsewhere(save_model(merge.root / "brought", merge.fine_tuned(1)))
+
+
+@pytest.fixture
+def intake(merge: Sandbox, elsewhere: Elsewhere) -> Iterator[Intake]:
+    with History(merge.store.database, write=True) as history:
+        base = examine(merge.base, Progress())
+        intake = Intake(base, history, merge.settings, remote=cast(Remote, elsewhere))
+        yield intake
+        intake.close()
+
+
+def remote(name: str) -> Sighting:
+    return Sighting("hub", f"hf://{name}", name, (), revision="0" * 40)
+
+
+def test_who_asks_for_a_checkpoint_is_told_what_that_one_waits_for(intake: Intake) -> None:
+    for name in ("acme/a", "acme/b"):
+        intake.take(remote(name))
+    (a, b) = intake._checkpoints.all()
+    assert intake.unfetched() == "acme/a waits for room; acme/b waits for room"
+    assert intake.unfetched([b.id]) == "acme/b waits for room"
+    assert intake.unfetched([]) == ""
+    assert a.state == "settling"
+
+
+def test_what_was_deleted_of_a_checkpoint_is_judged_anew_when_it_is_wanted_again(
+    intake: Intake, elsewhere: Elsewhere
+) -> None:
+    for _ in range(2):
+        intake.take(remote("acme/a"))
+    assert elsewhere.looked == 1, "headers that fit are looked at once"
+    (row,) = intake._checkpoints.all()
+    intake._checkpoints.set_state(row.id, "refused")
+    intake.take(remote("acme/a"))
+    assert elsewhere.left == [row.place]
+    intake._checkpoints.set_state(row.id, "settling")
+    intake.take(remote("acme/a"))
+    assert elsewhere.looked == 2
 
 
 def save_step(watch: Watch, step: int, model: Any = None) -> Path:

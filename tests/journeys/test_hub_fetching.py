@@ -148,6 +148,25 @@ def test_who_is_told_to_wait_waits_for_all(merge: HubMerge, fault: Status, other
     assert bool(merge.asked()) == bool(others), "also over a restart, and listings too"
 
 
+def test_what_a_person_asked_for_is_still_asked_for_after_a_restart(on_hub: Callable[..., HubMerge]) -> None:
+    merge = on_hub(on_change="hold")
+    for seed in (1, 2):
+        merge.push("a", seed)
+        assert merge.once().code == 0
+    assert merge.hub_states() == {"a": "held"}
+    trouble = merge.hub.fault(f"GET .*{WEIGHTS}", Status(503), times=None)
+    with merge.running("run") as daemon:
+        eventually(lambda: merge.status().get("daemon"))
+        assert merge.mergd("fold", "hf://acme/a").code == 69
+        assert merge.mergd("pause").code == 0
+        trouble.end()
+        eventually(lambda: merge.hub_states() == {"a": "ready"})
+        stop(daemon)
+    assert merge.mergd("resume").code == 0
+    assert merge.once().code == 0
+    assert merge.hub_states() == {"a": "folded"}
+
+
 # ---------------------------------------------------------------------------------------------------------------- room
 
 
