@@ -9,7 +9,7 @@ import pytest
 from support.commands import eventually
 
 from mergd.plugins.hooks.hub_push import DAY, FORBIDDEN, HubPush
-from mergd.plugins.sources.hub.backoff import LONGEST, Backoff
+from mergd.plugins.sources.hub.backoff import MOST_ASKED, Backoff
 from mergd.plugins.sources.hub.client import Limited
 from mergd.plugins.sources.hub.target import Done, Push, Rejected, Target, Withheld, read_token
 from mergd.state.errors import Busy, MergdError, Misconfigured, NotPermitted, Unavailable
@@ -123,7 +123,7 @@ def test_each_is_pushed_once_in_the_order_of_the_moves(bench: Bench) -> None:
     [
         (Unavailable("no answer"), 0, 6),
         (Limited("429", 40.0), 40, 46),
-        (Limited("429", 1e9), LONGEST, LONGEST + 6),
+        (Limited("429", 1e9), MOST_ASKED, MOST_ASKED + 6),
         (NotPermitted("403"), FORBIDDEN, FORBIDDEN + 1),
         (RuntimeError("a bug"), 0, 6),
     ],
