@@ -18,7 +18,6 @@ from ..state.errors import (
     Abandoned,
     Busy,
     Damaged,
-    DamagedFiles,
     DiskFails,
     DiskFull,
     Misconfigured,
@@ -46,6 +45,7 @@ from .preparing import Wanted, folder_of
 from .publishing import spilled_bytes, version_bytes
 from .recovery import STRIKES, check_head, wait_again
 from .replacing import Start
+from .rests import Rests
 from .retention import Keep
 from .room import lacking, spare
 from .settings import Settings
@@ -71,7 +71,7 @@ class Worker:
         self._needs: dict[str, int] = {}  # bytes of the disk, by method
         self.disk = Disk(store, self._need(), self._lacks)
         self._archive, self._lines = Archive(store), Lines(history)
-        self._later: dict[int, float] = {}  # checkpoint -> when it may be tried again (monotonic seconds)
+        self._rests = Rests()  # of checkpoints
 
     @property
     def trouble(self) -> str:
@@ -92,9 +92,8 @@ class Worker:
 
     def next_ready(self) -> Checkpoint | None:
         """Return the checkpoint whose turn it is."""
-        now = time.monotonic()
-        rows = self._history.checkpoints.ready(len(self._later) + 1)  # one more than may have to wait
-        return next((row for row in rows if self._later.get(row.id, now) <= now), None)
+        rows = self._history.checkpoints.ready(len(self._rests) + 1)  # one more than may have to wait
+        return next((row for row in rows if not self._rests.left(row.id)), None)
 
     def begin(self, row: Checkpoint, *, again: bool = False) -> Job | None:
         """Read a ready checkpoint's headers again, write the attempt and return the job.
@@ -169,7 +168,7 @@ class Worker:
 
         Raises Busy if the head moved meanwhile: then nothing changed.
         """
-        self._later.pop(job.checkpoint.id, None)
+        self._rests.forget(job.checkpoint.id)
         if isinstance(outcome, Turned):
             return self._record_verdict(job, outcome)
         if isinstance(outcome, Known):
@@ -228,10 +227,7 @@ class Worker:
         match known := meaning(error):
             case Uncertain():  # the attempt may have been committed: nothing is written before that is known
                 raise known
-            case DamagedFiles():  # no fault of the checkpoint's, and no reason to stop
-                self._put_back(job)
-                raise known
-            case Damaged() | Misconfigured():
+            case Damaged() | Misconfigured():  # no fault of the checkpoint's
                 self._put_back(job)
                 raise known
             case DiskFull() | DiskFails():
@@ -243,15 +239,16 @@ class Worker:
                 log.info("%s", error)
                 checkpoints.end_attempt(job.attempt, "changed")
                 checkpoints.set_state(row.id, "settling", urgent=None)
+                self._rests.forget(row.id)
             case Unavailable():
                 log.warning("%s", error)
-                self._later[row.id] = time.monotonic() + RETRY_AFTER
+                self._rests.begin(row.id)
                 self._put_back(job)
             case _:
                 log.error("the fold of %s failed", row.name, exc_info=error, extra={"checkpoint": row.name})
                 checkpoints.end_attempt(job.attempt, f"error: {error!r}")
                 tries = len(checkpoints.attempts(row.id))
-                self._later[row.id] = time.monotonic() + RETRY_AFTER * 2 ** (tries - 1)
+                self._rests.begin(row.id, RETRY_AFTER * 2 ** (tries - 1))
                 asked = row.urgent is not None  # then somebody waits for an answer
                 wait_again(row, self._history, strikes=1 if asked else STRIKES)
 

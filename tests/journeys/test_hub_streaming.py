@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakehub import Before, FakeHub, Fault, Request, Silence, Status, Truncated
+from fakehub import Account, Before, FakeHub, Fault, Request, Silence, Status, Truncated
 from hub_server.faults import Line
 from hub_server.messages import Answer
 from safetensors.torch import save
@@ -318,10 +318,33 @@ def test_a_hub_that_goes_away_in_mid_fold_publishes_nothing(merge: HubMerge) -> 
 def test_what_is_deleted_in_mid_fold_has_vanished(merge: HubMerge) -> None:
     merge.push("a", 1)
     merge.hub.fault(WEIGHTS, Later(Before(lambda: merge.hub.repositories.pop(f"{NAMESPACE}/a", None)), 2), times=None)
-    assert merge.once().code == 69
-    assert merge.versions() == []
     assert merge.once().code == 0
+    assert merge.versions() == []
     assert merge.hub_states() == {"a": "vanished"}
+
+
+@pytest.mark.parametrize(
+    ("harm", "state"),
+    [
+        (lambda hub: setattr(hub.repositories[f"{NAMESPACE}/a"], "gated", "manual"), "blocked"),
+        (lambda hub: hub.repositories.pop(f"{NAMESPACE}/a", None), "vanished"),
+    ],
+)
+def test_a_daemon_looks_anew_at_what_is_not_given_any_more(
+    hub: FakeHub, tmp_path: Path, harm: Callable[[FakeHub], object], state: str
+) -> None:
+    settings: dict[str, Any] = {"hub.stream": True, "hub.allow": [f"{NAMESPACE}/*"]}
+    merge = hub_merge(tmp_path, hub, model=large(), account=Account("ada"), **settings)
+    assert merge.mergd("pause").code == 0
+    with merge.running("run") as daemon:
+        merge.push("a", 1)
+        eventually(lambda: merge.hub_states() == {"a": "ready"})
+        harm(hub)
+        assert merge.mergd("resume").code == 0
+        eventually(lambda: merge.hub_states() == {"a": state})
+        daemon.send(signal.SIGTERM)
+        assert daemon.ended().code == 0, daemon.err
+    assert merge.versions() == []
 
 
 # ---------------------------------------------------------------------------------------------------- stops and crashes

@@ -333,7 +333,7 @@ def test_the_next_one_is_found_without_looking_at_all_that_wait(
             row = loop._work.worker.next_ready()
             assert row is not None
             names.append(row.name)
-            loop._work.worker._later[row.id] = float("inf")
+            loop._work.worker._rests.begin(row.id)
         assert (names, looked_at.call_count) == (["c0", "c1", "c2"], 1 + 2 + 3)
 
 

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
 from threading import Lock
 
 from ....state.errors import MergdError, NotPermitted, Refused, Unavailable
@@ -19,7 +20,7 @@ from .client import Gone, Limited
 from .files import files_of
 from .lanes import Bring, Brought, Lane
 from .spool import NoRoom, Spool, Unwanted, with_headers
-from .streaming import Vouching
+from .streaming import Vouching, looked_at_anew
 
 log = logging.getLogger(__name__)
 
@@ -247,12 +248,20 @@ class Bringing:
                 raise Unwanted
 
         if self._is_streamed(brought):
-            brought.vouching = brought.vouching or Vouching(self._spool.line, repository, folder)
+            lose = partial(self._lose, brought)
+            brought.vouching = brought.vouching or Vouching(self._spool.line, repository, folder, lose)
             brought.feed = brought.vouching.go_on(advance, self._stopped)
         else:
             self._spool.bring(repository, folder, advance, keep_free=self._found_room[1].keep_free)
         with self._lock:
             brought.whole = True
+
+    def _lose(self, brought: Brought, error: MergdError) -> MergdError:
+        """Note that what its feed gave is not given any more: it is not here, and is looked at anew."""
+        with self._lock:
+            brought.whole, brought.vouching, brought.feed = False, None, None
+        self._note(brought, error)
+        return looked_at_anew(error)
 
     def _delete(self, brought: Brought) -> None:
         self._spool.leave(brought.place)

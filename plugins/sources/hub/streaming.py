@@ -8,15 +8,15 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 from ....state.digests import Digest
-from ....state.errors import NotPermitted, Unavailable
+from ....state.errors import Busy, MergdError, NotPermitted, Unavailable
 from ....state.feeding import Fill
 from ..interface import Later
-from .client import Limited
+from .client import Gone, Limited
 from .files import Remote, Repository
 from .line import Line, Stopped
 from .spool import LONGEST_HEADER
@@ -25,6 +25,14 @@ BLOCK = 2**20  # bytes that have a digest of their own
 WINDOW = 32  # blocks: as many are asked for at once, and kept, where a file is read from front to back
 TRIES = 3  # for a block that comes with other bytes
 AGAIN = 30.0  # seconds after which it is tried again where the Hub does not say
+
+Lose = Callable[[MergdError], MergdError]
+"""Is told that what was vouched for is not given any more, and returns what is to be raised."""
+
+
+def looked_at_anew(error: MergdError) -> MergdError:
+    """Return what has a checkpoint that is not given any more settle again."""
+    return error if isinstance(error, NotPermitted) else Busy(str(error), error.hint)
 
 
 class Passing:
@@ -87,8 +95,9 @@ class Passing:
 class Vouching:
     """The weights of a repository that go by, once in all, however often that is interrupted."""
 
-    def __init__(self, line: Line, repository: Repository, folder: Path) -> None:
-        self._line, self._repository = line, repository
+    def __init__(self, line: Line, repository: Repository, folder: Path, lose: Lose = looked_at_anew) -> None:
+        """`lose`: what its feed raises where it is not given any more."""
+        self._line, self._repository, self._lose = line, repository, lose
         self._passing = {f.name: Passing(f, folder / f.name) for f in repository.files if f.has_weights}
 
     def go_on(self, advance: Callable[[int], None], stopped: Stopped) -> "Stream":
@@ -99,7 +108,7 @@ class Vouching:
         for passing in self._passing.values():
             passing.go_on(self._line, self._repository, advance, stopped)
         digests = {name: passing.digests for name, passing in self._passing.items()}
-        return Stream(self._line, self._repository, digests, stopped)
+        return Stream(self._line, self._repository, digests, stopped, self._lose)
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,7 @@ class Stream:
     repository: Repository
     digests: Mapping[str, list[bytes]]  # of the blocks of each file, by its name
     stopped: Stopped
+    lose: Lose = field(default=looked_at_anew, compare=False)
 
     def knows(self, path: str) -> bool:
         """Whether it is one of the weight files."""
@@ -124,7 +134,8 @@ class Stream:
         return replace(self, stopped=lambda: self.stopped() or stopped())
 
     def blocks(self, name: str, number: int, most: int) -> list[memoryview]:
-        """Return so many blocks of a file from one on, fewer at its end. Raises Later if they cannot be had."""
+        """Return so many blocks of a file from one on, fewer at its end. Raises Later if they cannot be had now, and
+        what `lose` gives if they cannot be had any more."""
         wanted = self.digests[name][number : number + most]
         for _ in range(TRIES):
             blocks = self._asked(name, number, most)
@@ -138,7 +149,9 @@ class Stream:
         try:
             for piece in self.line.pieces(self.repository, file, span, self.stopped):
                 came += piece
-        except (NotPermitted, Unavailable) as error:  # of what was here so far: the next try tells more
+        except (Gone, NotPermitted) as error:  # since it was vouched for: another try would be answered alike
+            raise self.lose(error) from None
+        except Unavailable as error:
             self.line.quiet.heed(error)
             seconds = error.seconds if isinstance(error, Limited) and error.seconds else AGAIN
             raise Later(str(error), time.time() + seconds) from None
