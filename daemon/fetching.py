@@ -50,7 +50,7 @@ class Fetching:
         if candidate is None or verdict != ADMITTED:
             self.remote.confirm(sighting)
             return verdict
-        told = self.remote.choose(sighting, _files_of(candidate)).files
+        told = self.remote.choose(sighting, files_of(candidate)).files
         if not asked and (known := self._known(row, told)) is not None:
             return known
         self._checkpoints.set_state(row.id, row.state, files=told)
@@ -94,7 +94,7 @@ def record_known(row: Checkpoint, known: Checkpoint, history: History) -> Checkp
     return history.checkpoints.set_state(row.id, "folded", known_content(row, known), **more)
 
 
-def _files_of(candidate: Candidate) -> set[str]:
+def files_of(candidate: Candidate) -> set[str]:
     """Return the names of the files that a fold of a candidate reads."""
     layouts = [candidate.contents.layout, *(shipped.layout for shipped in candidate.shipped.values())]
     return {Path(file).name for layout in layouts for file in layout.files}

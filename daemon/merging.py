@@ -5,7 +5,7 @@ Memory is that of one weight for a fold rule; a batch rule holds one weight of e
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 import torch
@@ -123,7 +123,8 @@ class _Together:
     ) -> None:
         self._model, self._method, self._batch, self._machine, self._progress = base, method, batch, machine, progress
         self._base = stack.enter_context(Reader(base.layout))
-        self._sources = [_Open(base, self._base, source, method, stack) for source in sources]
+        among = [replace(source, candidate=source.candidate.among(len(sources))) for source in sources]
+        self._sources = [_Open(base, self._base, source, method, stack) for source in among]
         self._out = Outgoing(base, method, draft, stack)
         self._reports: dict[str, WeightReport] = {}
         for source in self._sources:

@@ -26,7 +26,10 @@ log = logging.getLogger(__name__)
 
 DOING = "its download"
 AT_FIRST = 5.0  # seconds that are waited for a Hub that does not answer, before folding goes on meanwhile
-MIDWAY = 1000.0  # the same where the steps that are done would have to be done again
+MIDWAY = 1000.0  # the same where what is done, or has come, would have to be done again
+
+Of = Callable[[Sighting], Collection[str] | None]
+Counting = Callable[[int, Sighting], Collection[str] | None]
 
 
 class Refetching:
@@ -43,27 +46,30 @@ class Refetching:
 
     @contextmanager
     def here(
-        self, sightings: Mapping[int, Sighting], rows: Collection[int], progress: Progress, *, midway: bool
-    ) -> Iterator[dict[int, Sighting]]:
+        self, sightings: Mapping[int, Sighting], rows: Collection[int], counting: Counting, progress: Progress,
+        *, midway: bool,
+    ) -> Iterator[dict[int, Sighting]]:  # fmt: skip
         """Give the sightings with those of these rows all here; what was brought is deleted in the end.
 
-        `midway`: whether work would be lost if it had to be begun again later. Raises Lost or Later.
+        `counting`: gives the weight files that are needed of one whose headers are here. `midway`: whether work would be lost if it had to be begun again later. Raises Lost or Later.
         """
         found = dict(sightings)
         try:
             for row in rows:
                 if not found[row].lies_here:
-                    found[row] = self._bring(found[row], progress, MIDWAY if midway else AT_FIRST)
+                    patience = MIDWAY if midway else AT_FIRST
+                    found[row] = self._bring(found[row], partial(counting, row), progress, patience)
                     midway = True
             yield found
         finally:
             self.wipe()
 
-    def _bring(self, sighting: Sighting, progress: Progress, patience: float) -> Sighting:
+    def _bring(self, sighting: Sighting, counting: Of, progress: Progress, patience: float) -> Sighting:
         log.info("fetching %s again, at %s", sighting.name, sighting.revision[:12])
         begin, began = partial(progress.begin, DOING, 0), time.monotonic()
         try:
-            here = self._again(progress).bring(sighting, begin, progress.advance, partial(_rest, progress), patience)
+            again, rest = self._again(progress), partial(_rest, progress)
+            here = again.bring(sighting, begin, progress.advance, rest, counting, patience, MIDWAY)
         except Later:
             if progress.abandon.is_set():
                 raise Abandoned from None
@@ -79,7 +85,7 @@ class Refetching:
 
         hub, tokens = self.settings.hub, self.settings.vocabulary != "refuse"
         self.line = self.line or Line(int(hub.bandwidth))
-        most, stopped = hub.never_here, progress.abandon
+        most, stopped = hub.never_here, progress.stopped
         return Again(self._root, self.line, most=most, tokens=tokens, keep_free=self.keep_free, stopped=stopped)
 
 

@@ -3,8 +3,9 @@
 It runs on the folding thread and touches only files, as drafting does: no row of the history.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from math import sqrt
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..plugins.formats.interface import Candidate
 from ..plugins.rules.batch_interface import BatchRule
 from ..state.clock import utc_now
 from ..state.committing import Commit
-from ..state.errors import Busy, Damaged, DamagedFiles, Refused
+from ..state.errors import Busy, Damaged, DamagedFiles, MergdError, Refused
 from ..state.linking import Linking
 from ..state.records import ADMITTED, Cause, Checkpoint, Contribution, Sighting, Task, Version
 from ..state.store import Draft, Store
@@ -22,6 +23,7 @@ from .blocks import machine_of
 from .carding import add_card
 from .cards import WORDS
 from .drafting import head_at
+from .fetching import files_of
 from .folding import FoldResult, Head, fold, keep
 from .merging import Source, remerge
 from .method import Lines, Method, make_rule
@@ -109,7 +111,8 @@ class Remaking:
                 last = number == len(job.route.steps)
                 into = draft if last else self._commit.draft(job.number, f"-step-{number}")
                 aside += [] if last else [into]
-                with self.fetching.here(job.sightings, step.rows, progress, midway=number > 1) as here:
+                counting, midway = partial(self._counting, job, step), number > 1
+                with self.fetching.here(job.sightings, step.rows, counting, progress, midway=midway) as here:
                     result = self._take_step(replace(job, sightings=here), step, head, into, progress)
                 self._compare_slots(step, result)
                 head = Head(result.totals, self._store.layouts_in(into.slots, result.slots))
@@ -152,6 +155,15 @@ class Remaking:
         if candidate is None or verdict != ADMITTED:
             raise Refused(*verdict.reasons)
         return candidate
+
+    def _counting(self, job: Remake, step: Step, row: int, sighting: Sighting) -> Collection[str] | None:
+        """Return the weight files of a source that a step reads; None for all, where its headers do not tell."""
+        try:
+            return files_of(
+                self._candidate(replace(job, sightings={row: sighting}), row, self.merge.method_of(step.method))
+            )
+        except MergdError:
+            return None  # nothing vouches for headers alone: it is judged once all of it is here
 
     def _compare_source(self, row: Checkpoint, digest: str, weights_digest: str) -> None:
         """Hold what a source had against what it had when it was folded, maybe by a method that needs its weights alone."""

@@ -23,6 +23,7 @@ from .planning import Planning
 from .plans import Plan
 from .recovery import STRIKES
 from .remaking import Remade, Remake
+from .rests import Rests
 from .settings import Settings
 
 log = logging.getLogger(__name__)
@@ -36,14 +37,17 @@ class Rest:
 
     name: str
     error: Later
+    until: float  # monotonic seconds: no clock that is set lengthens it
 
     @property
     def over(self) -> bool:
         """Whether it is time to try it again."""
-        return time.time() >= self.error.until
+        return time.monotonic() >= self.until
 
     def __str__(self) -> str:
-        seconds = max(self.error.until - time.time(), 0)
+        seconds = max(self.until - time.monotonic(), 0)
+        if self.error.for_room:
+            return f"{self.name}: it waits for {self.error}, and is tried again in {seconds:.0f} s"
         return f"{self.name}: it waits for the Hub, which is asked again in {seconds:.0f} s: {self.error}"
 
 
@@ -66,7 +70,8 @@ class Tasks:
         self._store, self._history, self._commit, self._disk = store, history, commit, disk
         self._lacking: dict[int, tuple[str, float, int]] = {}  # head without slots: why, until when (monotonic), tries
         self._later = 0.0  # monotonic seconds: before, none is tried again
-        self._rests: dict[int, Rest] = {}  # tasks that wait for the Hub
+        self._rests: dict[int, Rest] = {}  # tasks that wait for the Hub, or for room
+        self._failed = Rests()  # the same, and how often each did
 
     def add(self, verb: str, arguments: Mapping[str, Any], who: str) -> tuple[Task, Plan]:
         """Record a task that can be done; raises what keeps it from being done."""
@@ -124,13 +129,14 @@ class Tasks:
 
     @property
     def resting(self) -> str:
-        """What waits for the Hub, and for how long; empty if nothing does."""
+        """What waits for the Hub or for room, and for how long; empty if nothing does."""
         return "; ".join(map(str, self._rests.values()))
 
     def put_off(self, task: int | None = None) -> MergdError | None:
         """Return what keeps a task, or any, from being done now."""
         rests = [rest for number, rest in self._rests.items() if task in (None, number)]
-        hint = "it is written down: the daemon does it once the Hub answers, or else the next mergd run --once"
+        once = "there is room" if rests and rests[0].error.for_room else "the Hub answers"
+        hint = f"it is written down: the daemon does it once {once}, or else the next mergd run --once"
         return Unavailable(str(rests[0]), hint) if rests else self.stuck
 
     def begin(self) -> Remake | None:
@@ -180,6 +186,7 @@ class Tasks:
             self._commit.install(made.draft, job.number, write)
             log.info("%s is done: %s, %d checkpoints", job.name, made.version, made.version.totals.folded)
         more = {"left_out": said} if (said := job.arguments.get("left_out")) else {}  # by now: it may have been less
+        self._failed.forget(job.task.id)
         self.outcomes[job.task.id] = {
             "version": job.number, "head": self._head_number(), "steps": len(job.route.steps), **more,
         }  # fmt: skip
@@ -200,9 +207,7 @@ class Tasks:
                 self.planning.lose(known)  # there may be another way
                 self._history.tasks.forgive(job.task.id)
             case Later():
-                self._rests[job.task.id] = Rest(job.name, known)
-                log.warning("%s", self._rests[job.task.id])
-                self._history.tasks.forgive(job.task.id)
+                self._put_off(job, known)
             case MergdError():
                 self._end(job.task, known)
                 if isinstance(known, DamagedFiles):
@@ -210,6 +215,14 @@ class Tasks:
             case _:
                 log.error("%s failed", job.name, exc_info=error)
                 self._end(job.task, MergdError(f"unforeseen: {type(error).__name__}: {error}", "the log says more"))
+
+    def _put_off(self, job: Remake, error: Later) -> None:
+        """Let a task rest, longer each time; for room as long as any write waits for it."""
+        task, asked = job.task.id, error.until - time.time()
+        seconds = RETRY_AFTER if error.for_room else self._failed.begin(task, asked)
+        self._rests[task] = Rest(job.name, error, time.monotonic() + seconds)
+        log.warning("%s", self._rests[task])
+        self._history.tasks.forgive(task)
 
     def _end(self, task: Task, error: MergdError) -> None:
         log.warning("%s %s: %s", task.verb, " ".join(map(str, task.arguments.values())), error)

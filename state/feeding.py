@@ -18,6 +18,10 @@ class Feed(Protocol):
         """Return what fills the views of one reader."""
         ...
 
+    def among(self, readers: int) -> Self:
+        """Return the same feed for one of so many that are read at once: all together keep no more than one does."""
+        ...
+
     def until(self, stopped: Callable[[], bool]) -> Self:
         """Return the same feed for work that may be told to stop."""
         ...

@@ -133,6 +133,10 @@ class Candidate:
         """Where its files lie on this disk."""
         return Path(self.folder or self.place)
 
+    def among(self, readers: int) -> "Candidate":
+        """Return it for one of so many that are read at once."""
+        return replace(self, feed=self.feed.among(readers)) if self.feed is not None else self
+
     def until(self, stopped: Callable[[], bool]) -> "Candidate":
         """Return it for work that may be told to stop while bytes are awaited."""
         return replace(self, feed=self.feed.until(stopped)) if self.feed is not None else self

@@ -96,9 +96,10 @@ class Lost(Unavailable):
 class Later(Unavailable):
     """What lies elsewhere does not come now."""
 
-    def __init__(self, found: str, until: float) -> None:
+    def __init__(self, found: str, until: float, *, for_room: bool = False) -> None:
         super().__init__(found, "it is asked again later")
         self.until = until  # wall-clock seconds
+        self.for_room = for_room  # on this disk: nobody else is waited for
 
 
 class Remote(Protocol):

@@ -4,16 +4,23 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fakehub import Account, Before, Drip, FakeHub, Flipped, Silence, Status, Truncated, too_many
+from fakehub import Account, Before, Drip, FakeHub, Fault, Flipped, Request, Silence, Status, Truncated, too_many
+from hub_server.faults import Line
+from hub_server.messages import Answer
+from safetensors.torch import save
 from support.commands import Command, eventually
-from support.hub import TOKEN, HubMerge, hub_merge
+from support.hub import OF_BASE, TOKEN, HubMerge, files_of, hub_merge
 from support.merges import NO_LIMITS, Sandbox, make_merge, set_in
+from support.models import save_sharded
 
+from mergd.daemon.tasks import Rest
+from mergd.plugins.sources.interface import Later
 from mergd.state.history import History
 
 pytestmark = pytest.mark.long
@@ -239,6 +246,29 @@ def test_what_comes_for_a_task_leaves_the_next_version_its_room(tmp_path: Path) 
     assert merge.versions()[0].kept
 
 
+def test_files_that_the_fold_left_are_left_again(new: Callable[..., HubMerge]) -> None:
+    merge = new("")
+    for name, seed in (("a", 1), ("b", 2)):
+        files = files_of(save_sharded(merge.root / f"aside-{name}", merge.fine_tuned(seed)))
+        merge.hub.push(
+            f"acme/{name}", files | {"consolidated.safetensors": save(merge.fine_tuned(seed))}, tags=[OF_BASE]
+        )
+    assert merge.once().code == 0
+    merge.hub.requests.clear()
+    assert merge.mergd("remove", "acme/a", "--exact").code == 0
+    asked = [request.range for request in merge.hub.requests if "consolidated" in request.path]
+    assert len(asked) == 1, "its header"
+    assert "bytes=0-" not in asked
+    assert merge.versions()[-1].totals.folded == 1
+
+
+def test_a_task_without_room_does_not_blame_the_hub() -> None:
+    error = Later("room (make room: 1 MB is free)", 0.0, for_room=True)
+    words = str(Rest("replaying v1", error, time.monotonic() + 30))
+    assert "replaying v1: it waits for room (make room: 1 MB is free), and is tried again in 30 s" in words
+    assert "the Hub" not in words
+
+
 # ----------------------------------------------------------------------------------------------------- what is not there
 
 
@@ -324,6 +354,33 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(new: Callable[..., 
     starts = [int((request.range or "=0-").split("=")[1].split("-")[0]) for request in merge.hub.requests]
     assert any(start > 0 for start in starts)
     assert merge.spooled() == []
+
+
+def test_what_has_come_of_the_first_step_is_kept_over_an_outage(new: Callable[..., HubMerge]) -> None:
+    merge = new("abc", model={"layer.weight": torch.randn(400, 400)}, **FEW)
+    merge.hub.fault(f"GET .*/a/.*{WEIGHTS}", OutageAfter(150_000), times=None)
+    done = merge.mergd("replay", "v1")
+    assert done.code == 0, done.err
+    starts = [request.range for request in merge.hub.requests if "/a/" in request.path and WEIGHTS in request.path]
+    assert starts.count("bytes=0-") == 1, starts
+    assert starts[-1] != "bytes=0-"
+
+
+@dataclass
+class OutageAfter(Fault):
+    """The first download breaks off, and the Hub wants to be left alone for longer than a first step waits."""
+
+    nbytes: int
+    asked: int = 0
+
+    def answer(self, line: Line, request: Request, serve: Callable[[], Answer]) -> Answer:
+        self.asked += request.range != "bytes=0-99999"
+        return replace(serve(), status=503, headers={"Retry-After": "6"}, body=b"") if self.asked == 2 else serve()
+
+    def write(self, line: Line, body: bytes) -> None:
+        line.write(body[: self.nbytes] if self.asked == 1 else body)
+        if self.asked == 1:
+            line.cut()
 
 
 @pytest.mark.parametrize("fault", [too_many(60), Flipped(at=-1)])

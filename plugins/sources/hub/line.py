@@ -63,7 +63,7 @@ class Line:
                 cuts = 1 if done > before else cuts + 1
                 if stopped() or cuts >= CUTS:
                     raise
-                _rest(random.uniform(0, 0.5 * 2**cuts), stopped)  # noqa: S311 - no secret
+                rest(random.uniform(0, 0.5 * 2**cuts), stopped)  # noqa: S311 - no secret
 
     def _connection(
         self, repository: Repository, file: Remote, span: tuple[int, int], stopped: Stopped
@@ -93,10 +93,11 @@ class Line:
                 now = time.monotonic()
                 self._due = max(self._due, now) + nbytes / self._bandwidth
                 ahead = self._due - now
-            _rest(ahead, stopped)
+            rest(ahead, stopped)
 
 
-def _rest(seconds: float, stopped: Stopped) -> None:
+def rest(seconds: float, stopped: Stopped) -> None:
+    """Wait so long, or until soon after a stop."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0 and not stopped():
         time.sleep(min(left, 0.1))

@@ -43,7 +43,7 @@ class Namespace:
         self._namespace, self._wanted = namespace, wanted
         self._closing, self._quiet = threading.Event(), Quiet()
         self.line = Line(bandwidth, self._quiet)
-        self._spool = Spool(spool, self.line, self._closing)
+        self._spool = Spool(spool, self.line, self._closing.is_set)
         self._bringing = Bringing(
             self._spool, room, tokens=tokens, stream=stream, stopped=self._closing.is_set, gone=self._note_gone
         )

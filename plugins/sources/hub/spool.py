@@ -13,14 +13,13 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 from ....state.errors import MergdError, Unavailable
 from ....state.wording import size
 from .client import answering, opened, within
 from .files import STEP, Remote, Repository, too_much
-from .line import Line
+from .line import Line, Stopped, rest
 
 PREFIX = 100_000  # bytes of a weight file that are asked for first: most headers are shorter
 LONGEST_HEADER, MOST_HEADERS = 16 * 2**20, 64 * 2**20  # bytes of one, and of all: admission refuses what is longer
@@ -50,10 +49,10 @@ class _Came:
 class Spool:
     """The folder of what is here, or on its way."""
 
-    def __init__(self, root: Path, line: Line, closing: Event) -> None:
-        """`line`: which all share who fetch weights; all ends soon after `closing` is set."""
+    def __init__(self, root: Path, line: Line, stopped: Stopped) -> None:
+        """`line`: which all share who fetch weights; all ends soon after `stopped` says so."""
         self.line = line
-        self._root, self._closing, self._stopped = root, closing, closing.is_set
+        self._root, self._stopped = root, stopped
         self._numbers = count(1)
         self._came: dict[Path, _Came] = {}  # how far files are that nobody fetches at the moment
 
@@ -70,6 +69,10 @@ class Spool:
         shutil.rmtree(folder, ignore_errors=True)
         for path in [path for path in list(self._came) if path.parent == folder]:
             self._came.pop(path, None)
+
+    def held(self, folder: Path) -> int:
+        """Return the bytes of weights that are in one, and are not fetched again."""
+        return sum(came.done for path, came in list(self._came.items()) if path.parent == folder)
 
     # --------------------------------------------------------------------------------------------------------- headers
 
@@ -160,20 +163,20 @@ class Spool:
             for piece in pieces:
                 if came.done - came.looked_at >= LOOK_AT_DISK:
                     came.looked_at = came.done
-                    self._check_room(keep_free, min(file.size - came.done, LOOK_AT_DISK))
+                    self.check_room(keep_free, min(file.size - came.done, LOOK_AT_DISK))
                 target.write(piece)
                 came.digest.update(piece)
                 came.done += len(piece)
                 advance(len(piece))
 
-    def _check_room(self, keep_free: Callable[[], int], nbytes: int) -> None:
+    def check_room(self, keep_free: Callable[[], int], nbytes: int) -> None:
         """Raise NoRoom where it stays that so many bytes would leave too few: retention may be about to free some."""
         for _ in range(LOOKS):
             free, kept = shutil.disk_usage(self._root).free, keep_free()
             if free - nbytes >= kept:
                 return
-            self._closing.wait(1.0)
-        found = f"{size(free)} are free, of which the next version needs {size(kept)}"
+            rest(1.0, self._stopped)
+        found = f"{size(free)} are free, {size(nbytes)} are to come, and the next version needs {size(kept)}"
         raise NoRoom(f"room (make room: {found})", "make room on the disk")
 
 

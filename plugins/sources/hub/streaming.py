@@ -45,13 +45,13 @@ class Passing:
 
     def _begin(self) -> None:
         self.digests.clear()
-        self._done, self._sum, self._head = 0, self._file.begin_sum(), bytearray()
+        self.done, self._sum, self._head = 0, self._file.begin_sum(), bytearray()
         self._running, self._left = Digest(), BLOCK
 
     def go_on(self, line: Line, repository: Repository, advance: Callable[[int], None], stopped: Stopped) -> None:
         """Let what is to come of it go by. What went by before an end counts, unless all of it is not what the Hub says."""
-        advance(self._done)
-        with closing(line.pieces(repository, self._file, (self._done, self._file.size), stopped)) as pieces:
+        advance(self.done)
+        with closing(line.pieces(repository, self._file, (self.done, self._file.size), stopped)) as pieces:
             for piece in pieces:
                 self._take(piece)
                 advance(len(piece))
@@ -63,7 +63,7 @@ class Passing:
         self._end()
 
     def _take(self, piece: bytes) -> None:
-        self._done += len(piece)
+        self.done += len(piece)
         self._sum.update(piece)
         if len(self._head) < self._header:
             self._head += piece
@@ -100,6 +100,11 @@ class Vouching:
         self._line, self._repository, self._lose = line, repository, lose
         self._passing = {f.name: Passing(f, folder / f.name) for f in repository.files if f.has_weights}
 
+    @property
+    def held(self) -> int:
+        """Bytes that went by, and need not go by again."""
+        return sum(passing.done for passing in self._passing.values())
+
     def go_on(self, advance: Callable[[int], None], stopped: Stopped) -> "Stream":
         """Let what is to come go by, and return the feed of all; `advance` is told of each piece, and of what went by before.
 
@@ -108,7 +113,7 @@ class Vouching:
         for passing in self._passing.values():
             passing.go_on(self._line, self._repository, advance, stopped)
         digests = {name: passing.digests for name, passing in self._passing.items()}
-        return Stream(self._line, self._repository, digests, stopped, self._lose)
+        return Stream(self._line, self._repository, digests, stopped, lose=self._lose)
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,7 @@ class Stream:
     repository: Repository
     digests: Mapping[str, list[bytes]]  # of the blocks of each file, by its name
     stopped: Stopped
+    window: int = WINDOW  # blocks that are asked for at once, at most
     lose: Lose = field(default=looked_at_anew, compare=False)
 
     def knows(self, path: str) -> bool:
@@ -128,6 +134,10 @@ class Stream:
     def open(self) -> Fill:
         """Return what fills the views of one reader, from a window of its own."""
         return _Window(self).fill
+
+    def among(self, readers: int) -> Self:
+        """Return the same for one of so many that are read at once."""
+        return replace(self, window=max(WINDOW // readers, 1))
 
     def until(self, stopped: Stopped) -> Self:
         """Return the same for work that may be told to stop."""
@@ -179,7 +189,7 @@ class _Window:
         here = name == self._name
         if not (here and 0 <= number - self._first < len(self._blocks)):
             goes_on = here and number == self._first + len(self._blocks)
-            most = min(2 * len(self._blocks), WINDOW) if goes_on else 1
+            most = min(2 * len(self._blocks), self._stream.window) if goes_on else 1
             self._blocks.clear()  # before the next ones come
             self._blocks = self._stream.blocks(name, number, most)
             self._name, self._first = name, number

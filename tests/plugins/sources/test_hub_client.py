@@ -32,13 +32,12 @@ print(json.dumps(found | {"took": time.monotonic() - began}))
 FETCHED = """
 import json
 from pathlib import Path
-from threading import Event
 from mergd.plugins.sources.hub.files import files_of
 from mergd.plugins.sources.hub.line import Line
 from mergd.plugins.sources.hub.spool import Spool
 import sys
 commit, root = sys.argv[1:]
-spool = Spool(Path(root), Line(0), Event())
+spool = Spool(Path(root), Line(0), lambda: False)
 repository = files_of("acme/a", commit)
 folder = spool.bring_headers(repository)
 holes = (folder / "model.safetensors").read_bytes()
@@ -162,7 +161,6 @@ def test_the_token_is_not_told_to_another_host(hub: FakeHub, tmp_path: Path) -> 
 BOUNDED = """
 import json, sys
 from pathlib import Path
-from threading import Event
 from mergd.plugins.sources.hub import files, spool
 from mergd.plugins.sources.hub.line import Line
 from mergd.state.errors import Refused, Unavailable
@@ -170,7 +168,7 @@ commit, root, headers, small, keep_free = sys.argv[1:]
 spool.MOST_HEADERS, files.MOST_SMALL, spool.LOOKS = int(headers), int(small), 1
 said = {}
 try:
-    here = spool.Spool(Path(root), Line(0), Event())
+    here = spool.Spool(Path(root), Line(0), lambda: False)
     repository = files.files_of("acme/a", commit)
     folder = here.bring_headers(repository)
     here.bring(repository, folder, lambda nbytes: None, keep_free=lambda: int(keep_free))
@@ -204,7 +202,6 @@ def test_what_one_repository_may_cost_is_bounded(
 ONCE_MORE = """
 import json, sys
 from pathlib import Path
-from threading import Event
 from mergd.plugins.sources.hub import spool
 from mergd.plugins.sources.hub.again import Again
 from mergd.plugins.sources.hub.line import Line
@@ -213,10 +210,10 @@ from mergd.state.records import Sighting
 commit, root, keep_free = sys.argv[1:]
 spool.LOOKS = 1
 sighting = Sighting("hub", "hf://acme/a", "acme/a", (), revision=commit)
-bring = Again(Path(root), Line(0), most=None, tokens=False, keep_free=lambda: int(keep_free), stopped=Event()).bring
+bring = Again(Path(root), Line(0), most=None, tokens=False, keep_free=lambda: int(keep_free), stopped=lambda: False).bring
 said = ""
 try:
-    bring(sighting, lambda nbytes: None, lambda nbytes: None, print, 0.0)
+    bring(sighting, lambda nbytes: None, lambda nbytes: None, print, lambda here: None, 0.0, 0.0)
 except Later as error:
     said = str(error)
 print(json.dumps({"says": said, "left": [path.name for path in Path(root).rglob("*.safetensors")]}))

@@ -20,7 +20,7 @@ from hub_server.faults import Line
 from hub_server.messages import Answer
 
 READ = """
-import json, sys, threading
+import json, sys
 from hashlib import sha256
 from pathlib import Path
 from mergd.plugins.sources.hub.files import files_of
@@ -30,7 +30,7 @@ from mergd.plugins.sources.hub.streaming import Vouching
 from mergd.state.errors import MergdError
 commit, root, spans, ends = sys.argv[1:]
 line = Line(0)
-spool = Spool(Path(root), line, threading.Event())
+spool = Spool(Path(root), line, lambda: False)
 repository = files_of("acme/a", commit)
 folder = spool.bring_headers(repository)
 went_by = []
