@@ -262,6 +262,22 @@ def test_files_that_the_fold_left_are_left_again(new: Callable[..., HubMerge]) -
     assert merge.versions()[-1].totals.folded == 1
 
 
+def test_a_task_rests_longer_each_time_whatever_a_clock_says(tmp_path: Path) -> None:
+    merge = folder_merge(tmp_path, {"layer.weight": torch.randn(40, 40)}, "abc", **FEW)
+    with merge.loop() as loop:
+        tasks = loop._work.tasks
+        _, plan = tasks.add("replay", {"version": "1"}, "a test")
+        rests = []
+        for until in (time.time(), time.time(), time.time() + 400, time.time() + 1e9):
+            tasks.give_up(plan.job, Later("it is silent", until))
+            ((rest,),) = [tasks._rests.values()]
+            rests.append(round(rest.until - time.monotonic(), -1))
+        assert rests == [30, 60, 400, 900]
+        tasks.give_up(plan.job, Later("room (make room: none)", 0.0, for_room=True))
+        assert "make room" in tasks.resting
+        assert "Hub" not in tasks.resting
+
+
 def test_a_task_without_room_does_not_blame_the_hub() -> None:
     error = Later("room (make room: 1 MB is free)", 0.0, for_room=True)
     words = str(Rest("replaying v1", error, time.monotonic() + 30))

@@ -19,6 +19,10 @@ from fakehub import FakeHub, Fault, Request
 from hub_server.faults import Line
 from hub_server.messages import Answer
 
+from mergd.plugins.sources.hub import streaming
+from mergd.plugins.sources.hub.files import Repository
+from mergd.plugins.sources.hub.line import Line as HubLine
+
 READ = """
 import json, sys
 from hashlib import sha256
@@ -177,3 +181,8 @@ def test_a_hub_that_knows_no_ranges_gives_the_same_bytes(hub: FakeHub, tmp_path:
     hub.fault(r"GET .*safetensors", Whole(), times=None)
     spans = [(NAMES[0], 3 * MEBIBYTE - 5, 10), (NAMES[1], 0, 2 * MEBIBYTE)]
     assert read(hub, tmp_path, spans)["found"] == right(spans)
+
+
+def test_those_that_are_read_together_share_one_window() -> None:
+    stream = streaming.Stream(HubLine(0), Repository("acme/a", "c" * 40, ()), {}, lambda: False)
+    assert [stream.among(readers).window for readers in (1, 4, 100)] == [streaming.WINDOW, streaming.WINDOW // 4, 1]
