@@ -8,7 +8,7 @@ from support.models import save_model, tiny_base
 from support.systemd_machine import PYTHON, Machine
 
 pytestmark = [pytest.mark.systemd, pytest.mark.root]
-STATE = "/var/lib/mergd/judged"
+STATE, BASE = "/var/lib/mergd/judged", "/var/tmp/judged-base"  # where a unit sees nothing that is not bound
 JUDGE = """
 import json, os, pathlib, sys, time
 asked = json.load(sys.stdin)
@@ -36,6 +36,7 @@ match asked["do"]:
         print(json.dumps({
             "uid": os.getuid() not in (0, asked["uid"]),
             "reads the draft": can((draft / "model.safetensors").read_bytes),
+            "reads the base model": can(pathlib.Path(asked["base"], "model.safetensors").read_bytes),
             "writes the draft": can((draft / "new").touch),
             "reads the database": can((state / "mergd.db").read_bytes),
             "reads the configuration's folder": can(lambda: os.listdir("/etc/mergd")),
@@ -56,11 +57,11 @@ print(json.dumps([ran.exit, ran.output.decode(), ran.last_line]))
 @pytest.fixture(scope="module")
 def socket(machine: Machine) -> str:
     """The socket at which the gate of an installed merge is asked."""
-    base = save_model(machine.root / "srv" / "judged-base", tiny_base())
+    base = save_model(machine.root / BASE[1:], tiny_base())
     for path in (base, *base.iterdir()):
         path.chmod(0o755)
     (machine.root / "srv" / "judged").mkdir()
-    machine.mergd("init", "-n", "judged", "--base", "/srv/judged-base", "--watch", "/srv/judged", "--state", STATE)
+    machine.mergd("init", "-n", "judged", "--base", BASE, "--watch", "/srv/judged", "--state", STATE)
     machine.mergd("service", "install", "-n", "judged")
     (machine.root / "usr/local/bin/judge.py").write_text(JUDGE)
     (machine.root / "srv" / "ask.py").write_text(ASK)
@@ -83,12 +84,12 @@ def test_it_sees_the_drafted_model_and_no_secret(machine: Machine, socket: str) 
     for folder in (f"{STATE}/drafts", f"{STATE}/drafts/000001"):
         machine.run("install", "-d", "-m", "0711", "-o", "mergd", folder)
     machine.run("install", "-d", "-m", "0755", "-o", "mergd", draft)
-    machine.run("install", "-m", "0444", "-o", "mergd", "/srv/judged-base/model.safetensors", draft)
+    machine.run("install", "-m", "0444", "-o", "mergd", f"{BASE}/model.safetensors", draft)
     uid = int(machine.run("id", "-u", "mergd"))
-    code, answer, _ = ask(machine, socket, {"do": "look", "state": STATE, "draft": draft, "uid": uid})
+    code, answer, _ = ask(machine, socket, {"do": "look", "state": STATE, "draft": draft, "base": BASE, "uid": uid})
     assert code == 0
     found = json.loads(answer)
-    assert [what for what, so in found.items() if so] == ["uid", "reads the draft"]
+    assert [what for what, so in found.items() if so] == ["uid", "reads the draft", "reads the base model"]
 
 
 def test_stock_torch_multiplies_in_bfloat16(machine: Machine, socket: str) -> None:
