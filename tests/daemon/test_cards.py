@@ -150,7 +150,7 @@ def test_a_base_from_the_hub_is_named_by_its_repository_and_commit(
 ) -> None:
     save_model(tmp_path / "snapshot", tiny_base())
     for module in (opening, initialise):
-        monkeypatch.setattr(module, "locate", lambda *_: (tmp_path / "snapshot", COMMIT))
+        monkeypatch.setattr(module, "locate", lambda *_, **__: (tmp_path / "snapshot", COMMIT))
     (tmp_path / "base").mkdir()
     merge = Sandbox(tmp_path, tiny_base())
     merge.watch.mkdir()

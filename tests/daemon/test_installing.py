@@ -231,17 +231,6 @@ def test_a_program_of_which_nobody_knows_where_it_lies_is_refused(merge: Sandbox
     assert "no absolute path" in ended.err
 
 
-def test_a_gate_sees_the_base_model_wherever_it_lies_and_a_hook_does_not(merge: Sandbox) -> None:
-    def printed(kind: str, *more: object) -> str:
-        words = ("-n", "llama", "-c", merge.config, "--program", "evals", "--dry-run", *more, "/bin/judge")
-        ended = mergd("service", kind, *words, at=merge.root)
-        assert ended.code == 0, ended.err
-        return next(line for line in ended.out.splitlines() if line.startswith("BindReadOnlyPaths="))
-
-    assert printed("gate", "--read", "/data").endswith(f"/drafts -{merge.base} -/data")
-    assert str(merge.base) not in printed("hook")
-
-
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_a_state_of_roots_is_handed_over_whole(merge: Sandbox) -> None:

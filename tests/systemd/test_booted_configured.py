@@ -174,8 +174,7 @@ def test_a_gate_sees_a_base_model_of_the_hub_and_nothing_else_of_the_cache(hubbe
     hubbed.config.write_text(text.replace(line, 'base_model = "acme/base"'))
     words = ("service", "gate", "--program", "sizes", "--dry-run", "--", PYTHON, "/srv/hub/judge.py")
     written = hubbed.mergd(*words)
-    assert "/var/cache/mergd/hubbed/hf/hub/models--acme--base" in written
-    assert written.count("/var/cache/") == 1
+    assert " -/var/cache/mergd/hubbed/hf/hub/models--acme--base\n" in written
     hubbed.config.write_text(text)
 
 
