@@ -24,6 +24,8 @@ from mergd.plugins.sources.hub.line import SILENCE
 from mergd.state.history import History
 from mergd.state.store import BALLAST
 
+pytestmark = pytest.mark.long
+
 WEIGHTS = r"\.safetensors"
 HEADER = "bytes=0-99999"
 
@@ -128,7 +130,7 @@ def test_the_same_bytes_as_from_a_spool_and_none_of_them_on_the_disk(hub: FakeHu
         assert set(merge.hub_states().values()) == {"folded"}
         peaks.append(peak[0])
     spool, stream = peaks
-    assert spool > 6_400_000
+    assert spool > 3_000_000, "most of a checkpoint"
     assert stream < 200_000, "a header or two"
     assert written(spooled) == written(streamed)
     assert len(written(streamed)) > 6, "versions, slots and the archived adapter"
