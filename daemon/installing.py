@@ -15,12 +15,7 @@ from ..state.errors import MergdError, Misconfigured, NotPermitted, Unavailable
 from ..state.history import History
 from ..state.store import Store
 from ..state.users import name_of
-from .blocks import machine_of
 from .configuration import SYSTEM_FOLDER, read_settings
-from .device import resolve
-from .method import method_of
-from .opening import pinned_base
-from .progress import Progress
 from .settings import Settings
 from .units import (
     MARK,
@@ -87,7 +82,7 @@ def place_of(name: str, config: Path, user: str, own: bool) -> Place:
         user=user,
         groups=tuple(getgrgid(g).gr_name for g in [account.pw_gid]) if account and user != USER else (),
         credentials={} if own else _credentials(name, settings),
-        gpu=settings.device != "cpu" and resolve(settings.device) != "cpu",
+        gpu=_has_gpu(settings.device),
         units=Path("~/.config/systemd/user").expanduser() if own else SYSTEM,
         own=own,
     )
@@ -126,10 +121,24 @@ def _credentials(name: str, settings: Settings) -> dict[str, Path]:
     return found
 
 
+def _has_gpu(device: str) -> bool:
+    """Whether a GPU is what the setting comes to here."""
+    if device == "cpu":
+        return False
+    from .device import resolve
+
+    return resolve(device) != "cpu"
+
+
 def buffers_of(settings: Settings) -> int:
     """Return the bytes of working buffers: as set, or as the largest matrix of the base model needs."""
     if settings.memory:
         return int(settings.memory)
+    from .blocks import machine_of  # torch takes seconds to import, and the command line is for more than this
+    from .method import method_of
+    from .opening import pinned_base
+    from .progress import Progress
+
     with History(Store(settings.state).database) as history:
         pins = history.pins()
     base, method = pinned_base(settings, pins, Progress()), method_of(settings.method)
