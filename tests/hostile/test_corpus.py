@@ -10,6 +10,8 @@ from hostile.judging import LIMIT, judge_all, make_all
 from support.commands import FORKING, start_forking
 from support.merges import NO_LIMITS, Sandbox, make_merge
 
+pytestmark = pytest.mark.long
+
 Judged = dict[str, dict[str, Any]]
 SLOW = 5.0  # seconds of processor time: ten times the promise, so that a noisy machine fails no test
 SAMPLE = ("a fine-tune", "a tensor twice", "half the data", "a pipe", "index: NUL in a name", "index: whole",

@@ -15,6 +15,8 @@ from mergd.daemon.requests import Remove
 from mergd.plugins.registry import load
 from mergd.state.reading import Reader
 
+pytestmark = pytest.mark.long
+
 UNSEEDED = (
     "average",
     "task_arithmetic",

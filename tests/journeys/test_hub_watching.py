@@ -16,6 +16,8 @@ from support.hub import NAMESPACE, OF_BASE, TOKEN, HubMerge, hub_merge, stop
 from support.merges import make_merge
 from support.models import load_model
 
+pytestmark = pytest.mark.long
+
 WEIGHTS = "/model.safetensors"
 
 

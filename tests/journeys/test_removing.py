@@ -21,6 +21,8 @@ from mergd.plugins.rules import opcm
 from mergd.state.errors import MergdError, Unavailable, Usage
 from mergd.state.history import History
 
+pytestmark = pytest.mark.long
+
 NAMES = "abcdef"
 OPTIONS: dict[str, dict[str, Any]] = {
     "opcm": {}, "opcm, with every direction": {"rule": "opcm", "parameters": {"variant": "block_diagonal"}},

@@ -25,6 +25,8 @@ from mergd.state.errors import MergdError, Unavailable, Usage
 from mergd.state.history import History
 from mergd.state.manifests import read_manifest, text_of
 
+pytestmark = pytest.mark.long
+
 AT_ONCE: dict[str, Any] = {"rule": "consensus_ta", "parameters": {"lambda": 0.5}}
 
 

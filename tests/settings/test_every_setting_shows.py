@@ -26,6 +26,8 @@ from mergd.state.errors import Misconfigured
 from mergd.state.history import History
 from mergd.state.reading import Reader
 
+pytestmark = pytest.mark.long
+
 SHORT = 1.0  # seconds in which something must not happen that otherwise happens at once
 
 

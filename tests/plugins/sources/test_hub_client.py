@@ -16,6 +16,8 @@ from fakehub import Cdn, Drip, Elsewhere, FakeHub, Fault, Length, Request, Reset
 from hub_server.faults import Line
 from hub_server.messages import Answer
 
+pytestmark = pytest.mark.long
+
 LISTED = """
 import json, sys, time
 from mergd.plugins.sources.hub.client import Limited, within

@@ -18,6 +18,8 @@ from fakehub import FakeHub, Silence
 from support.merges import Sandbox, set_in
 from support.models import CONFIG, Model, load_model, save_model, tiny_base
 
+pytestmark = pytest.mark.long
+
 PATIENCE = 60.0  # seconds that a fetch may take to give up
 
 # The client reads its endpoint and its cache from the environment when it is imported, so that it runs elsewhere.
