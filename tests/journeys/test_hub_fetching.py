@@ -156,10 +156,11 @@ def test_what_a_person_asked_for_is_still_asked_for_after_a_restart(on_hub: Call
     assert merge.hub_states() == {"a": "held"}
     trouble = merge.hub.fault(f"GET .*{WEIGHTS}", Status(503), times=None)
     with merge.running("run") as daemon:
+        eventually(lambda: merge.status().get("daemon"))
         eventually(lambda: merge.mergd("fold", "hf://acme/a").code == 69)  # once it is listed
         assert merge.mergd("pause").code == 0
         trouble.end()
-        eventually(lambda: merge.hub_states() == {"a": "ready"})
+        eventually(lambda: merge.hub_states() == {"a": "ready"}, patience=200)  # it rests for a random time
         stop(daemon)
     assert merge.mergd("resume").code == 0
     assert merge.once().code == 0
