@@ -15,9 +15,8 @@ CACHES = Path("/var/cache/mergd")
 USER = "mergd"  # and the group that may ask the daemon
 MARK = "# Written by mergd service"  # what begins so is overwritten and removed by it, and nothing else is
 READ_TOKEN = "hub-read"  # noqa: S105 - the name of the credential with the token that reads from the Hub
-BESIDE = (
-    2**30
-)  # bytes that a daemon takes beside its working buffers, with room to spare: torch, the history, small weights
+# Bytes that a daemon takes beside its working buffers, with room to spare: torch, the history, small weights.
+BESIDE = 2**30
 HALVES = 3  # of the working buffers that it may take
 RELOADS_SINCE = 253  # the systemd that knows Type=notify-reload
 Network = Literal["none", "loopback", "all"]

@@ -212,13 +212,9 @@ class Worker:
         self._commit.install(made.draft, number, write, source=digest)
         self.disk.wrote()
         version = made.version
-        folded, scale, about = (
-            version.totals.folded,
-            version.scale,
-            {"checkpoint": job.checkpoint.name, "version": number},
-        )
-        text = "%s is folded: %s, %d checkpoints, scale %.4g"
-        log.info(text, job.checkpoint.name, version, folded, scale, extra=about)
+        name, folded, scale = job.checkpoint.name, version.totals.folded, version.scale
+        about = {"checkpoint": name, "version": number}
+        log.info("%s is folded: %s, %d checkpoints, scale %.4g", name, version, folded, scale, extra=about)
         return self._history.checkpoints.get(job.checkpoint.id)
 
     def give_up(self, job: Job, error: Exception) -> None:
