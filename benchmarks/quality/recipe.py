@@ -1,0 +1,38 @@
+"""What is measured: the sets of tasks, and the seeds. Written down before anything was measured with them.
+
+A set's tasks and everything that was tuned were looked at with the tuning seeds alone; what is reported comes from other
+seeds, and two sets of tasks were never looked at: not one rule, scale or constant was chosen with them.
+"""
+
+from dataclasses import dataclass
+
+TUNING_SEEDS = (1, 2)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One run of a set: which base, fine-tunes and split of the data, and in which order the checkpoints arrive."""
+
+    training: int
+    order: int
+
+
+def draws(*seeds: int, trainings: int | None = None) -> tuple[Draw, ...]:
+    """Return a draw of each seed; of so many trainings, which take turns, where each costs minutes."""
+    return tuple(Draw(seeds[i % (trainings or len(seeds))], seed) for i, seed in enumerate(seeds))
+
+
+REPORTED = (101, 102, 103, 104, 105)
+
+
+@dataclass(frozen=True)
+class Set:
+    """Tasks of one kind that are folded into one model, and others that are not, to see what is left of the base."""
+
+    name: str
+    kind: str
+    tasks: tuple[str, ...]
+    unseen: tuple[str, ...]  # never folded
+    draws: tuple[Draw, ...]
+    adapters: bool = False
+    tuned_on: bool = True  # whether anything was ever chosen by looking at these tasks, with other seeds

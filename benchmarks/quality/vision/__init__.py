@@ -1,0 +1,1 @@
+"""Vision: letters of many scripts, digits, shapes and textures, and a small residual encoder."""
