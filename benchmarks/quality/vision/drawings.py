@@ -73,8 +73,8 @@ def _noise(grain: int) -> Texture:
 TEXTURES: tuple[Texture, ...] = (
     lambda x, y, dice: (4 * x).sin(),
     lambda x, y, dice: (4 * y).sin(),
-    lambda x, y, dice: (9 * x).sin(),
-    lambda x, y, dice: (9 * y).sin(),
+    lambda x, y, dice: (7 * x).sin(),
+    lambda x, y, dice: (7 * y).sin(),
     lambda x, y, dice: (4 * (x + y)).sin(),
     lambda x, y, dice: (4 * (x - y)).sin(),
     lambda x, y, dice: (4 * x).sin() * (4 * y).sin(),
@@ -94,9 +94,9 @@ def textures(labels: Tensor, dice: Generator) -> Tensor:
     drawn = []
     for label in labels.tolist():
         right, down, scale, contrast, light = torch.rand(5, generator=dice).tolist()
-        x, y = (((0.85 + 0.3 * scale) * (line + shift - 0.5)) for shift in (1.2 * right, 1.2 * down))
+        x, y = (((0.95 + 0.1 * scale) * (line + shift)) for shift in (0.6 * right, 0.6 * down))
         value = TEXTURES[label](x.expand(SIDE, SIDE), y.expand(SIDE, SIDE).T, dice)
-        drawn.append(0.5 + 0.1 * (light - 0.5) + (0.2 + 0.25 * contrast) * value)
+        drawn.append(0.5 + 0.1 * (light - 0.5) + (0.3 + 0.15 * contrast) * value)
     return torch.stack(drawn).clamp(0, 1)
 
 

@@ -17,6 +17,7 @@ from .styles import grainy, moved
 from .training import Adapter, Learner, Whole, batches, copied, optimize
 
 BASE_STEPS, BASE_BATCH, BASE_RATE, BASE_WARM = 3700, 128, 2e-3, 0.1
+BASE_MOVES = (10, 0, 0.7)  # less than a task's: degrees, slant, least size
 BASE_NOISE = 0.1  # standard deviation, on pixels of 0 to 1
 TUNE_STEPS, TUNE_BATCH = 188, 64  # four rounds through 3,000 pictures
 FISHER_PICTURES = 1000
@@ -44,7 +45,7 @@ class Vision:
         dice = Generator().manual_seed(seed)
 
         def loss(batch: Tensor) -> Tensor:
-            images = grainy(moved(large[batch], dice), dice, BASE_NOISE)
+            images = grainy(moved(large[batch], dice, *BASE_MOVES), dice, BASE_NOISE)
             return loss_of(encoder(images), F.normalize(prototypes, dim=1), labels[batch])
 
         shown = batches(len(large), BASE_BATCH, BASE_STEPS, dice)

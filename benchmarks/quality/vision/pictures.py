@@ -82,7 +82,7 @@ def _drawn(task: str, labels: Tensor, dice: Generator) -> Tensor:
     if task == "textures":
         return drawings.textures(labels, dice)
     if task == "shapes":
-        return STYLES["noisy"](moved(drawings.shapes()[labels], dice, turn=25, least=0.5), dice)
+        return moved(drawings.shapes()[labels], dice, turn=15, least=0.6)
     style = task.split("-")[1]
     large = SHARP[style](_chosen(task)) if style in SHARP else _chosen(task)
     small = moved(large[labels], dice)

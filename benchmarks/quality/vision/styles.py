@@ -8,22 +8,29 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 SIDE = 28
+TINY = 18
+SHIFT = 0.15  # of half the side
 Sharp = Callable[[Tensor], Tensor]  # of letters (n, 56, 56)
 Style = Callable[[Tensor, Generator], Tensor]  # of pictures (n, SIDE, SIDE)
 
 
-def moved(images: Tensor, dice: Generator, turn: float = 10, least: float = 0.7, most: float = 1.05) -> Tensor:
-    """Return pictures (n, SIDE, SIDE): each turned by up to `turn` degrees, scaled, stretched and shifted at random."""
+def moved(images: Tensor, dice: Generator, turn: float = 20, slant: float = 0.3, least: float = 0.65) -> Tensor:
+    """Return pictures (n, SIDE, SIDE): each turned by up to `turn` degrees, slanted, scaled and shifted at random."""
 
     def random(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(len(images), generator=dice)
 
-    angle, scale, stretch = random(-turn, turn) * pi / 180, random(least, most), random(0.9, 1.1)
-    across, down = scale * stretch, scale / stretch
+    angle, scale, stretch, leaning = (
+        random(-turn, turn) * pi / 180,
+        random(least, 1.05),
+        random(0.9, 1.1),
+        random(-slant, slant),
+    )
+    sine, cosine, across, down = angle.sin(), angle.cos(), scale * stretch, scale / stretch
     rows = torch.stack(
         [
-            torch.stack([angle.cos() / across, -angle.sin() / across, random(-0.15, 0.15)], 1),
-            torch.stack([angle.sin() / down, angle.cos() / down, random(-0.15, 0.15)], 1),
+            torch.stack([cosine / across, (leaning * cosine - sine) / across, random(-SHIFT, SHIFT)], 1),
+            torch.stack([sine / down, (leaning * sine + cosine) / down, random(-SHIFT, SHIFT)], 1),
         ],
         1,
     )
@@ -66,7 +73,7 @@ def _blurred(images: Tensor, dice: Generator) -> Tensor:
 def _noisy(images: Tensor, dice: Generator) -> Tensor:
     """Blots behind and over the letter."""
     blots = _smooth(torch.rand(images.shape, generator=dice), 1)
-    return torch.maximum(images, ((blots - 0.5) * 3 + 0.25).clamp(0, 1))
+    return torch.maximum(images, ((blots - 0.5) * 1.5 + 0.15).clamp(0, 1))
 
 
 def _mirrored(images: Tensor, dice: Generator) -> Tensor:
@@ -74,10 +81,11 @@ def _mirrored(images: Tensor, dice: Generator) -> Tensor:
 
 
 def _tiny(images: Tensor, dice: Generator) -> Tensor:
-    """Half as large, somewhere."""
-    small = F.pad(F.avg_pool2d(images[:, None], 2)[:, 0], (0, SIDE // 2, 0, SIDE // 2))
-    places = torch.randint(0, SIDE // 2 + 1, (len(images), 2), generator=dice).tolist()
-    return torch.stack([image.roll(tuple(place), (0, 1)) for image, place in zip(small, places, strict=True)])
+    """Two thirds as large, somewhere near the middle."""
+    small = F.interpolate(images[:, None], (TINY, TINY), mode="bilinear", antialias=True)[:, 0]
+    padded = F.pad(small, (0, SIDE - TINY, 0, SIDE - TINY))
+    places = torch.randint(3, SIDE - TINY - 2, (len(images), 2), generator=dice).tolist()
+    return torch.stack([image.roll(tuple(place), (0, 1)) for image, place in zip(padded, places, strict=True)])
 
 
 def _dotted(images: Tensor, dice: Generator) -> Tensor:

@@ -18,7 +18,7 @@ WHOLE_RATE, ADAPTER_RATE = 6e-4, 4e-3
 
 def optimize(parameters: list[Tensor], loss: Loss, shown: list[Tensor], rate: float, warm: float = 0.0) -> None:
     """Take a step for each batch; the rate rises during the share `warm` of them, then falls to nothing."""
-    optimizer = torch.optim.AdamW(parameters, lr=rate)
+    optimizer = torch.optim.AdamW(parameters, lr=rate, fused=True)
 
     def factor(step: int) -> float:
         rising = warm * len(shown)
