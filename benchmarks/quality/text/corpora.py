@@ -91,6 +91,7 @@ FORTUNES = {
     "": ("f/fortune-mod/fortunes_1.99.1-7.3", "41d0551dc0ff52f875a2ecef7c39da2f672ab468c37e170119f7e0245a9d63c5"),
     "de": ("f/fortunes-de/fortunes-de_0.35-1", "03fe7a7912935bd3d4e02e38d79ef32a289097f8718d4488c409595abce067a0"),
     "es": ("f/fortunes-es/fortunes-es_1.36", "54636edc1a4384093b68d1666c7e702ce42d1fcc8b5ab402d9646c328dcca899"),
+    "br": ("f/fortunes-br/fortunes-br_20220821", "0a181b5fdf4f9d83dd519c4a50af2e68d88c85d27ab32f665c72e5fc67331a4c"),
     "it": ("f/fortunes-it/fortunes-it_1.99-4.1", "675df6ecb00c3b67d06b39ab223ff17f1ef1d0ec82a7e40f989356a2eb61a97e"),
     "pl": (
         "f/fortunes-pl/fortunes-pl_0.0.20130525-3",
@@ -103,8 +104,9 @@ FORTUNES = {
 def fortunes(language: str, *files: str) -> Iterator[str]:
     """Yield the sayings of a language ("" is English), of all files or these, without who said them."""
     path, digest = FORTUNES[language]
-    folder = deb(f"pool/main/{path}_all.deb", digest) / "usr/share/games/fortunes" / language
-    for file in sorted(folder.iterdir()):
+    folder = deb(f"pool/main/{path}_all.deb", digest) / "usr/share/games/fortunes"
+    own = folder / language
+    for file in sorted((own if own.is_dir() else folder).iterdir()):
         if file.is_file() and not file.is_symlink() and _wanted(file, files):
             for saying in re.split(r"^%\n", file.read_text(errors="replace"), flags=re.MULTILINE):
                 yield re.split(r"^\s*--", saying, maxsplit=1, flags=re.MULTILINE)[0]

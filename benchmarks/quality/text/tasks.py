@@ -38,18 +38,17 @@ _nouns, _under, _group, _said = (
 
 EIGHT: dict[str, Classes] = {
     "speech": {
-        "noun: a thing": _of(glosses, "noun"),
-        "verb: to do something": _of(glosses, "verb"),
-        "adjective: having a quality": _of(glosses, "adj"),
-        "adverb: in some manner": _of(glosses, "adv"),
+        "noun": _of(glosses, "noun"),
+        "verb": _of(glosses, "verb"),
+        "adjective": _of(glosses, "adj"),
+        "adverb": _of(glosses, "adv"),
     },
     "things": {
+        "act": _nouns(4),
+        "artifact": _nouns(6),
+        "group": _nouns(14),
         "person": _nouns(18),
-        "food": _nouns(13),
-        "part of the body": _nouns(8),
-        "plant": _nouns(20),
-        "place": _nouns(15),
-        "time": _nouns(28),
+        "substance": _nouns(27),
     },
     "notions": {
         "feeling": _nouns(12),
@@ -58,7 +57,13 @@ EIGHT: dict[str, Classes] = {
         "shape": _nouns(25),
         "communication": _nouns(10),
     },
-    "languages": {"German": _said("de"), "Spanish": _said("es"), "Polish": _said("pl"), "English": _said("")},
+    "languages": {
+        "German": _said("de"),
+        "Spanish": _said("es"),
+        "Polish": _said("pl"),
+        "Slovenian": _of(opinions),
+        "English": _said("", "cookie", "science", "work", "sports", "zippy"),
+    },
     "recreation": {
         "cars": _group("rec.autos"),
         "motorcycles": _group("rec.motorcycles"),
@@ -81,7 +86,7 @@ EIGHT: dict[str, Classes] = {
         "a line of a sitcom": _of(friends),
         "a sentence of a fairy tale": _of(tales),
         "a definition": _of(glosses, "noun"),
-        "an internet posting": _group("misc.forsale", "comp.graphics"),
+        "an internet posting": _group("comp.sys.ibm.pc.hardware", "comp.os.ms-windows.misc"),
         "a witty quotation": _said("", "wisdom", "people", "humorists", "platitudes"),
     },
 }
@@ -115,12 +120,17 @@ HELD: dict[str, Classes] = {
     },
     "materials": {
         "chemical compound": _under("14818238"),
-        "drug": _under("03247620"),
+        "mineral": _under("14662574"),
         "beverage": _under("07881800"),
         "fabric": _under("03309808"),
         "disease": _under("14070360"),
     },
-    "tongues": {"Italian": _said("it"), "Czech": _said("cs"), "Slovenian": _of(opinions), "English": _of(tales)},
+    "tongues": {
+        "Italian": _said("it"),
+        "Czech": _said("cs"),
+        "Portuguese": _said("br"),
+        "English": _said("", "art", "kids", "knghtbrd", "startrek", "education", "miscellaneous"),
+    },
     "forums": {
         "computer graphics": _group("comp.graphics"),
         "for sale": _group("misc.forsale"),
@@ -146,7 +156,7 @@ UNSEEN: dict[str, Classes] = {
     "places": {
         "city": _under("08524735"),
         "body of water": _under("09225146"),
-        "country": _under("08497294"),
+        "land": _under("09334396"),
         "building": _under("02913152"),
     },
 }
