@@ -7,8 +7,10 @@ import pytest
 import torch
 from quality.text import encoder, lora, tasks
 from quality.text.encoder import Encoder
+from quality.text.kind import Text
 from safetensors.torch import save_file
 
+from mergd.plugins.formats._formulas import Lora
 from mergd.plugins.formats.adapter import Adapter
 
 
@@ -60,12 +62,18 @@ def test_mergd_reads_the_adapter_as_the_change_it_was_trained_as(tmp_path: Path)
     pairs = lora.factors(network)
     save_file(pairs, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps(lora.ADAPTER_CONFIG))
-    matrices = {name: weight.shape for name, weight in base.items() if weight.dim() == 2}
-    assert {name: part.shape for name, part in Adapter().contents(tmp_path).parts.items()} == matrices
-    whole = Encoder()
-    whole.load_state_dict(base | lora.products(base, pairs))
+    theirs = dict(base)
+    for name, written in Adapter().contents(tmp_path).parts.items():
+        fitted = written.fit(tuple(base[name].shape))
+        assert isinstance(fitted, Lora)
+        theirs[name] = fitted.task_vector(pairs.__getitem__, lambda: torch.empty(0)).added_to(base[name])
+    ours = base | lora.products(base, pairs)
+    assert sum(not torch.equal(theirs[name], base[name]) for name in base) == 36
+    assert all(torch.allclose(theirs[name], ours[name], atol=1e-6) for name in base)
+    merged = Encoder()
+    merged.load_state_dict(theirs)
     with torch.no_grad():
-        assert torch.allclose(whole([[1, 2, 3]]), network([[1, 2, 3]]), atol=1e-5)
+        assert torch.allclose(merged([[1, 2, 3]]), network([[1, 2, 3]]), atol=1e-5)
 
 
 def test_the_sets_of_tasks_share_no_class() -> None:
@@ -96,3 +104,31 @@ def test_a_split_is_told_by_its_seed_balanced_and_disjoint() -> None:
     assert first.test_labels.bincount().tolist() == [16, 16]
     assert not {tuple(text) for text in first.train} & {tuple(text) for text in first.test}
     assert all(text[1] - 2 == label for text, label in zip(first.train, first.train_labels.tolist(), strict=True))
+
+
+@pytest.mark.long
+def test_the_real_encoder_embeds_as_transformers_does() -> None:
+    """The same numbers from our 60 lines and from the library that the model was made for."""
+    transformers = pytest.importorskip("transformers")
+    folder = encoder.model_folder()
+    theirs = transformers.BertModel.from_pretrained(folder, attn_implementation="eager").eval()
+    ours = Encoder()
+    ours.load_state_dict(encoder.pretrained())
+    for text in encoder.tokenised(["A cat sat on the mat.", "the quick brown fox jumps over the lazy dog " * 6]):
+        with torch.no_grad():
+            mean = theirs(input_ids=torch.tensor([text])).last_hidden_state.mean(1)
+            assert torch.allclose(ours([text]), torch.nn.functional.normalize(mean, dim=1), atol=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_short_training_learns_and_is_the_same_again(monkeypatch: pytest.MonkeyPatch, adapter: bool) -> None:
+    """Some steps on the real glosses beat the base by far; the same seed gives the same bits."""
+    monkeypatch.setattr(tasks, "TRAIN", 320)
+    text = Text()
+    base = text.base(1)
+    tuned, again = (text.fine_tune(base, "speech", 1, adapter=adapter) for _ in range(2))
+    assert all(torch.equal(tuned.weights[name], again.weights[name]) for name in base)
+    assert text.accuracy(base, tuned.weights, "speech", 1) > text.accuracy(base, base, "speech", 1) + 15
+    assert bool(tuned.adapter) == adapter
+    assert bool(tuned.fisher) != adapter
