@@ -1,0 +1,52 @@
+"""What is measured, by name: mergd's rules with their parameters, those for a re-merge only, and the references."""
+
+import inspect
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mergd.plugins.registry import load, names
+from mergd.plugins.rules.batch_interface import is_batch
+
+GRID = (*(i / 20 for i in range(1, 21)), 1.25, 1.5, 2.0)  # scales of plain task arithmetic
+VARIANTS = ("block", "orthogonal", "block_diagonal", "paper")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to merge. Without a rule it is a reference, which knows nothing of mergd."""
+
+    name: str
+    rule: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    remerge: str = ""  # the rule of a re-merge after the last fold; nothing before is looked at
+    reference: str = ""  # its name in reference.py
+    needs_fisher: bool = False  # no adapter has any
+
+    @property
+    def sources(self) -> list[Path]:
+        """Return the file that says what it computes; a change there makes what was measured stale."""
+        if self.reference:
+            return [Path(__file__).with_name("reference.py")]
+        return [Path(str(inspect.getsourcefile(load("rules", self.remerge or self.rule))))]
+
+
+def _rules() -> list[Method]:
+    made = []
+    for rule in sorted(names("rules")):
+        if rule == "opcm":
+            made += [Method(f"opcm-{variant}", rule, {"variant": variant}) for variant in VARIANTS]
+        elif is_batch(load("rules", rule)):
+            made.append(Method(rule, "average", remerge=rule))
+        else:
+            made.append(Method(rule, rule, needs_fisher=rule == "fisher"))
+    return made
+
+
+def _references() -> list[Method]:
+    plain = ["zero-shot", "individual", "plain-average", "chained-ties", "fusion-bench-opcm"]
+    grid = [Method(f"plain-sum-{s:g}", parameters={"scale": s}, reference="plain-sum") for s in GRID]
+    return [*(Method(name, reference=name) for name in plain), *grid]
+
+
+METHODS: dict[str, Method] = {method.name: method for method in (*_references(), *_rules())}
