@@ -8,7 +8,7 @@ PEERS := .peers
 MERGEKIT := mergekit==0.1.5
 FUSION_BENCH := fusion-bench==0.2.33 transformers<5
 
-.PHONY: help dev check lint fix test test-systemd test-without-events test-hub-clients hub-kills demo bench bench-scale bench-quick bench-others hostile fuzz mutations kills arrivals faults full-disk powercut \
+.PHONY: help dev check lint fix test test-systemd test-without-events test-hub-clients hub-kills demo quality quality-quick bench bench-scale bench-quick bench-others hostile fuzz mutations kills arrivals faults full-disk powercut \
   flips machine soak peers clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 22
@@ -63,6 +63,15 @@ arrivals: $(READY)  ## checkpoints arrive in every style, with stalls: most of a
 
 demo: $(READY)  ## train, fold, compare with plain averaging, roll back; about a minute
 	$(BIN)/python benchmarks/demo
+
+JOBS ?= $(shell nproc)
+QUALITY = cd benchmarks && nice ../$(BIN)/python -m quality --jobs $(JOBS)
+
+quality: $(READY) $(PEERS)/fusion-bench/.ready  ## train, fold and measure every rule on every set, and write docs/quality.md: many hours; resumable; JOBS=2 SETS='vision-8 text-8'
+	$(QUALITY) $(if $(SETS),--sets $(SETS))
+
+quality-quick: $(READY)  ## the same of a few rules on digits, and nothing is written: minutes
+	$(QUALITY) --quick --where ../.quality/quick
 
 bench: $(READY) $(PEERS)/mergekit/.ready $(PEERS)/fusion-bench/.ready  ## mergd beside fusion-bench, mergekit and a plain copy, by turns; ROUNDS=3, GB=2, N='2 8 32', BACKLOG=20
 	$(BIN)/python benchmarks/side_by_side.py --rounds $(or $(ROUNDS),3) --gb $(or $(GB),2) --n $(or $(N),2 8 32) \
@@ -124,4 +133,4 @@ $(PEERS)/%/.ready: constraints.txt Makefile
 	touch $@
 
 clean:  ## remove everything that was made here
-	rm -rf $(VENV) $(PEERS) build dist .demo .bench-* *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build dist .demo .quality .bench-* *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

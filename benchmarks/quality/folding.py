@@ -54,6 +54,11 @@ class Stream:
     out: tuple[Verdict, ...] = ()  # what was held or refused
     remerged: Path | None = None
 
+    @property
+    def last(self) -> Path:
+        """The model folder after the last fold."""
+        return list(self.models.values())[-1]
+
 
 @dataclass(frozen=True)
 class Merge:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -14,11 +14,14 @@ from safetensors.torch import load_file
 from .folding import Arriving, Stream, streamed
 from .kinds import Weights
 from .methods import Method
+from .poison import with_poison
 from .recipe import Draw, Set
 from .records import Result, Scores, path_of, read, write
 from .reference import Given, steps
 from .sets import arrival, kind_of
 from .training import BASE, LORA, Trained, recipe_key
+
+WITH_POISON = ("opcm-block", "average", "ties", "tsvm", "gram")  # the methods that are tried with a bad checkpoint
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Job:
     @property
     def key(self) -> str:
         """The digest of what the result comes from."""
-        said = [asdict(self.method), self.set.tasks, self.set.unseen, self.set.adapters, self.most]
+        said = [asdict(self.method), self.set.tasks, self.set.unseen, self.set.adapters, self.most, self.set.name]
         told = hashlib.sha256(f"{recipe_key(self.set.kind)} {json.dumps(said)}".encode())
         for path in self.method.sources:
             told.update(path.read_bytes())
@@ -66,7 +69,9 @@ class Job:
 
     @property
     def fits(self) -> bool:
-        """Whether the method can merge such checkpoints."""
+        """Whether the method can merge such checkpoints, and is looked at with bad ones."""
+        if self.set.poison:
+            return self.method.name in WITH_POISON
         return not (self.method.needs_fisher and self.set.adapters)
 
 
@@ -132,19 +137,18 @@ class Measuring:
         """Measure a stream through mergd."""
         method = self.job.method
         arriving = [Arriving(task, self.trained.place(task + self.suffix)) for task in self.tasks]
-        work, base = self.job.places.work, self.trained.place(BASE)
-        with streamed(work, base, arriving, method.rule, method.parameters, remerge=method.remerge) as stream:
-            if stream.out:
+        work, base, one = self.job.places.work, self.trained.place(BASE), self.job.set
+        with (
+            with_poison(work, one, self.trained, arriving) as (all_arriving, guarding),
+            streamed(
+                work, base, all_arriving, method.rule, method.parameters, remerge=method.remerge, **guarding
+            ) as stream,
+        ):
+            if stream.out and not one.guard:
                 raise RuntimeError(f"not all were folded: {stream.out}")
-            models = [stream.remerged] if stream.remerged else self.after_each(stream)
-            return self.measured(_read(models), stream, each=not stream.remerged)
-
-    def after_each(self, stream: Stream) -> Sequence[Path]:
-        """Return the model after each task's arrival; where it was not folded, the one before."""
-        models: list[Path] = []
-        for task in self.tasks:
-            models.append(stream.models.get(task, models[-1] if models else self.trained.place(BASE)))
-        return models
+            if stream.remerged or one.poison:
+                return self.measured(_read([stream.remerged or stream.last]), stream, each=False)
+            return self.measured(_read(stream.models.values()), stream, each=True)
 
     # -------------------------------------------------------------------------------------------------- what is found
 

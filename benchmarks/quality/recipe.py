@@ -36,3 +36,5 @@ class Set:
     draws: tuple[Draw, ...]
     adapters: bool = False
     tuned_on: bool = True  # whether anything was ever chosen by looking at these tasks, with other seeds
+    poison: str = ""  # a bad checkpoint that arrives among the others: noise, shuffled or tenfold
+    guard: str = ""  # what may hold it: limits (mergd's own, as they are by default) or gate (a program); else nothing

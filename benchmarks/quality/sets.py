@@ -1,6 +1,7 @@
 """The kinds and the sets of tasks, by name. What is fetched or trained for one is imported when that one is asked for."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -35,8 +36,12 @@ def sources_of(kind: str) -> list[Path]:
 
 
 def set_of(name: str) -> Set:
-    """Return the set of this name."""
-    return SETS[name]()
+    """Return the set of this name; vision-8+noise-limits is vision-8 with noise in its stream, and mergd's limits."""
+    plain, _, poisoned = name.partition("+")
+    poison, _, guard = poisoned.partition("-")
+    one = SETS[plain]()
+    which = one.draws[:POISONED_DRAWS] if poison else one.draws
+    return replace(one, name=name, poison=poison, guard=guard, draws=which)
 
 
 def _tasks(kind: str, name: str) -> tuple[str, ...]:
@@ -65,6 +70,13 @@ SETS: dict[str, Callable[[], Set]] = dict(
         _made("text-8-lora", "text", "EIGHT", TWO_TRAININGS, adapters=True),
     ]
 )
+POISONED = [
+    f"{name}+{poison}{guard}"
+    for name in ("digits-5", "vision-8", "text-8")
+    for poison in ("noise", "shuffled", "tenfold")
+    for guard in ("", "-limits", "-gate")
+]
+POISONED_DRAWS = 3
 CURVE_ITEMS = {"vision": 100, "text": 40}  # by kind: test items that are looked at after each fold; all of the others
 
 

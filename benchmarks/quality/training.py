@@ -100,7 +100,12 @@ def _plain(weights: Weights) -> Weights:
 
 def wanted(one: Set, draw: Draw) -> list[str]:
     """Return what a draw of a set needs besides the base."""
-    return [task + LORA * one.adapters for task in one.tasks]
+    return [*(task + LORA * one.adapters for task in one.tasks), *bad_source(one)]
+
+
+def bad_source(one: Set) -> list[str]:
+    """Return which model a set's bad checkpoint is made of: of a task that is not folded, if of any."""
+    return {"shuffled": [one.unseen[0] + SHUFFLED], "tenfold": [one.unseen[0]]}.get(one.poison, [])
 
 
 def missing(
