@@ -35,7 +35,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m quality", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=PARTS, default=PARTS, help="default: all three")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="train, measure, page; default: all three")
     parser.add_argument("--quick", action="store_true", help="one draw of small sets, a few methods, in minutes")
     parser.add_argument("--sets", nargs="+", choices=[*SETS, *POISONED], metavar="SET", help="default: all")
     parser.add_argument("--draws", nargs="+", metavar="TRAINING-ORDER", help="default: all of each set")
@@ -47,6 +47,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--peers", type=Path, default=ROOT / ".peers", help="where other packages are installed")
     parser.add_argument("--docs", type=Path, help="where the page is written; default: docs/, with --quick nowhere")
     options = parser.parse_args()
+    options.parts = options.parts or PARTS
+    if unknown := set(options.parts) - {*PARTS}:
+        parser.error(f"there is no part {', '.join(sorted(unknown))}")
     if options.docs is None and not options.quick:
         options.docs = ROOT / "docs"
     return options
