@@ -1,7 +1,7 @@
 """The kinds and the sets of tasks, by name. What is fetched or trained for one is imported when that one is asked for."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -13,26 +13,42 @@ from .kinds import Kind
 from .recipe import REPORTED, Draw, Set, draws
 
 HERE = Path(__file__).resolve().parent
-DEMO = HERE.parent / "demo"
-KINDS: dict[str, tuple[str, str, tuple[Path, ...]]] = {  # name: module, class, and where its sources lie
-    "digits": ("digits", "Digits", (HERE / "digits.py", DEMO / "digit_tasks.py", DEMO / "digit_training.py")),
-    "vision": ("vision.kind", "Vision", (HERE / "vision",)),
-    "text": ("text.kind", "Text", (HERE / "text",)),
+DEMO, VISION, TEXT = HERE.parent / "demo", HERE / "vision", HERE / "text"
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where a kind is found: modules of this package, and the files that say how its models are trained."""
+
+    kind: str
+    of_class: str
+    tasks: str
+    sources: tuple[Path, ...]
+
+
+KINDS = {
+    "digits": Where(
+        "digits", "Digits", "digits", (HERE / "digits.py", *(DEMO / f"digit_{n}.py" for n in ("tasks", "training")))
+    ),
+    # a task's name says all of it: the lists of names in tasks.py train nothing
+    "vision": Where(
+        "vision.kind", "Vision", "vision.tasks", tuple(p for p in VISION.glob("*.py") if p.name != "tasks.py")
+    ),
+    "text": Where("text.kind", "Text", "text.tasks", tuple(TEXT.glob("*.py"))),
 }
 
 
 @cache
 def kind_of(name: str) -> Kind:
     """Return the kind of this name."""
-    module, class_name, _ = KINDS[name]
-    made: Kind = getattr(import_module(f"quality.{module}"), class_name)()
+    where = KINDS[name]
+    made: Kind = getattr(import_module(f"quality.{where.kind}"), where.of_class)()
     return made
 
 
 def sources_of(kind: str) -> list[Path]:
     """Return the files that say how a kind's models are trained."""
-    found = [file for place in KINDS[kind][2] for file in (sorted(place.rglob("*.py")) if place.is_dir() else [place])]
-    return [*found, HERE / "kinds.py"]
+    return sorted((*KINDS[kind].sources, HERE / "kinds.py"))
 
 
 def set_of(name: str) -> Set:
@@ -46,7 +62,7 @@ def set_of(name: str) -> Set:
 
 def _tasks(kind: str, name: str) -> tuple[str, ...]:
     """Return a constant of a kind's own module."""
-    found: tuple[str, ...] = tuple(getattr(import_module(f"quality.{KINDS[kind][0]}"), name))
+    found: tuple[str, ...] = tuple(getattr(import_module(f"quality.{KINDS[kind].tasks}"), name))
     return found
 
 
