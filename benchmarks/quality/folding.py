@@ -3,7 +3,6 @@
 The processes are forked from one that has imported mergd and torch already, which spares each the seconds of that.
 """
 
-import errno
 import json
 import multiprocessing
 import os
@@ -88,12 +87,12 @@ class Merge:
             config.write(tables)
 
     def drop(self, one: Arriving) -> None:
-        """Let a checkpoint arrive, marked as whole."""
+        """Let a checkpoint arrive, marked as whole; no links, whose ctime would change with each link to the same file."""
         aside = self.root / one.name
         aside.mkdir()
         for file in FILES:
             if (one.folder / file).exists():
-                _link(one.folder / file, aside / file)
+                shutil.copyfile(one.folder / file, aside / file)
         (aside / "READY").touch()
         aside.rename(self.root / "watch" / one.name)
 
@@ -178,15 +177,6 @@ def _left_out(merge: Merge) -> tuple[Verdict, ...]:
     return tuple(
         Verdict(row["name"][4:], row["state"], tuple(reason["code"] for reason in row["reasons"])) for row in rows
     )
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EPERM):
-            raise
-        shutil.copyfile(source, target)
 
 
 def _bytes(folder: Path) -> int:
