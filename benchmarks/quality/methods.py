@@ -8,7 +8,24 @@ from typing import Any
 from mergd.plugins.registry import load, names
 from mergd.plugins.rules.batch_interface import is_batch
 
-GRID = (*(i / 20 for i in range(1, 21)), 1.25, 1.5, 2.0)  # scales of plain task arithmetic
+GRID = (
+    0.05,
+    0.1,
+    0.15,
+    0.2,
+    0.25,
+    0.3,
+    0.35,
+    0.4,
+    0.5,
+    0.6,
+    0.7,
+    0.8,
+    1.0,
+    1.25,
+    1.5,
+    2.0,
+)  # scales of plain task arithmetic
 VARIANTS = ("block", "orthogonal", "block_diagonal", "paper")
 
 
