@@ -63,7 +63,7 @@ class Interval:
 
     def as_margin(self) -> str:
         """Return the mean with its sign, and the lower end."""
-        return f"{self.mean:+.1f} (at least {self.lower:+.1f})" if self.wide else f"{self.mean:+.1f} (n = {self.n})"
+        return f"{self.mean:+z.1f} (at least {self.lower:+z.1f})" if self.wide else f"{self.mean:+z.1f} (n = {self.n})"
 
 
 def paired(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Interval | None:

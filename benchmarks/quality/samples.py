@@ -40,7 +40,7 @@ class Sample:
         folded = bool(result.rule and result.curve)
         return cls(
             round(result.accuracy, DIGITS), round(result.worst, DIGITS),
-            _rounded(result.backward_transfer), _rounded(result.on_unseen),
+            _rounded(result.backward_transfer if result.method not in ENDS else None), _rounded(result.on_unseen),
             round(result.distance, DIGITS + 2), _rounded(fmean(result.seconds), DIGITS + 1) if folded else None,
             _rounded(result.state_bytes / result.model_bytes) if folded else None,
             tuple(round(value, DIGITS) for value in result.so_far()),

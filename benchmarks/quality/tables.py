@@ -7,10 +7,12 @@ from quality.intervals import Interval, paired
 from quality.samples import BEST, ENDS, INDIVIDUAL, ZERO_SHOT, Measured, Quality, Sample
 
 NOT_YET = "Not measured yet.\n"
-RECOMMENDED, OPCM, TSVM = "gram", "opcm-block", "tsvm"
+RECOMMENDED, FOR_ADAPTERS = "gram", "gram"  # the rules whose margins are shown
+OPCM, TSVM = "opcm-block", "tsvm"
 # The same method twice: as mergd folds it, and as the fusion-bench package does.
 OURS, THEIRS = "opcm-block_diagonal", "fusion-bench-opcm"
-POISON = "+"  # in a set's name, before what was put into its stream
+POISON = "+"  # in a set's name, before what was put into its stream; in a method's, before what guards it
+ADAPTERS = "-lora"  # how the name of a set of adapters ends
 
 
 def summary(quality: Quality) -> str:
@@ -25,13 +27,12 @@ def summary(quality: Quality) -> str:
 
 def margins(quality: Quality) -> str:
     """Return by how much the recommended rule is above others, on each set."""
-    others = (OPCM, TSVM, INDIVIDUAL)
-    rows = [
-        [name, *(_margin(one, RECOMMENDED, other) for other in others)]
-        for name, one in clean(quality).items()
-        if one.values(RECOMMENDED)
-    ]
-    return table(["set", *(f"`{RECOMMENDED}` over {_name(other)}" for other in others)], rows)
+    others, rows = (OPCM, TSVM, INDIVIDUAL), []
+    for name, one in clean(quality).items():
+        rule = FOR_ADAPTERS if name.endswith(ADAPTERS) else RECOMMENDED
+        if one.values(rule):
+            rows.append([name, _name(rule), *(_margin(one, rule, other) for other in others)])
+    return table(["set", "rule", *(f"over {_name(other)}" for other in others)], rows)
 
 
 def fusion_bench(quality: Quality) -> str:
@@ -40,7 +41,7 @@ def fusion_bench(quality: Quality) -> str:
     for name, one in clean(quality).items():
         if both := paired(one.values(OURS), one.values(THEIRS)):
             figures = [Interval.of(list(one.values(method).values())) for method in (THEIRS, OURS)]
-            rows.append([name, *figures, f"{both.mean:+.2f}", f"{_furthest(one):.2f}"])
+            rows.append([name, *figures, f"{both.mean:+z.2f}", f"{_furthest(one):+z.2f}"])
     heads = ["set", "fusion-bench's OPCM", "mergd's `opcm`, `block_diagonal`", "difference", "largest on any draw"]
     return table(heads, rows)
 
@@ -52,7 +53,7 @@ def robustness(quality: Quality) -> str:
         plain, _, poison = name.partition(POISON)
         for method in sorted(one.samples) if poison else ():
             values = one.values(method)
-            without = quality.sets[plain].values(method) if plain in quality.sets else {}
+            without = quality.sets[plain].values(method.partition(POISON)[0]) if plain in quality.sets else {}
             harm = paired(values, without)
             outs = _outs(one.samples[method].values())
             told = [Interval.of(list(values.values())), harm.as_margin() if harm else ""]
@@ -115,7 +116,7 @@ def _figures(one: Measured, method: str) -> list[str]:
     shown: dict[str, Callable[[Sequence[float]], str]] = {
         "final": lambda values: str(Interval.of(values)),
         "worst": lambda values: f"{fmean(values):.1f}",
-        "backward": lambda values: f"{fmean(values):+.1f}",
+        "backward": lambda values: f"{fmean(values):+z.1f}",
         "unseen": lambda values: f"{fmean(values):.1f}",
         "distance": lambda values: f"{fmean(values):.2f}",
         "seconds": lambda values: f"{fmean(values):.2f}",

@@ -55,6 +55,7 @@ def test_what_has_no_width_says_of_how_many_draws_it_is() -> None:
     assert (same.half, single.half) == (0.0, inf)
     assert (str(same), str(single)) == ("72.0 (n = 5)", "72.0 (n = 1)")
     assert (same.as_margin(), single.as_margin()) == ("+72.0 (n = 5)", "+72.0 (n = 1)")
+    assert Interval.of([-0.01]).as_margin() == "+0.0 (n = 1)"  # and not -0.0
 
 
 def test_a_margin_is_taken_draw_by_draw() -> None:

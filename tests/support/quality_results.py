@@ -56,6 +56,7 @@ def some() -> list[Result]:
             result(70.0 + i, draw, method="opcm-block", rule="opcm"),
             result(70.0 + i + 0.1 * (i == 2), draw, method="opcm-block_diagonal", rule="opcm"),
             result(66.0, draw, set="text-8", method="opcm-block", rule="opcm"),
-            result(84.0 + i, draw, set="vision-20+noise", out=(bad,) if i else ()),
+            result(60.0 + i, draw, set="vision-20+noise"),
+            result(84.0 + i, draw, set="vision-20+noise", method="gram+sane", out=(bad,) if i else ()),
         ]
     return made
