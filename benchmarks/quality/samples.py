@@ -14,6 +14,7 @@ from quality.records import Result
 DIGITS = 2  # of a percentage; a test item is half a percent or more of its task
 INDIVIDUAL, ZERO_SHOT = "individual", "zero-shot"  # the references between which all merged models lie
 ENDS = (INDIVIDUAL, ZERO_SHOT)
+POISON = "+"  # in a set's name, before what was put into its stream; such a stream is looked at in its end alone
 GRID, BEST = (
     "plain-sum-",
     "plain-sum-best",
@@ -80,11 +81,11 @@ class Quality:
     def of(cls, results: Iterable[Result]) -> "Quality":
         """Return what is kept of results; what was measured with the tuning seeds is not reported."""
         every = [one for one in results if not {one.training, one.order} & set(TUNING_SEEDS)]
-        by_method = sorted(every, key=lambda result: result.method)
+        clean = [one for one in every if POISON not in one.set and not _of_grid(one.method)]
         names = sorted({result.set for result in every}, key=_natural)
         return cls(
             {name: _measured([result for result in every if result.set == name]) for name in names},
-            {result.method: _what(result) for result in by_method if not _of_grid(result.method)},
+            {one.method: _what(one) for one in sorted(clean, key=lambda one: one.method)},
         )
 
     @classmethod

@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
 from quality.intervals import Interval, paired
-from quality.samples import BEST, ENDS, INDIVIDUAL, ZERO_SHOT, Measured, Quality, Sample
+from quality.samples import BEST, ENDS, INDIVIDUAL, POISON, ZERO_SHOT, Measured, Quality
 
 NOT_YET = "Not measured yet.\n"
 RECOMMENDED, FOR_ADAPTERS = "gram", "gram"  # the rules whose margins are shown
 OPCM, TSVM = "opcm-block", "tsvm"
 # The same method twice: as mergd folds it, and as the fusion-bench package does.
 OURS, THEIRS = "opcm-block_diagonal", "fusion-bench-opcm"
-POISON = "+"  # in a set's name, before what was put into its stream; in a method's, before what guards it
+GUARDS = ("", "limits", "gate")  # what may hold it, behind that; nothing first
 ADAPTERS = "-lora"  # how the name of a set of adapters ends
 
 
@@ -47,18 +47,25 @@ def fusion_bench(quality: Quality) -> str:
 
 
 def robustness(quality: Quality) -> str:
-    """Return what a bad checkpoint in the stream did to the honest tasks, and what was held or refused."""
+    """Return what a bad checkpoint in the stream leaves of the honest tasks, unguarded and guarded, and what was held."""
     rows = []
-    for name, one in quality.sets.items():
-        plain, _, poison = name.partition(POISON)
-        for method in sorted(one.samples) if poison else ():
-            values = one.values(method)
-            without = quality.sets[plain].values(method.partition(POISON)[0]) if plain in quality.sets else {}
-            harm = paired(values, without)
-            outs = _outs(one.samples[method].values())
-            told = [Interval.of(list(values.values())), harm.as_margin() if harm else ""]
-            rows.append([plain, poison, _name(method), *told, outs])
-    heads = ["set", "bad checkpoint", "method", "honest tasks, average", "than without it", "held or refused, of draws"]
+    for (plain, poison), by_guard in _poisoned(quality).items():
+        for method in sorted(_methods(by_guard.values())):
+            draws = {draw for one in by_guard.values() for draw in one.values(method)}
+            without = quality.sets[plain].values(method) if plain in quality.sets else {}
+            figures = [{draw: without[draw] for draw in draws if draw in without}]
+            figures += [by_guard[guard].values(method) if guard in by_guard else {} for guard in GUARDS]
+            cells = [_cell(values, lambda values: str(Interval.of(values))) for values in figures]
+            rows.append([plain, poison, _name(method), *cells, *(_outs(by_guard.get(g), method) for g in GUARDS if g)])
+    guards = [guard or "unguarded" for guard in GUARDS]
+    heads = [
+        "set",
+        "bad checkpoint",
+        "method",
+        "without it",
+        *guards,
+        *(f"out by {guard}" for guard in GUARDS if guard),
+    ]
     return table(heads, rows)
 
 
@@ -161,10 +168,22 @@ def _name(method: str) -> str:
     return method if method in ENDS else f"`{method}`"
 
 
-def _outs(samples: Iterable[Sample]) -> str:
-    every = list(samples)
+def _poisoned(quality: Quality) -> dict[tuple[str, str], dict[str, Measured]]:
+    """Return, by set and bad checkpoint, what was measured with each guard: vision-8+noise-gate."""
+    found: dict[tuple[str, str], dict[str, Measured]] = {}
+    for name, one in quality.sets.items():
+        plain, _, poisoned = name.partition(POISON)
+        poison, _, guard = poisoned.partition("-")
+        if poison:
+            found.setdefault((plain, poison), {})[guard] = one
+    return found
+
+
+def _outs(one: Measured | None, method: str) -> str:
+    """Return what was held or refused, and in how many of the draws."""
+    every = list(one.samples.get(method, {}).values()) if one else []
     told = sorted({out for sample in every for out in sample.out})
-    return "; ".join(f"{out} ({sum(out in s.out for s in every)} of {len(every)})" for out in told)
+    return "; ".join(f"{out} ({sum(out in sample.out for sample in every)} of {len(every)})" for out in told)
 
 
 def _told(values: Sequence[float], of: Callable[[Sequence[float]], float] = fmean) -> str:

@@ -44,7 +44,7 @@ def some() -> list[Result]:
     """Return some of all that there is to measure: two sets, one of them with a bad checkpoint, over three draws."""
     made = []
     for i, draw in enumerate((101, 102, 103)):
-        bad = Verdict("noise", "held", ("norm-share",))
+        bad = Verdict("bad", "held", ("norm-share",))
         made += [
             reference("individual", 98.0 + i, draw, unseen={}),
             reference("zero-shot", 50.0, draw, unseen={"d": 60.0, "e": 58.0}),
@@ -56,7 +56,7 @@ def some() -> list[Result]:
             result(70.0 + i, draw, method="opcm-block", rule="opcm"),
             result(70.0 + i + 0.1 * (i == 2), draw, method="opcm-block_diagonal", rule="opcm"),
             result(66.0, draw, set="text-8", method="opcm-block", rule="opcm"),
-            result(60.0 + i, draw, set="vision-20+noise"),
-            result(84.0 + i, draw, set="vision-20+noise", method="gram+sane", out=(bad,) if i else ()),
+            result(60.0 + i, draw, set="vision-20+noise", curve=()),
+            result(84.0 + i, draw, set="vision-20+noise-gate", curve=(), out=(bad,) if i else ()),
         ]
     return made
