@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import repository
 from quality import charts, records, tables
 from quality.page import BLOCKS, DOCS, END, START, Page, write
 from quality.samples import Quality, Sample
@@ -63,6 +64,12 @@ def test_every_block_of_the_page_is_made() -> None:
     text = Page().page.read_text()
     assert re.findall(re.escape(START.strip()).replace(r"\{\}", "(.*)"), text) == list(BLOCKS)
     assert text.count(END) == len(BLOCKS)
+
+
+def test_each_target_that_the_page_names_is_one_of_the_makefiles() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (repository.ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z-]+)", Page().page.read_text()))
+    assert {"quality", "quality-quick"} <= named <= targets
 
 
 # ---------------------------------------------------------------------------------------------------- what samples keep
