@@ -104,7 +104,7 @@ def _turned(images: Tensor, dice: Generator) -> Tensor:
 
 
 def _faint(images: Tensor, dice: Generator) -> Tensor:
-    return 0.35 + 0.3 * images
+    return 0.25 + 0.5 * images
 
 
 def _upended(images: Tensor, dice: Generator) -> Tensor:
@@ -117,8 +117,8 @@ def _embossed(images: Tensor, dice: Generator) -> Tensor:
 
 
 def _checkered(images: Tensor, dice: Generator) -> Tensor:
-    """Bright and dark change places in every second field of a board."""
-    board = (_across() // 7 + _across().T // 7) % 2
+    """Bright and dark change places in two quarters."""
+    board = (_across() // 14 + _across().T // 14) % 2
     return (images - board.float()).abs()
 
 
