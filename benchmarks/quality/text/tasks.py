@@ -29,12 +29,10 @@ def _of(reader: Callable[..., Iterable[str]], *asked: str | int) -> Source:
     return Source(reader, asked)
 
 
-_nouns, _under, _group, _said = (
-    partial(_of, glosses, "noun"),
-    partial(_of, nouns_under),
-    partial(_of, newsgroup),
-    partial(_of, fortunes),
-)
+_nouns = partial(_of, glosses, "noun")
+_under = partial(_of, nouns_under)
+_group = partial(_of, newsgroup)
+_said = partial(_of, fortunes)
 
 EIGHT: dict[str, Classes] = {
     "speech": {
