@@ -8,25 +8,17 @@ from typing import Any
 from mergd.plugins.registry import load, names
 from mergd.plugins.rules.batch_interface import is_batch
 
-GRID = (
-    0.05,
-    0.1,
-    0.15,
-    0.2,
-    0.25,
-    0.3,
-    0.35,
-    0.4,
-    0.5,
-    0.6,
-    0.7,
-    0.8,
-    1.0,
-    1.25,
-    1.5,
-    2.0,
-)  # scales of plain task arithmetic
+# Scales of plain task arithmetic.
+GRID = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.25, 1.5, 2.0)
 VARIANTS = ("block", "orthogonal", "block_diagonal", "paper")
+# Of rules whose parameters, or whose scale, are asked about.
+OTHERWISE: dict[str, tuple[str, dict[str, Any]]] = {
+    "gram-unflattened": ("gram", {"flatten": 0, "lambda": 1}),
+    "gram-short-side": ("gram", {"long_side": 1}),
+    "gram-mean-norm": ("gram", {"scale": "mean-norm"}),
+    "tsvm-mean-norm": ("tsvm", {"scale": "mean-norm"}),
+    "opcm-mean-others": ("opcm", {"others": "mean"}),
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +49,7 @@ def _rules() -> list[Method]:
             made.append(Method(rule, "average", remerge=rule))
         else:
             made.append(Method(rule, rule, needs_fisher=rule == "fisher"))
-    return made
+    return [*made, *(Method(name, rule, set_) for name, (rule, set_) in OTHERWISE.items())]
 
 
 def _references() -> list[Method]:

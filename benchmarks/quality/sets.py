@@ -71,19 +71,21 @@ def _made(name: str, kind: str, tasks: str, which: tuple[Draw, ...], **more: Any
 
 
 EACH = draws(*REPORTED)
-TWO_TRAININGS = draws(*REPORTED, trainings=2)  # where one takes many minutes
+SOME = draws(*REPORTED, trainings=3)  # in five orders, where a training takes many minutes
+TWO = draws(*REPORTED, trainings=2)
+ONE = draws(*REPORTED, trainings=1)
 SETS: dict[str, Callable[[], Set]] = dict(
     [
         _made("digits-5", "digits", "TASKS", EACH),
         _made("digits-5-lora", "digits", "TASKS", EACH, adapters=True),
-        _made("vision-8", "vision", "EIGHT", EACH),
-        _made("vision-20", "vision", "TWENTY", EACH),
+        _made("vision-8", "vision", "EIGHT", SOME),
+        _made("vision-20", "vision", "TWENTY", SOME),
         _made("vision-50", "vision", "FIFTY", draws(REPORTED[0])),
-        _made("vision-held-18", "vision", "HELD", EACH, tuned_on=False),
-        _made("vision-8-lora", "vision", "EIGHT", TWO_TRAININGS, adapters=True),
-        _made("text-8", "text", "EIGHT", EACH),
-        _made("text-held-8", "text", "HELD", TWO_TRAININGS, tuned_on=False),
-        _made("text-8-lora", "text", "EIGHT", TWO_TRAININGS, adapters=True),
+        _made("vision-held-18", "vision", "HELD", SOME, tuned_on=False),
+        _made("vision-8-lora", "vision", "EIGHT", TWO, adapters=True),
+        _made("text-8", "text", "EIGHT", SOME),
+        _made("text-held-8", "text", "HELD", TWO, tuned_on=False),
+        _made("text-8-lora", "text", "EIGHT", ONE, adapters=True),
     ]
 )
 POISONED = [

@@ -52,3 +52,11 @@ def ridge(B: Tensor, G: Tensor, epsilon: float) -> Tensor:
     e = epsilon * G.trace() / len(G)
     solved: Tensor = torch.linalg.solve(G + e * torch.eye(len(G), dtype=G.dtype, device=G.device), B, left=False)
     return solved
+
+
+def flattened(X: Tensor, power: float) -> Tensor:
+    """Return U S^power V^T for X = U S V^T, at the norm of X, in float64; a power of 0 makes all directions count alike."""
+    U, S, V = thin_svd(X)
+    flat = S**power
+    flat_X: Tensor = U * (flat * (S.norm() / flat.norm())) @ V.T
+    return flat_X

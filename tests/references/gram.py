@@ -2,9 +2,10 @@
 
 Source: this project's own method; there is no paper. The input side is WUDI's closed form (arXiv 2503.08099) with a ridge:
 the X that makes sum of ||(X - tau) tau^T||^2 / ||tau||^2 + e ||X||^2 least. The output side is the same of the transposed
-task vectors, transposed back. Each side's e is epsilon times the mean eigenvalue of its Gram matrix. A matrix whose long side is
-more than `long_side` times its short side has the short side's solution alone. All but matrices are averaged; there is no
-coefficient. A task vector that is zero is left out.
+task vectors, transposed back. The mean of both has its singular values s made s^(1 / T^flatten), at the same Frobenius norm; T is the sum
+of the shares of those that changed the matrix. Each side's e is epsilon times the mean eigenvalue of its Gram matrix. A matrix whose long side is
+more than `long_side` times its short side has the short side's solution alone. All but matrices are averaged. The
+coefficient is lambda, where there is more than one checkpoint. A task vector that is zero is left out.
 """
 
 import torch
@@ -22,15 +23,32 @@ def input_side(taus: list[Tensor], shares: list[float], epsilon: float) -> Tenso
     return X
 
 
-def merge(given: Checkpoints, epsilon: float = 0.1, long_side: float = 4.0, others: str = "mean") -> dict[str, Tensor]:
+def flattened(X: Tensor, power: float) -> Tensor:
+    """Return X with its singular values taken to a power, at its norm; those that are rounding are none."""
+    U, S, Vh = torch.linalg.svd(X, full_matrices=False)
+    powers = torch.where(1e-5 * S[:1] < S, S**power, torch.zeros_like(S))
+    Y: Tensor = U * (powers * (S.norm() / powers.norm())) @ Vh
+    return Y
+
+
+def merge(
+    given: Checkpoints,
+    epsilon: float = 0.1,
+    long_side: float = 4.0,
+    flatten: float = 0.5,
+    lambda_: float = 1.15,
+    others: str = "mean",
+) -> dict[str, Tensor]:
     """Return the published task vectors."""
 
     def formula(taus: list[Tensor], shares: list[float]) -> Tensor:
         m, n = taus[0].shape
         by_input = input_side(taus, shares, epsilon)
         by_output = input_side([tau.T for tau in taus], shares, epsilon).T
+        both = (by_input + by_output) / 2
         if max(m, n) > long_side * min(m, n):
-            return by_input if n < m else by_output
-        return (by_input + by_output) / 2
+            both = by_input if n < m else by_output
+        return flattened(both, max(sum(shares), 1.0) ** -flatten)
 
-    return each_matrix(given, formula, others, skip_zero=True)
+    merged = each_matrix(given, formula, others, skip_zero=True)
+    return {name: (lambda_ if len(given.taus) > 1 else 1.0) * tau for name, tau in merged.items()}

@@ -24,7 +24,12 @@ DEFAULTS: list[Rule] = [rule() for rule in NAMES]
 SKIPS_ZERO: list[Rule] = [TsvM(), Wudi(), Wudi("ridge"), TwoSidedGram(), Ace()]
 SUMS: list[Rule] = [IsoC(), Wudi(), Wudi("ridge"), TwoSidedGram(), Ace(), Ace(threshold=0.0)]
 OTHER: list[Rule] = [
-    *(IsoC(lambda_=0.7), TsvM(lambda_=-0.5), TwoSidedGram(epsilon=0.01, long_side=1.0), TwoSidedGram(long_side=100.0)),
+    *(
+        IsoC(lambda_=0.7),
+        TsvM(lambda_=-0.5),
+        TwoSidedGram(epsilon=0.01, long_side=1.0),
+        TwoSidedGram(long_side=100.0, flatten=0),
+    ),
     *(Wudi(steps=40, lr=1e-2), Wudi(lr=0.02, step="relative"), Wudi("ridge", epsilon=1.0)),
     *(Ace(threshold=0.0), Ace(threshold=0.0, fraction=1.0, epsilon=1.0), Ace(threshold=1e6), NullFilter(rank=2)),
 ]
@@ -58,7 +63,7 @@ def kept_of(rule: Rule, w: Weight, news: Sequence[Tensor | LowRank], shares: Seq
 def read(rule: Rule, w: Weight, news: Sequence[Tensor | LowRank], shares: Sequence[float] = ()) -> Tensor:
     """Return the published task vector of one weight."""
     counts = Counts(len(news), sum(shares) or float(len(news)))
-    return rule.scale(Totals()) * rule.merged(kept_of(rule, w, news, shares), w, counts).double()
+    return rule.scale(Totals(folded=len(news))) * rule.merged(kept_of(rule, w, news, shares), w, counts).double()
 
 
 def batch(rule: Rule, w: Weight, news: Sequence[Tensor | LowRank], shares: Sequence[float] = ()) -> Tensor:
@@ -101,7 +106,7 @@ def test_one_taken_out_leaves_the_batch_method_of_the_others(rule: Rule, shape: 
     for statistic, slots in kept.items():
         assert isinstance(statistic, Sum)
         kept[statistic] = statistic.remove(slots, update_of(statistic, w, news[1]), w).slots
-    found = rule.scale(Totals()) * rule.merged(kept, w, Counts(3, 3.0)).double()
+    found = rule.scale(Totals(folded=3)) * rule.merged(kept, w, Counts(3, 3.0)).double()
     assert relative_error(found, batch(rule, w, [news[0], *news[2:]])) < 1e-5
 
 
@@ -175,6 +180,26 @@ def test_gram_is_the_same_of_the_transposed() -> None:
     found = read(TwoSidedGram(), weight((9, 7)), news)
     turned = read(TwoSidedGram(), weight((7, 9)), [D.T.contiguous() for D in news])
     assert relative_error(turned.T, found) < 1e-6
+
+
+def test_gram_flattens_the_more_the_more_checkpoints_there_are() -> None:
+    w, news = weight((9, 7)), [gaussian(9, 7, seed=t) for t in range(9)]
+    for count in (1, 4, 9):
+        plain, flat = (read(TwoSidedGram(flatten=f), w, news[:count]).double() for f in (0, 0.5))
+        U, S, Vh = torch.linalg.svd(plain, full_matrices=False)
+        powers = S ** (1 / count**0.5)
+        assert relative_error(flat, U * powers @ Vh * (S.norm() / powers.norm())) < 1e-5
+
+
+def test_gram_scales_what_was_averaged_alone() -> None:
+    assert [TwoSidedGram(lambda_=1.5).scale(Totals(folded=folded)) for folded in (0, 1, 2, 9)] == [1, 1, 1.5, 1.5]
+
+
+def test_gram_counts_those_that_change_a_matrix() -> None:
+    w, D = weight((9, 7)), gaussian(9, 7, seed=1)
+    beside = [torch.zeros(9, 7)] * 3
+    rule = TwoSidedGram(lambda_=1.0)
+    assert relative_error(read(rule, w, [D, *beside]), read(rule, w, [D])) < 1e-6
 
 
 @pytest.mark.parametrize("shape", [(12, 12), (16, 9)])
