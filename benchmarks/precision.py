@@ -17,7 +17,7 @@ from references.interface import Checkpoints
 from torch import Tensor
 
 from mergd.plugins.rules.interface import Rule, Update
-from mergd.state.records import Counts, Weight
+from mergd.state.records import Counts, Totals, Weight
 
 SHAPES = {"square": (128, 128), "tall": (256, 64), "wide": (64, 256)}
 TIMES = (1, 2, 8, 50, 150)  # 150 is more than any short side
@@ -63,7 +63,7 @@ def streamed(rule: Rule, w: Weight, taus: Sequence[Tensor], dtype: torch.dtype) 
         after = {s: s.fold(slots, Update(tau.double()), w, Counts(t, t), {}).slots for s, slots in before.items()}
         kept = {s: {name: one.to(dtype) for name, one in slots.items()} for s, slots in after.items()}
     wide = {s: {name: one.double() for name, one in slots.items()} for s, slots in kept.items()}
-    return rule.merged(wide, w, Counts(len(taus), len(taus)))
+    return rule.scale(Totals(folded=len(taus))) * rule.merged(wide, w, Counts(len(taus), len(taus)))
 
 
 def errors(name: str, parameters: dict[str, Any], kind: str, times: Sequence[int]) -> Iterator[tuple[float, float]]:
