@@ -1,7 +1,9 @@
 """Runs what is asked for in processes of their own, niced, with one thread each; what fails is told, and the rest goes on."""
 
+import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -49,9 +51,18 @@ def _measure(job: Job) -> str:
 
 
 def _settle() -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.nice(NICE)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+
+
+def _end_with_parent() -> None:
+    """A worker would go on with all that is queued, long after what asked for it was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _timed(do: Callable[..., str], words: Sequence[Any]) -> tuple[float, str]:
