@@ -7,7 +7,7 @@ from quality.intervals import Interval, paired
 from quality.samples import BEST, ENDS, INDIVIDUAL, POISON, ZERO_SHOT, Measured, Quality
 
 NOT_YET = "Not measured yet.\n"
-RECOMMENDED, FOR_ADAPTERS = "gram", "gram"  # the rules whose margins are shown
+RECOMMENDED, FOR_ADAPTERS = "gram", "gram-mean-norm"  # the rules whose margins are shown
 OPCM, TSVM = "opcm-block", "tsvm"
 # The same method twice: as mergd folds it, and as the fusion-bench package does.
 OURS, THEIRS = "opcm-block_diagonal", "fusion-bench-opcm"
