@@ -8,7 +8,7 @@ PEERS := .peers
 MERGEKIT := mergekit==0.1.5
 FUSION_BENCH := fusion-bench==0.2.33 transformers<5
 
-.PHONY: help dev check lint fix test test-systemd test-without-events test-hub-clients hub-kills demo quality quality-quick bench bench-scale bench-quick bench-others hostile fuzz mutations kills arrivals faults full-disk powercut \
+.PHONY: help dev check lint fix test test-long test-systemd test-without-events test-hub-clients hub-kills demo quality quality-quick bench bench-scale bench-quick bench-others hostile fuzz mutations kills arrivals faults full-disk powercut \
   flips machine soak peers clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 22

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from quality.intervals import Interval
+from quality.intervals import Interval, by_training
 from quality.samples import INDIVIDUAL, ZERO_SHOT, Measured
 from quality.tables import OPCM, RECOMMENDED, TSVM
 
@@ -55,8 +55,9 @@ def draw(sets: Mapping[str, Measured], folder: Path) -> None:
 
 def curve(measured: Measured, method: str) -> list[Interval]:
     """Return a method's accuracy on the tasks so far, after each fold; empty of what has no curve."""
-    curves = [sample.curve for sample in measured.samples.get(method, {}).values() if sample.curve]
-    return [Interval.of(values) for values in zip(*curves, strict=True)]
+    curves = {draw: sample.curve for draw, sample in measured.samples.get(method, {}).items() if sample.curve}
+    folds = zip(*curves.values(), strict=True)
+    return [Interval.of(by_training(dict(zip(curves, values, strict=True)))) for values in folds]
 
 
 def _lines(measured: Measured) -> list[str]:

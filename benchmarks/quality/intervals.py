@@ -1,4 +1,4 @@
-"""Means over draws with their 95 % Student t intervals, and the same of differences that are paired by draw."""
+"""Means over trainings with their 95 % Student t intervals, and the same of differences that are paired by draw."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +31,17 @@ def quantile(freedom: int, level: float = LEVEL) -> float:
     while (middle := (below + above) / 2) not in (below, above):  # until no number lies between them
         below, above = (middle, above) if within(middle, freedom) < level else (below, middle)
     return above
+
+
+def by_training(values: Mapping[str, float]) -> list[float]:
+    """Return the mean over the orders of each training; a draw is TRAINING-ORDER.
+
+    Orders of the same checkpoints are no new draws: a rule that knows no order would give the same figure again and again.
+    """
+    found: dict[str, list[float]] = {}
+    for draw, value in values.items():
+        found.setdefault(draw.partition("-")[0], []).append(value)
+    return [fmean(one) for one in found.values()]
 
 
 @dataclass(frozen=True)
@@ -68,5 +79,5 @@ class Interval:
 
 def paired(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Interval | None:
     """Return by how much one method is above another, over the draws that both have; None where there are none."""
-    both = [draw for draw in ours if draw in theirs]
-    return Interval.of([ours[draw] - theirs[draw] for draw in both]) if both else None
+    both = {draw: ours[draw] - theirs[draw] for draw in ours if draw in theirs}
+    return Interval.of(by_training(both)) if both else None

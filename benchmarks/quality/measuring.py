@@ -178,7 +178,7 @@ class Measuring:
     ) -> Result:  # fmt: skip
         """Return the record."""
         job = self.job
-        parameters: Mapping[str, Any] = stream.parameters if stream else job.method.parameters
+        parameters: Mapping[str, Any] = {**(stream.parameters if stream else {}), **job.method.parameters}
         costs: dict[str, Any] = {}
         if stream:
             costs = {"seconds": stream.seconds, "state_bytes": stream.state_bytes, "model_bytes": stream.model_bytes}

@@ -9,7 +9,7 @@ from mergd.plugins.registry import load, names
 from mergd.plugins.rules.batch_interface import is_batch
 
 # Scales of plain task arithmetic.
-GRID = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.25, 1.5, 2.0)
+GRID = (0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.25, 1.5, 2.0)
 VARIANTS = ("block", "orthogonal", "block_diagonal", "paper")
 # Of rules whose parameters, or whose scale, are asked about.
 OTHERWISE: dict[str, tuple[str, dict[str, Any]]] = {

@@ -5,8 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from quality import charts, tables
-from quality.records import read_all
+from quality.methods import METHODS
+from quality.recipe import Draw
+from quality.records import Result, read_all
 from quality.samples import Quality
+from quality.sets import set_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS, RESULTS = ROOT / "docs", ROOT / ".quality" / "results"
@@ -31,6 +34,11 @@ BLOCKS: dict[str, Callable[[Quality], str]] = {
 }
 
 
+def is_asked_for(result: Result) -> bool:
+    """Whether a result is of a draw and a method that are still to be measured: others may lie there from before."""
+    return result.method in METHODS and Draw(result.training, result.order) in set_of(result.set).draws
+
+
 class Page:
     """The page, the charts and the samples that all are made from, in a folder; by default the project's own."""
 
@@ -51,7 +59,7 @@ class Page:
 
     def make(self, results: Path) -> None:
         """Keep what the results say, and write the page and its charts anew."""
-        quality = Quality.of(read_all(results))
+        quality = Quality.of(result for result in read_all(results) if is_asked_for(result))
         quality.write(self.samples)
         self.page.write_text(self.text())
         charts.draw(quality.sets, self.folder)

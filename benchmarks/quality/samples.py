@@ -15,10 +15,7 @@ DIGITS = 2  # of a percentage; a test item is half a percent or more of its task
 INDIVIDUAL, ZERO_SHOT = "individual", "zero-shot"  # the references between which all merged models lie
 ENDS = (INDIVIDUAL, ZERO_SHOT)
 POISON = "+"  # in a set's name, before what was put into its stream; such a stream is looked at in its end alone
-GRID, BEST = (
-    "plain-sum-",
-    "plain-sum-best",
-)  # one constant each, of which the set's best alone is kept: chosen in hindsight
+GRID, BEST = "plain-sum-", "plain-sum-best"  # a constant each, of which the set's best is kept: chosen in hindsight
 
 
 @dataclass(frozen=True)
@@ -127,9 +124,11 @@ def _measured(results: list[Result]) -> Measured:
     samples: dict[str, dict[str, Sample]] = {}
     for result in sorted(results, key=lambda result: (result.method, result.training, result.order)):
         samples.setdefault(result.method, {})[f"{result.training}-{result.order}"] = Sample.of(result)
-    means = {method: fmean(one.final for one in by.values()) for method, by in samples.items() if _of_grid(method)}
+    grid = {method: by for method, by in samples.items() if _of_grid(method)}
+    shared = set.intersection(*(set(by) for by in grid.values())) if grid else set()
+    means = {method: fmean(by[draw].final for draw in shared) for method, by in grid.items() if shared}
     best = max(means, key=means.__getitem__, default=None)
-    kept = {BEST if method == best else method: by for method, by in samples.items() if method not in {*means} - {best}}
+    kept = {BEST if method == best else method: by for method, by in samples.items() if method not in {*grid} - {best}}
     return Measured(results[0].kind, len(results[0].final), kept, _alone(results), best and best.removeprefix(GRID))
 
 

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
-from quality.intervals import Interval, paired
+from quality.intervals import Interval, by_training, paired
 from quality.samples import BEST, ENDS, INDIVIDUAL, POISON, ZERO_SHOT, Measured, Quality
 
 NOT_YET = "Not measured yet.\n"
 RECOMMENDED, FOR_ADAPTERS = "gram", "gram-mean-norm"  # the rules whose margins are shown
-OPCM, TSVM = "opcm-block", "tsvm"
+OPCM, TSVM, WITH_MEANS = "opcm-block", "tsvm", "opcm-mean-others"
 # The same method twice: as mergd folds it, and as the fusion-bench package does.
 OURS, THEIRS = "opcm-block_diagonal", "fusion-bench-opcm"
 GUARDS = ("", "limits", "gate")  # what may hold it, behind that; nothing first
@@ -27,7 +27,7 @@ def summary(quality: Quality) -> str:
 
 def margins(quality: Quality) -> str:
     """Return by how much the recommended rule is above others, on each set."""
-    others, rows = (OPCM, TSVM, INDIVIDUAL), []
+    others, rows = (OPCM, WITH_MEANS, TSVM, INDIVIDUAL), []
     for name, one in clean(quality).items():
         rule = FOR_ADAPTERS if name.endswith(ADAPTERS) else RECOMMENDED
         if one.values(rule):
@@ -40,7 +40,7 @@ def fusion_bench(quality: Quality) -> str:
     rows = []
     for name, one in clean(quality).items():
         if both := paired(one.values(OURS), one.values(THEIRS)):
-            figures = [Interval.of(list(one.values(method).values())) for method in (THEIRS, OURS)]
+            figures = [Interval.of(by_training(one.values(method))) for method in (THEIRS, OURS)]
             rows.append([name, *figures, f"{both.mean:+z.2f}", f"{_furthest(one):+z.2f}"])
     heads = ["set", "fusion-bench's OPCM", "mergd's `opcm`, `block_diagonal`", "difference", "largest on any draw"]
     return table(heads, rows)
@@ -81,9 +81,9 @@ def one_set(one: Measured) -> str:
         *("method", "final average", "worst task", "backward transfer", "unseen tasks", "distance", "seconds a fold"),
         *("state, in models", f"over `{OPCM}`"),
     ]
-    average = {method: fmean(one.values(method).values()) for method in one.samples}
-    merged = sorted((method for method in average if method not in ENDS), key=lambda method: -average[method])
-    ordered = [method for method in (INDIVIDUAL, *merged, ZERO_SHOT) if method in average]
+    merged = [method for method in one.samples if method not in ENDS]
+    merged.sort(key=lambda method: _short_of_individual(method, [one]))
+    ordered = [method for method in (INDIVIDUAL, *merged, ZERO_SHOT) if method in one.samples]
     return table(heads, [[_name(method), *_figures(one, method)] for method in ordered])
 
 
@@ -134,7 +134,7 @@ def _figures(one: Measured, method: str) -> list[str]:
 
 
 def _cell(values: dict[str, float], told: Callable[[Sequence[float]], str]) -> str:
-    return told(list(values.values())) if values else ""
+    return told(by_training(values)) if values else ""
 
 
 def _margin(one: Measured, ours: str, theirs: str) -> str:

@@ -5,7 +5,7 @@ from random import Random
 from statistics import stdev
 
 import pytest
-from quality.intervals import Interval, paired, quantile, within
+from quality.intervals import Interval, by_training, paired, quantile, within
 
 # Two-sided 95 %, as every textbook prints it, by degrees of freedom.
 TEXTBOOK = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 9: 2.262, 14: 2.145, 29: 2.045, 120: 1.980}
@@ -72,3 +72,12 @@ def test_a_margin_is_taken_draw_by_draw() -> None:
 
 def test_methods_without_a_draw_in_common_have_no_margin() -> None:
     assert paired({"101": 1.0}, {"102": 2.0}) is None
+
+
+def test_orders_of_one_training_are_one_draw() -> None:
+    """A rule that knows no order gives its figure again: that says nothing of another training."""
+    drawn = {"101-101": 60.0, "101-104": 62.0, "102-102": 70.0, "102-105": 70.0, "103-103": 80.0}
+    assert by_training(drawn) == [61.0, 70.0, 80.0]
+    margin = paired({draw: value + 1 for draw, value in drawn.items()}, drawn)
+    assert margin is not None
+    assert (margin.mean, margin.n) == (1.0, 3)

@@ -1,4 +1,4 @@
-"""The sets of tasks: those that were looked at while rules were chosen, and those that nobody looked at."""
+"""The sets of tasks: those that were looked at while rules were chosen, and those of which no merged model was."""
 
 EIGHT = (
     "bengali-negative", "glagolitic-mirrored", "khmer-striped", "mnist", "runic-noisy", "shapes", "textures",
