@@ -1,6 +1,7 @@
 """Formulas that were tried beside `gram` and left, on the tuning seeds: python -m quality.tried --sets vision-8 --draw 1-1.
 
-All read the same statistics, matrix by matrix, in float64; what is no matrix is averaged. Nothing here runs through mergd.
+All read the same statistics, matrix by matrix, in float64, and scale what they make of matrices alone; what is no matrix is
+averaged. Nothing here runs through mergd, whose `gram` keeps one side of a matrix that is longer than four times its width.
 """
 
 import argparse
@@ -156,7 +157,7 @@ FORMULAS: dict[str, Formula] = {
     "the mean": lambda s: s.S / s.T,
     "input side": input_side,
     "output side": output_side,
-    "both sides (`gram-unflattened`)": both,
+    "both sides": both,
     "both sides, epsilon 0.01": lambda s: both(s, 0.01),
     "both sides, epsilon 1": lambda s: both(s, 1.0),
     "both sides, ridge towards the mean": towards_mean,
@@ -167,7 +168,7 @@ FORMULAS: dict[str, Formula] = {
     "flattened, exponent 1 / T^0.35": flattened(both, 0.35),
     "flattened, exponent 1 / T^0.5": flattened(both),
     "flattened, exponent 1 / T^0.7": flattened(both, 0.7),
-    "flattened, x 1.15 (`gram`)": flattened(both, scale=1.15),
+    "flattened, x 1.15": flattened(both, scale=1.15),
     "flattened, x 1.3": flattened(both, scale=1.3),
     "input side, flattened, x 1.15": flattened(input_side, scale=1.15),
     "halves, flattened, x 1.15": flattened(halves, scale=1.15),
