@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from .folding import Arriving, Stream, streamed
 from .kinds import Weights
 from .methods import Method
-from .poison import with_poison
+from .poison import SOURCES, with_poison
 from .recipe import Draw, Set
 from .records import Result, Scores, path_of, read, write
 from .reference import Given, steps
@@ -58,7 +58,7 @@ class Job:
         """The digest of what the result comes from."""
         said = [asdict(self.method), self.set.tasks, self.set.unseen, self.set.adapters, self.most, self.set.name]
         told = hashlib.sha256(f"{recipe_key(self.set.kind)} {json.dumps(said)}".encode())
-        for path in self.method.sources:
+        for path in (*self.method.sources, *(SOURCES if self.set.poison else ())):
             told.update(path.read_bytes())
         return told.hexdigest()[:12]
 

@@ -34,10 +34,11 @@ class Method:
 
     @property
     def sources(self) -> list[Path]:
-        """Return the file that says what it computes; a change there makes what was measured stale."""
+        """Return the files that say what it computes; a change there makes what was measured stale."""
         if self.reference:
-            return [Path(__file__).with_name("reference.py")]
-        return [Path(str(inspect.getsourcefile(load("rules", self.remerge or self.rule))))]
+            return [Path(__file__).with_name(name) for name in ("reference.py", "in_package.py")]
+        rule = Path(str(inspect.getsourcefile(load("rules", self.remerge or self.rule))))
+        return [rule, *sorted(rule.parent.glob("_*.py"))]
 
 
 def _rules() -> list[Method]:

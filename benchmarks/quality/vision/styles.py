@@ -152,7 +152,7 @@ STYLES: dict[str, Style] = {
     "striped": _striped,
     "tiny": _tiny,
     "turned": _turned,
-    # for the tasks that nobody looks at
+    # for the held tasks
     "checkered": _checkered,
     "embossed": _embossed,
     "faint": _faint,
