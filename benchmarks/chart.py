@@ -7,18 +7,12 @@ from typing import Any
 import matplotlib.style
 from against_fusion_bench import OURS, WHO
 from against_mergekit import METHODS
+from chart_style import STYLE
 from comparing import Part, values
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 BLUE, RED, LIGHT = "#0072B2", "#D55E00", "#56B4E9"
-STYLE = {
-    "svg.hashsalt": "mergd",  # ids in the file; random without it
-    "font.family": "DejaVu Sans",  # the one that matplotlib brings along
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 MARKERS = {"task_arithmetic": "o", "ties": "s"}
 
 

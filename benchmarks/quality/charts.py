@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.style
+from chart_style import STYLE
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -24,13 +25,6 @@ COLOURS = {
 DASHED = (INDIVIDUAL, ZERO_SHOT)
 # By file, the sets that are drawn side by side in it.
 CHARTS = {"quality.svg": ("vision-20", "text-8"), "quality-stream.svg": ("vision-50",)}
-STYLE = {
-    "svg.hashsalt": "mergd",  # ids in the file; random without it
-    "font.family": "DejaVu Sans",  # the one that matplotlib brings along
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 
 
 def drawn(sets: Mapping[str, Measured]) -> dict[str, list[str]]:

@@ -30,14 +30,14 @@ def _wrong(results: list[Result]) -> Iterator[str]:
     by = {result.method: result for result in results}
     yield from (f"{name} has an accuracy that is none" for name, result in by.items() if not _is_sane(result))
     accuracy = {name: result.accuracy for name, result in by.items()}
-    if accuracy["individual"] < INDIVIDUAL:
+    if accuracy.get("individual", INDIVIDUAL) < INDIVIDUAL:
         yield f"the individual models are right on {accuracy['individual']:.1f} %"
-    floor = max(accuracy["zero-shot"], accuracy["plain-average"] - 1)
+    floor = max(accuracy.get("zero-shot", 0), accuracy.get("plain-average", 0) - 1)
     for name in BETTER:
         if accuracy.get(name, 100) <= floor:
             yield f"{name} gives {accuracy[name]:.1f} %, the base or an average {floor:.1f} %"
     for ours, theirs in (("average", "plain-average"), ("opcm-block_diagonal", "fusion-bench-opcm")):
-        if theirs in by and abs(accuracy[ours] - accuracy[theirs]) > CLOSE:
+        if {ours, theirs} <= {*by} and abs(accuracy[ours] - accuracy[theirs]) > CLOSE:
             yield f"{ours} gives {accuracy[ours]:.2f} %, {theirs} {accuracy[theirs]:.2f} %"
 
 
